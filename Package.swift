@@ -1,0 +1,85 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let ours: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .treatAllWarnings(as: .error),
+]
+
+/// One layer's target: sources in `Sources/<name>`, unit tests (if any) in `Tests/<name>Tests`.
+func part(_ name: String, _ dependencies: [Target.Dependency] = [], exclude: [String] = []) -> Target {
+    .target(name: name, dependencies: dependencies, exclude: exclude, swiftSettings: ours)
+}
+
+func library(_ name: String, pkgConfig: String, apt: String) -> Target {
+    .systemLibrary(name: name, pkgConfig: pkgConfig, providers: [.apt([apt])])
+}
+
+let log = Target.Dependency.product(name: "Logging", package: "swift-log")
+let protobuf = Target.Dependency.product(name: "SwiftProtobuf", package: "swift-protobuf")
+let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
+
+let package = Package(
+    name: "codex-lb",
+    products: [.executable(name: "codex-lb", targets: ["codex-lb"])],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+        .package(url: "https://github.com/apple/swift-protobuf", from: "1.39.0", traits: []),
+        .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+    ],
+    targets: [
+        // 0  system libraries and our C
+        library("CUV", pkgConfig: "libuv", apt: "libuv1-dev"),
+        library("COpenSSL", pkgConfig: "openssl", apt: "libssl-dev"),
+        library("CSQLite", pkgConfig: "sqlite3", apt: "libsqlite3-dev"),
+        library("CZstd", pkgConfig: "libzstd", apt: "libzstd-dev"),
+        library("CZlib", pkgConfig: "zlib", apt: "zlib1g-dev"),
+        .target(name: "CPlatform", cSettings: [.define("_GNU_SOURCE")]),
+        // 1  words
+        part("Vocabulary"),
+        // 2  bytes ⇄ values
+        part("HTTPWire", ["Vocabulary"]),
+        part("JSONWire", ["Vocabulary"]),
+        part("ControlWire", ["Vocabulary", protobuf], exclude: ["control.proto"]),
+        // 3  decisions
+        part("Settings", ["Vocabulary"]),
+        part("Schema", ["Vocabulary"]),
+        part("Admission", ["Vocabulary"]),
+        part("Routing", ["Vocabulary"]),
+        part("Exchange", ["Vocabulary", "JSONWire"]),
+        part("Metering", ["Vocabulary", "JSONWire"]),
+        part("Translation", ["Vocabulary", "JSONWire"]),
+        part("Fleet", ["Vocabulary"]),
+        // 4  the world
+        part("Platform", ["Vocabulary", "CPlatform"]),
+        part("Loop", ["Vocabulary", "CUV", "CPlatform"]),
+        part("TLS", ["Vocabulary", "COpenSSL"]),
+        part("Sealing", ["Vocabulary", "COpenSSL"]),
+        part("Inflate", ["Vocabulary", "CZlib", "CZstd"]),
+        part("Diagnostics", ["Vocabulary", "Platform", log]),
+        part("Store", ["Vocabulary", "Schema"]),
+        part("SQLiteStore", ["Vocabulary", "Schema", "Store", "Sealing", "CSQLite"]),
+        // 5  roles
+        part("SupervisorRole", ["Vocabulary", "ControlWire", "Settings", "Fleet", "Platform", "Loop", "Diagnostics", log]),
+        part("WriterRole", ["Vocabulary", "ControlWire", "Settings", "Platform", "Loop", "Diagnostics", "Store", "SQLiteStore", log]),
+        part(
+            "WorkerRole",
+            [
+                "Vocabulary", "HTTPWire", "JSONWire", "ControlWire", "Settings", "Admission", "Routing", "Exchange", "Metering",
+                "Translation", "Platform", "Loop", "TLS", "Sealing", "Inflate", "Diagnostics", log,
+            ]),
+        part("DemoUpstream", ["Vocabulary", "HTTPWire", "JSONWire", "Loop", "Platform"]),
+        // 6  the command line
+        .executableTarget(
+            name: "codex-lb",
+            dependencies: [
+                "Vocabulary", "ControlWire", "Settings", "Platform", "Loop", "Diagnostics", "Store", "SQLiteStore", "SupervisorRole",
+                "WorkerRole", "WriterRole", "DemoUpstream", arguments,
+            ],
+            swiftSettings: ours),
+    ]
+)

@@ -1,0 +1,38 @@
+#ifndef CPLATFORM_H
+#define CPLATFORM_H
+#include <stdint.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+/// Starts `path` in a child with exactly the descriptors of `fds`: `fds[i]` becomes number `targets[i]`, everything else but
+/// 0, 1 and 2 is closed on exec. Signals are unblocked and back to their defaults. Returns the pid, or -errno.
+/// Between fork and exec only async-signal-safe calls are made, all of them here.
+pid_t codexlb_spawn(const char *path, char *const argv[], char *const envp[], const int *fds, const int *targets, size_t count);
+
+/// An anonymous file in memory of `bytes`, close-on-exec, or -errno.
+int codexlb_memfd(const char *name, size_t bytes);
+
+/// A connected pair of stream sockets, close-on-exec and non-blocking. 0 or -errno.
+int codexlb_socketpair(int out[2]);
+
+/// The peer's user id on a Unix-domain socket, or -errno.
+int64_t codexlb_peer_uid(int fd);
+
+/// The calling thread's kernel id. Unlike pthread_self() no optimiser may keep it over a suspension.
+int64_t codexlb_thread_id(void);
+
+/// Sets or clears FD_CLOEXEC. 0 or -errno.
+int codexlb_set_cloexec(int fd, int on);
+int codexlb_set_nonblocking(int fd, int on);
+
+/// CRC-32C (Castagnoli) of the bytes.
+uint32_t codexlb_crc32c(const void *bytes, size_t count);
+
+/// Pins the calling thread to one CPU; 0 or -errno. For benchmarks.
+int codexlb_pin(int cpu);
+
+/// Names the process as `ps` and `top` show it (15 bytes).
+void codexlb_name_thread(const char *name);
+/// Keeps the process's memory out of core files and away from ptrace by others.
+void codexlb_forbid_dumps(void);
+#endif

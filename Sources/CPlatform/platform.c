@@ -1,0 +1,115 @@
+#include "CPlatform.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static void child(const char *path, char *const argv[], char *const envp[], const int *fds, const int *targets, size_t count, int report) {
+    // Two steps, so that no target overwrites a source that is still needed: first above all targets, then down into place.
+    int floor = 3;
+    for (size_t i = 0; i < count; i++) if (targets[i] >= floor) floor = targets[i] + 1;
+    if (report < floor) { int up = fcntl(report, F_DUPFD_CLOEXEC, floor); if (up < 0) goto fail; report = up; }
+    int high[64];
+    if (count > 64) { errno = E2BIG; goto fail; }
+    for (size_t i = 0; i < count; i++) { high[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, floor); if (high[i] < 0) goto fail; }
+    if (syscall(SYS_close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC) != 0) goto fail;
+    for (size_t i = 0; i < count; i++) if (dup2(high[i], targets[i]) < 0) goto fail;  // dup2 clears FD_CLOEXEC
+    struct sigaction plain;
+    memset(&plain, 0, sizeof plain);
+    plain.sa_handler = SIG_DFL;
+    for (int s = 1; s < NSIG; s++) if (s != SIGKILL && s != SIGSTOP) sigaction(s, &plain, NULL);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    execve(path, argv, envp);
+fail:;
+    int e = errno;
+    ssize_t ignored = write(report, &e, sizeof e);
+    (void)ignored;
+    _exit(127);
+}
+
+pid_t codexlb_spawn(const char *path, char *const argv[], char *const envp[], const int *fds, const int *targets, size_t count) {
+    int report[2];
+    if (pipe2(report, O_CLOEXEC) != 0) return -errno;
+    sigset_t all, before;
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &before);  // no handler of the parent may run in the child
+    pid_t pid = fork();
+    if (pid == 0) child(path, argv, envp, fds, targets, count, report[1]);
+    int e = errno;
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    close(report[1]);
+    if (pid < 0) { close(report[0]); return -e; }
+    int failure = 0;
+    ssize_t n;
+    do n = read(report[0], &failure, sizeof failure); while (n < 0 && errno == EINTR);
+    close(report[0]);
+    return n == sizeof failure ? -failure : pid;  // the dead child is reaped by the caller's SIGCHLD loop or never was his
+}
+
+int codexlb_memfd(const char *name, size_t bytes) {
+    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0) return -errno;
+    if (ftruncate(fd, (off_t)bytes) != 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+        int e = errno;
+        close(fd);
+        return -e;
+    }
+    return fd;
+}
+
+int codexlb_socketpair(int out[2]) {
+    return socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, out) == 0 ? 0 : -errno;
+}
+
+int64_t codexlb_peer_uid(int fd) {
+    struct ucred c;
+    socklen_t n = sizeof c;
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &c, &n) == 0 ? (int64_t)c.uid : -errno;
+}
+
+int64_t codexlb_thread_id(void) { return (int64_t)syscall(SYS_gettid); }
+
+int codexlb_set_cloexec(int fd, int on) {
+    int f = fcntl(fd, F_GETFD);
+    return f < 0 || fcntl(fd, F_SETFD, on ? f | FD_CLOEXEC : f & ~FD_CLOEXEC) < 0 ? -errno : 0;
+}
+
+int codexlb_set_nonblocking(int fd, int on) {
+    int f = fcntl(fd, F_GETFL);
+    return f < 0 || fcntl(fd, F_SETFL, on ? f | O_NONBLOCK : f & ~O_NONBLOCK) < 0 ? -errno : 0;
+}
+
+uint32_t codexlb_crc32c(const void *bytes, size_t count) {
+    static uint32_t table[256];
+    if (table[1] == 0) {
+        for (uint32_t i = 0; i < 256; i++) {
+            uint32_t c = i;
+            for (int k = 0; k < 8; k++) c = c & 1 ? (c >> 1) ^ 0x82F63B78u : c >> 1;
+            table[i] = c;
+        }
+    }
+    uint32_t crc = ~0u;
+    const uint8_t *p = bytes;
+    while (count--) crc = table[(crc ^ *p++) & 0xFF] ^ (crc >> 8);
+    return ~crc;
+}
+
+int codexlb_pin(int cpu) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    return sched_setaffinity(0, sizeof set, &set) == 0 ? 0 : -errno;
+}
+
+void codexlb_name_thread(const char *name) { prctl(PR_SET_NAME, name, 0, 0, 0); }
+void codexlb_forbid_dumps(void) { prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); }

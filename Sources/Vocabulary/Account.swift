@@ -1,0 +1,88 @@
+/// An upstream identity with its credentials, as a worker needs it for a turn.
+public struct Account: Sendable, Equatable {
+    public enum Kind: String, Sendable, CaseIterable {
+        /// An OpenAI-compatible base URL and a key.
+        case apiKey = "api_key"
+        /// A ChatGPT login: tokens from Codex's `auth.json`.
+        case chatGPT = "chatgpt"
+    }
+
+    public enum State: String, Sendable, CaseIterable {
+        case active
+        /// The operator took it out of routing.
+        case paused
+        /// Upstream refuses its credentials; an operator must log in again.
+        case reauthRequired = "reauth_required"
+    }
+
+    /// What `Authorization` is made of. Never logged, never in a description.
+    public struct Credentials: Sendable, Equatable, CustomStringConvertible {
+        /// The API key or the access token.
+        public var bearer: String
+        public var refreshToken: String?
+        public var idToken: String?
+        /// The value of `chatgpt-account-id`.
+        public var chatGPTAccountID: String?
+        public init(bearer: String, refreshToken: String? = nil, idToken: String? = nil, chatGPTAccountID: String? = nil) {
+            (self.bearer, self.refreshToken, self.idToken, self.chatGPTAccountID) = (bearer, refreshToken, idToken, chatGPTAccountID)
+        }
+        public var description: String { "Credentials(…)" }
+    }
+
+    /// The number of the row; never used twice.
+    public var id: Int64
+    /// The place in the scoreboard, `0 ..< Limits.accountsMax`; free again when the account is removed.
+    public var slot: Int
+    public var name: String
+    public var kind: Kind
+    public var state: State
+    /// Without a slash at the end: `https://api.openai.com/v1`.
+    public var baseURL: String
+    public var credentials: Credentials
+    public var createdAt: WallTime
+
+    public init(
+        id: Int64, slot: Int, name: String, kind: Kind, state: State, baseURL: String, credentials: Credentials, createdAt: WallTime
+    ) {
+        (self.id, self.slot, self.name, self.kind) = (id, slot, name, kind)
+        (self.state, self.baseURL, self.credentials, self.createdAt) = (state, baseURL, credentials, createdAt)
+    }
+}
+
+/// A key that codex-lb gave to a client. Only its HMAC is kept.
+public struct ClientKey: Sendable, Equatable {
+    public var id: Int64
+    public var name: String
+    /// HMAC-SHA-256 of the whole key under the pepper: 32 bytes.
+    public var digest: [UInt8]
+    /// The first characters, to recognise it by: `sk-clb-AbCd…`.
+    public var prefix: String
+    /// Models it may ask for; nil is any.
+    public var models: [String]?
+    public var expiresAt: WallTime?
+    public var revokedAt: WallTime?
+    public var createdAt: WallTime
+
+    public init(
+        id: Int64, name: String, digest: [UInt8], prefix: String, models: [String]?, expiresAt: WallTime?, revokedAt: WallTime?,
+        createdAt: WallTime
+    ) {
+        (self.id, self.name, self.digest, self.prefix) = (id, name, digest, prefix)
+        (self.models, self.expiresAt, self.revokedAt, self.createdAt) = (models, expiresAt, revokedAt, createdAt)
+    }
+}
+
+/// Everything of the store that a turn needs, as one immutable value. Each change of accounts, keys or settings makes a higher version.
+public struct Snapshot: Sendable, Equatable {
+    public var version: Int64
+    public var accounts: [Account]
+    public var clientKeys: [ClientKey]
+    /// What client keys are hashed with: 32 bytes.
+    public var pepper: [UInt8]
+    public var settings: [String: String]
+
+    public init(version: Int64, accounts: [Account], clientKeys: [ClientKey], pepper: [UInt8], settings: [String: String]) {
+        (self.version, self.accounts, self.clientKeys) = (version, accounts, clientKeys)
+        (self.pepper, self.settings) = (pepper, settings)
+    }
+}

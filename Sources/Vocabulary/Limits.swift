@@ -1,0 +1,72 @@
+/// Every limit of the program: unit in the name, reason and effect beside it. `docs/limits.md` is this file in prose.
+public enum Limits {
+    // Downstream HTTP/1.1
+    /// A longer request line is refused with 414.
+    public static let requestLineBytesMax = 8 * 1024
+    /// A larger head is refused with 431.
+    public static let headBytesMax = 32 * 1024
+    /// More header fields are refused with 431.
+    public static let headerFieldsMax = 100
+    /// A larger body, before or after decompression, is refused with 413.
+    public static let bodyBytesMax = 32 * 1024 * 1024
+    /// The same on the `responses` routes, whose bodies carry images and long histories.
+    public static let responsesBodyBytesMax = 128 * 1024 * 1024
+    /// From the first byte of a head to its end; then 408.
+    public static let headMilliseconds = 10_000
+    /// A body must bring `bodyProgressBytes` in each such span; else 408.
+    public static let bodyProgressMilliseconds = 10_000
+    public static let bodyProgressBytes = 10 * 1024
+    /// An idle keep-alive connection is closed after this.
+    public static let idleMilliseconds = 75_000
+    /// A client that takes no byte for this long is disconnected.
+    public static let writeStalledMilliseconds = 60_000
+    /// Bytes waiting for a client; reading from its upstream stops above the high mark and starts again below the low one.
+    public static let downstreamHighBytes = 64 * 1024
+    public static let downstreamLowBytes = 16 * 1024
+    /// Silence after which a stream gets a comment, so that no proxy on the way gives it up.
+    public static let keepaliveCommentMilliseconds = 10_000
+
+    // Upstream HTTP/1.1
+    public static let connectMilliseconds = 8_000
+    /// From the request's last byte to the response's first; then 502 `upstream_request_timeout` or failover.
+    public static let firstByteMilliseconds = 600_000
+    /// Silence inside a response; then `stream_idle_timeout`.
+    public static let upstreamIdleMilliseconds = 7_200_000
+    /// A pooled upstream connection idle for longer is closed.
+    public static let upstreamPoolIdleMilliseconds = 60_000
+    public static let upstreamPoolIdlePerOriginMax = 256
+    public static let upstreamHeadBytesMax = 64 * 1024
+    /// A longer event ends its stream with `stream_event_too_large`.
+    public static let eventBytesMax = 16 * 1024 * 1024
+    /// An upstream's error body is read up to this; the rest is cut.
+    public static let errorBodyBytesMax = 256 * 1024
+    /// A JSON answer that must be assembled from a stream.
+    public static let assembledBodyBytesMax = 64 * 1024 * 1024
+    public static let dnsCacheMilliseconds = 30_000
+    public static let dnsCacheEntriesMax = 256
+
+    // The turn
+    /// Accounts tried for one turn.
+    public static let accountAttemptsMax = 3
+    /// Requests to one account for one turn when it answers 500.
+    public static let sameAccountAttemptsMax = 3
+
+    // Processes
+    public static let workersMax = 64
+    public static let accountsMax = 1024
+    /// Usage records of one worker that the store has not acknowledged; a full journal refuses new turns with 503.
+    public static let journalBytes = 8 * 1024 * 1024
+    /// One usage record in the journal.
+    public static let journalRecordBytesMax = 4 * 1024
+    /// Records of one COMMIT, and how long the first of them waits for company.
+    public static let batchRecordsMax = 200
+    public static let batchMilliseconds = 5
+    /// One frame between processes.
+    public static let frameBytesMax = 16 * 1024 * 1024
+    /// From SIGTERM until open turns are cut.
+    public static let drainMilliseconds = 30_000
+    /// From spawn to READY.
+    public static let readyMilliseconds = 30_000
+    /// A worker whose heartbeat stands still for this long is ended.
+    public static let heartbeatMilliseconds = 10_000
+}

@@ -1,0 +1,70 @@
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+/// A point on the monotonic clock, in nanoseconds. Shared by every process of the host (CLOCK_MONOTONIC), meaningless on another.
+@frozen public struct Instant: Comparable, Hashable, Sendable {
+    public var nanoseconds: UInt64
+    @inlinable public init(nanoseconds: UInt64) { self.nanoseconds = nanoseconds }
+    @inlinable public static func < (a: Instant, b: Instant) -> Bool { a.nanoseconds < b.nanoseconds }
+    /// A moment no clock reaches: the deadline of what has none.
+    public static let never = Instant(nanoseconds: .max)
+
+    /// This instant plus `milliseconds`; saturates at `never`.
+    @inlinable public func adding(milliseconds: Int) -> Instant {
+        let (sum, overflow) = nanoseconds.addingReportingOverflow(UInt64(max(0, milliseconds)) &* 1_000_000)
+        return overflow ? .never : Instant(nanoseconds: sum)
+    }
+
+    /// Whole milliseconds from `earlier` to this instant; 0 if it lies before.
+    @inlinable public func milliseconds(since earlier: Instant) -> Int {
+        nanoseconds <= earlier.nanoseconds ? 0 : Int((nanoseconds - earlier.nanoseconds) / 1_000_000)
+    }
+}
+
+/// A moment of the calendar in milliseconds since 1970-01-01T00:00:00Z: what is stored and what other hosts understand.
+@frozen public struct WallTime: Comparable, Hashable, Sendable {
+    public var milliseconds: Int64
+    @inlinable public init(milliseconds: Int64) { self.milliseconds = milliseconds }
+    @inlinable public static func < (a: WallTime, b: WallTime) -> Bool { a.milliseconds < b.milliseconds }
+    public var seconds: Int64 { milliseconds / 1000 }
+
+    /// RFC 3339 in UTC with milliseconds: `2026-11-23T10:05:00.123Z`.
+    public var rfc3339: String {
+        let (days, msOfDay) = milliseconds.quotientAndRemainder(dividingBy: 86_400_000)
+        var z = days
+        var ms = msOfDay
+        if ms < 0 { (z, ms) = (z - 1, ms + 86_400_000) }
+        // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms": civil_from_days.
+        z += 719_468
+        let era = (z >= 0 ? z : z - 146_096) / 146_097
+        let dayOfEra = z - era * 146_097
+        let yearOfEra = (dayOfEra - dayOfEra / 1460 + dayOfEra / 36_524 - dayOfEra / 146_096) / 365
+        let dayOfYear = dayOfEra - (365 * yearOfEra + yearOfEra / 4 - yearOfEra / 100)
+        let shifted = (5 * dayOfYear + 2) / 153
+        let day = dayOfYear - (153 * shifted + 2) / 5 + 1
+        let month = shifted < 10 ? shifted + 3 : shifted - 9
+        let year = yearOfEra + era * 400 + (month <= 2 ? 1 : 0)
+        func pad(_ n: Int64, _ width: Int) -> String {
+            let s = String(n)
+            return String(repeating: "0", count: max(0, width - s.utf8.count)) + s
+        }
+        let (h, m, s) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60)
+        return "\(pad(year, 4))-\(pad(month, 2))-\(pad(day, 2))T\(pad(h, 2)):\(pad(m, 2)):\(pad(s, 2)).\(pad(ms % 1000, 3))Z"
+    }
+}
+
+/// The only reader of the system's clocks. Roles call it; decisions get the time as an argument.
+public enum Clock {
+    public static var now: Instant {
+        var t = timespec()
+        clock_gettime(CLOCK_MONOTONIC, &t)
+        return Instant(nanoseconds: UInt64(t.tv_sec) * 1_000_000_000 + UInt64(t.tv_nsec))
+    }
+
+    public static var wall: WallTime {
+        var t = timespec()
+        clock_gettime(CLOCK_REALTIME, &t)
+        return WallTime(milliseconds: Int64(t.tv_sec) * 1000 + Int64(t.tv_nsec) / 1_000_000)
+    }
+}
