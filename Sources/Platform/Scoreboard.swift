@@ -19,7 +19,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
 
     private static let workerCells = 64  // counters, then the histogram, rounded up
     private static let histogramStart = 40
-    private static let accountCells = 4 + Limits.workersMax  // owner, cooldown-until, last used, reserved, in-flight per worker
+    private static let accountCells = 4 + Limits.workersMax  // owner, cooldown-until, last used, cooldown's reason, in-flight per worker
     private static let workersOffset = 64
     private static let accountsOffset = workersOffset + Limits.workersMax * workerCells * 8
     public static let memoryBytes = accountsOffset + Limits.accountsMax * accountCells * 8
@@ -87,9 +87,15 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
             accountCell(slot, 2).pointee.store(0, ordering: .relaxed)
         }
     }
+    /// Worker slots in use, so that sums need not visit all; the supervisor sets it before it starts one.
+    public var workerSlots: Int {
+        get { Int(base.assumingMemoryBound(to: Atomic<UInt64>.self).pointee.load(ordering: .relaxed)) }
+        nonmutating set { base.assumingMemoryBound(to: Atomic<UInt64>.self).pointee.store(UInt64(newValue), ordering: .relaxed) }
+    }
+
     /// Turns that all workers have open on the account.
     public func inFlight(account slot: Int) -> Int {
-        (0..<Limits.workersMax).reduce(0) { $0 + Int(accountCell(slot, 4 + $1).pointee.load(ordering: .relaxed)) }
+        (0..<min(workerSlots, Limits.workersMax)).reduce(0) { $0 + Int(accountCell(slot, 4 + $1).pointee.load(ordering: .relaxed)) }
     }
     public func turnStarted(account slot: Int, worker: Int, now: Instant) {
         accountCell(slot, 4 + worker).pointee.wrappingAdd(1, ordering: .relaxed)
@@ -99,10 +105,14 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         accountCell(slot, 4 + worker).pointee.wrappingSubtract(1, ordering: .relaxed)
     }
     public func lastUsed(account slot: Int) -> Instant { Instant(nanoseconds: accountCell(slot, 2).pointee.load(ordering: .relaxed)) }
-    /// The account is skipped until then; a shorter cooldown never replaces a longer one.
-    public func coolDown(account slot: Int, until: WallTime) {
-        accountCell(slot, 1).pointee.max(UInt64(max(0, until.milliseconds)), ordering: .relaxed)
+    /// The account is skipped until then; a shorter cooldown never replaces a longer one. `isLimit`: it has no quota left, so it
+    /// is not to be tried even when no other is there.
+    public func coolDown(account slot: Int, until: WallTime, isLimit: Bool) {
+        let value = UInt64(max(0, until.milliseconds))
+        let (before, _) = accountCell(slot, 1).pointee.max(value, ordering: .relaxed)
+        if before < value { accountCell(slot, 3).pointee.store(isLimit ? 1 : 0, ordering: .relaxed) }
     }
+    public func isLimited(account slot: Int) -> Bool { accountCell(slot, 3).pointee.load(ordering: .relaxed) == 1 }
     public func cooldownUntil(account slot: Int) -> WallTime {
         WallTime(milliseconds: Int64(clamping: accountCell(slot, 1).pointee.load(ordering: .relaxed)))
     }
