@@ -17,6 +17,9 @@ public enum Descriptor {
     public static func setNonBlocking(_ fd: Int32) { _ = codexlb_set_nonblocking(fd, 1) }
     public static func close(_ fd: Int32) { if fd >= 0 { _ = Glibc.close(fd) } }
 
+    /// A second descriptor of the same open file, close-on-exec; -1 when there is no room.
+    public static func duplicate(_ fd: Int32) -> Int32 { fcntl(fd, F_DUPFD_CLOEXEC, 3) }
+
     /// A connected pair of stream sockets.
     public static func socketPair() throws(SystemError) -> (Int32, Int32) {
         var pair: [Int32] = [-1, -1]
@@ -106,6 +109,16 @@ public enum Process {
     public static func forbidDumps() { codexlb_forbid_dumps() }
     /// Pins the calling thread to one CPU; for benchmarks.
     public static func pin(toCPU cpu: Int) { _ = codexlb_pin(Int32(cpu)) }
+    /// Descriptors this process may have open (RLIMIT_NOFILE, raised to its hard limit).
+    public static var descriptorLimit: Int {
+        var limit = rlimit()
+        guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return 1024 }
+        if limit.rlim_cur < limit.rlim_max {
+            limit.rlim_cur = limit.rlim_max
+            setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+        }
+        return Int(clamping: limit.rlim_cur)
+    }
     public static var processorCount: Int { max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN))) }
 
     /// Ends the process after `seconds` whatever it does: the worker's own last deadline once its supervisor is gone.
