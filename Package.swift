@@ -14,6 +14,11 @@ func part(_ name: String, _ dependencies: [Target.Dependency] = [], exclude: [St
     .target(name: name, dependencies: dependencies, exclude: exclude, swiftSettings: ours)
 }
 
+/// The unit tests of one layer's target, in `Tests/<name>Tests`.
+func suite(_ name: String, _ dependencies: [Target.Dependency] = ["Vocabulary"]) -> Target {
+    .testTarget(name: name + "Tests", dependencies: [.target(name: name)] + dependencies, swiftSettings: ours)
+}
+
 func library(_ name: String, pkgConfig: String, apt: String) -> Target {
     .systemLibrary(name: name, pkgConfig: pkgConfig, providers: [.apt([apt])])
 }
@@ -81,5 +86,9 @@ let package = Package(
                 "WorkerRole", "WriterRole", "DemoUpstream", arguments,
             ],
             swiftSettings: ours),
+        // tests
+        suite("ControlWire"),
+        suite("Sealing"),
+        suite("SQLiteStore", ["Vocabulary", "Schema", "Store", "Sealing", "CSQLite"]),
     ]
 )
