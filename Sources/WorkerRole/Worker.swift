@@ -288,13 +288,7 @@ final class Worker {
     // MARK: Records
 
     func journal(_ record: UsageRecord) {
-        let bytes: [UInt8]
-        do {
-            bytes = try UsageRecordMessage(record).serializedBytes()
-        } catch {
-            return log.critical("usage record cannot be encoded", metadata: ["id": "\(record.id)", "error": "\(error)"])
-        }
-        if usageJournal.append(bytes) {
+        if usageJournal.append(record.journalBytes) {
             scoreboard.add(.recordsJournaled, worker: slot)
         } else {
             log.critical("usage record lost: the journal is full", metadata: ["id": "\(record.id)"])
