@@ -90,5 +90,11 @@ let package = Package(
         suite("ControlWire"),
         suite("Sealing"),
         suite("SQLiteStore", ["Vocabulary", "Schema", "Store", "Sealing", "CSQLite"]),
+        suite(
+            "HTTPWire",
+            [
+                "Vocabulary", .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOEmbedded", package: "swift-nio"),
+                .product(name: "NIOHTTP1", package: "swift-nio"),
+            ]),
     ]
 )
