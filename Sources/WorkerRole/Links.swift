@@ -1,3 +1,5 @@
+import Settings
+import Logging
 import ControlWire
 import Loop
 import Platform

@@ -2,12 +2,12 @@ import Admission
 import ControlWire
 import Exchange
 import HTTPWire
-import Logging
+public import Logging
 import Loop
-import Platform
+public import Platform
 import Routing
 import Sealing
-import Settings
+public import Settings
 import Vocabulary
 
 /// An account of the snapshot with what a turn would else derive each time.
