@@ -83,8 +83,11 @@ let package = Package(
             name: "codex-lb",
             dependencies: [
                 "Vocabulary", "ControlWire", "Settings", "Platform", "Loop", "Diagnostics", "Store", "SQLiteStore", "SupervisorRole",
-                "WorkerRole", "WriterRole", "DemoUpstream", arguments,
+                "WorkerRole", "WriterRole", "DemoUpstream", "JSONWire", "Schema", log, arguments,
             ],
+            swiftSettings: ours),
+        .executableTarget(
+            name: "codex-lb-load", dependencies: ["Vocabulary", "HTTPWire", "Loop", "Platform", arguments], path: "Benchmarks/LoadGenerator",
             swiftSettings: ours),
         // tests
         suite("ControlWire"),
