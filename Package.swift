@@ -92,5 +92,6 @@ let package = Package(
                 "Vocabulary", .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOEmbedded", package: "swift-nio"),
                 .product(name: "NIOHTTP1", package: "swift-nio"),
             ]),
+        tests("JSONWire"),
     ]
 )

@@ -1,4 +1,4 @@
-public import JSONWire
+import JSONWire
 
 /// Tokens of one turn.
 public struct TokenUsage: Sendable, Equatable {
