@@ -93,5 +93,7 @@ let package = Package(
                 .product(name: "NIOHTTP1", package: "swift-nio"),
             ]),
         tests("JSONWire"),
+        tests("Inflate"),
+        tests("Metering"),
     ]
 )
