@@ -14,9 +14,9 @@ func part(_ name: String, _ dependencies: [Target.Dependency] = [], exclude: [St
     .target(name: name, dependencies: dependencies, exclude: exclude, swiftSettings: ours)
 }
 
-/// `Tests/<name>Tests`.
-func tests(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
-    .testTarget(name: name + "Tests", dependencies: [.byName(name: name)] + dependencies, swiftSettings: ours)
+/// The unit tests of one layer's target, in `Tests/<name>Tests`.
+func suite(_ name: String, _ dependencies: [Target.Dependency] = ["Vocabulary"]) -> Target {
+    .testTarget(name: name + "Tests", dependencies: [.target(name: name)] + dependencies, swiftSettings: ours)
 }
 
 func library(_ name: String, pkgConfig: String, apt: String) -> Target {
@@ -86,14 +86,18 @@ let package = Package(
                 "WorkerRole", "WriterRole", "DemoUpstream", arguments,
             ],
             swiftSettings: ours),
-        tests(
+        // tests
+        suite("ControlWire"),
+        suite("Sealing"),
+        suite("SQLiteStore", ["Vocabulary", "Schema", "Store", "Sealing", "CSQLite"]),
+        suite(
             "HTTPWire",
             [
                 "Vocabulary", .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOEmbedded", package: "swift-nio"),
                 .product(name: "NIOHTTP1", package: "swift-nio"),
             ]),
-        tests("JSONWire"),
-        tests("Inflate"),
-        tests("Metering"),
+        suite("JSONWire"),
+        suite("Inflate"),
+        suite("Metering"),
     ]
 )

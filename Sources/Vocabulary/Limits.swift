@@ -46,6 +46,8 @@ public enum Limits {
     public static let dnsCacheEntriesMax = 256
 
     // The turn
+    /// `response.created` and its like are kept back this long at most, to keep the right to fail over.
+    public static let holdBackMilliseconds = 500
     /// Accounts tried for one turn.
     public static let accountAttemptsMax = 3
     /// Requests to one account for one turn when it answers 500.

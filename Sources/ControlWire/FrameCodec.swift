@@ -1,0 +1,82 @@
+internal import SwiftProtobuf
+public import Vocabulary
+
+/// The version of the language between processes; carried in `Hello`.
+public let protocolVersion: UInt32 = 1
+
+/// Why a connection between processes can't go on.
+public enum FrameError: Error, Equatable, Sendable, CustomStringConvertible {
+    /// The peer announced more than `Limits.frameBytesMax`: it is no codex-lb, or it is broken.
+    case tooLarge(bytes: Int)
+    /// The bytes are no Frame.
+    case undecodable(bytes: Int)
+    /// A well-formed frame that must not come here, now.
+    case unexpected(String)
+
+    public var description: String {
+        switch self {
+        case .tooLarge(let n): "a frame of \(n) bytes (at most \(Limits.frameBytesMax)); the peer does not speak codex-lb's protocol \(protocolVersion)"
+        case .undecodable(let n): "a frame of \(n) bytes that can't be decoded; the peer does not speak codex-lb's protocol \(protocolVersion)"
+        case .unexpected(let what): "unexpected \(what)"
+        }
+    }
+}
+
+/// Frames as bytes: a 4-byte big-endian length, then one serialised `Frame`.
+public enum FrameCodec {
+    static let headBytes = 4
+
+    /// Appends the frame to `out`.
+    public static func encode(_ frame: Frame, into out: inout [UInt8]) {
+        guard let body: [UInt8] = try? frame.serializedBytes() else {
+            preconditionFailure("a proto3 message without required fields always serialises")
+        }
+        let n = UInt32(body.count)
+        out.reserveCapacity(out.count + headBytes + body.count)
+        out += [UInt8(truncatingIfNeeded: n >> 24), UInt8(truncatingIfNeeded: n >> 16), UInt8(truncatingIfNeeded: n >> 8), UInt8(truncatingIfNeeded: n)]
+        out += body
+    }
+
+    /// The frame alone.
+    public static func encode(_ frame: Frame) -> [UInt8] {
+        var out: [UInt8] = []
+        encode(frame, into: &out)
+        return out
+    }
+}
+
+extension Frame {
+    /// A frame around one body: `Frame(.hello(…))`.
+    public init(_ body: OneOf_Body, correlation: UInt64 = 0) {
+        self.init()
+        self.body = body
+        self.correlation = correlation
+    }
+}
+
+/// Cuts a stream of bytes, in pieces of any size, into frames.
+public struct FrameReader {
+    private let frameBytesMax: Int
+    private var pending: [UInt8] = []
+
+    public init(frameBytesMax: Int = Limits.frameBytesMax) { self.frameBytesMax = frameBytesMax }
+
+    /// Bytes of a frame that is not complete.
+    public var pendingBytes: Int { pending.count }
+
+    /// Takes bytes and hands out every frame they complete, in order. After an error the connection has to be closed.
+    public mutating func feed(_ bytes: RawSpan, _ frame: (Frame) throws(FrameError) -> Void) throws(FrameError) {
+        bytes.withUnsafeBytes { pending.append(contentsOf: $0) }
+        var at = 0
+        defer { pending.removeFirst(at) }
+        while pending.count - at >= FrameCodec.headBytes {
+            let length = pending[at..<at + FrameCodec.headBytes].reduce(0) { $0 << 8 | Int($1) }
+            guard length <= frameBytesMax else { throw .tooLarge(bytes: length) }
+            let start = at + FrameCodec.headBytes
+            guard pending.count - start >= length else { break }
+            guard let message = try? Frame(serializedBytes: Array(pending[start..<start + length])) else { throw .undecodable(bytes: length) }
+            at = start + length
+            try frame(message)
+        }
+    }
+}

@@ -1,0 +1,139 @@
+internal import FoundationEssentials
+internal import SwiftProtobuf
+public import Vocabulary
+
+/// A message whose fields make no value: what and where.
+public struct MappingError: Error, Equatable, Sendable, CustomStringConvertible {
+    public var description: String
+    init(_ text: String) { description = text }
+}
+
+extension UsageRecord {
+    public init(_ m: UsageRecordMessage) throws(MappingError) {
+        guard m.idHigh != 0 || m.idLow != 0 else { throw MappingError("usage record without an id") }
+        self.init(id: RecordID(high: m.idHigh, low: m.idLow), time: WallTime(milliseconds: m.timeMs), route: m.route, requestID: m.requestID)
+        transport = m.websocket ? .websocket : .http
+        keyID = m.hasKeyID ? m.keyID : nil
+        accountID = m.hasAccountID ? m.accountID : nil
+        (modelAsked, modelServed, status, errorCode) = (m.modelAsked, m.modelServed, Int(m.status), m.errorCode)
+        (inputTokens, cachedInputTokens) = (m.inputTokens, m.cachedInputTokens)
+        (outputTokens, reasoningTokens) = (m.outputTokens, m.reasoningTokens)
+        costMicrodollars = m.hasCostMicrodollars ? m.costMicrodollars : nil
+        firstByteMilliseconds = m.hasFirstByteMs ? m.firstByteMs : nil
+        (durationMilliseconds, attempts) = (m.durationMs, Int(m.attempts))
+        (requestBytes, responseBytes) = (m.requestBytes, m.responseBytes)
+    }
+
+    /// The serialised message as it stands in a journal and in `UsageBatch`.
+    public init(journalBytes: [UInt8]) throws(MappingError) {
+        guard let message = try? UsageRecordMessage(serializedBytes: journalBytes) else {
+            throw MappingError("\(journalBytes.count) bytes that are no usage record")
+        }
+        try self.init(message)
+    }
+
+    public var journalBytes: [UInt8] {
+        guard let bytes: [UInt8] = try? UsageRecordMessage(self).serializedBytes() else {
+            preconditionFailure("a proto3 message without required fields always serialises")
+        }
+        return bytes
+    }
+}
+
+extension UsageRecordMessage {
+    public init(_ r: UsageRecord) {
+        self.init()
+        (idHigh, idLow, timeMs) = (r.id.high, r.id.low, r.time.milliseconds)
+        (route, requestID, websocket) = (r.route, r.requestID, r.transport == .websocket)
+        if let id = r.keyID { keyID = id }
+        if let id = r.accountID { accountID = id }
+        (modelAsked, modelServed, status, errorCode) = (r.modelAsked, r.modelServed, Int32(clamping: r.status), r.errorCode)
+        (inputTokens, cachedInputTokens) = (r.inputTokens, r.cachedInputTokens)
+        (outputTokens, reasoningTokens) = (r.outputTokens, r.reasoningTokens)
+        if let cost = r.costMicrodollars { costMicrodollars = cost }
+        if let first = r.firstByteMilliseconds { firstByteMs = first }
+        (durationMs, attempts) = (r.durationMilliseconds, Int32(clamping: r.attempts))
+        (requestBytes, responseBytes) = (r.requestBytes, r.responseBytes)
+    }
+}
+
+extension UsageBatch {
+    /// Records as they stand in the journal; `end` is the journal's position after the last.
+    public init(end: UInt64, records: [[UInt8]]) {
+        self.init()
+        self.end = end
+        self.records = records.map { Data($0) }
+    }
+
+    public var recordBytes: [[UInt8]] { records.map { [UInt8]($0) } }
+}
+
+extension Account {
+    public init(_ m: AccountMessage) throws(MappingError) {
+        guard let kind = Kind(rawValue: m.kind) else { throw MappingError("account \(m.name): unknown kind \"\(m.kind)\"") }
+        guard let state = State(rawValue: m.state) else { throw MappingError("account \(m.name): unknown state \"\(m.state)\"") }
+        guard m.slot < Limits.accountsMax else { throw MappingError("account \(m.name): slot \(m.slot) is above \(Limits.accountsMax - 1)") }
+        self.init(
+            id: m.id, slot: Int(m.slot), name: m.name, kind: kind, state: state, baseURL: m.baseURL,
+            credentials: Credentials(
+                bearer: m.bearer, refreshToken: m.hasRefreshToken ? m.refreshToken : nil, idToken: m.hasIDToken ? m.idToken : nil,
+                chatGPTAccountID: m.hasChatgptAccountID ? m.chatgptAccountID : nil),
+            createdAt: WallTime(milliseconds: m.createdAtMs))
+    }
+}
+
+extension AccountMessage {
+    /// With the credentials: only for `SnapshotMessage`.
+    public init(_ a: Account) {
+        self.init(withoutSecrets: a)
+        bearer = a.credentials.bearer
+        if let token = a.credentials.refreshToken { refreshToken = token }
+        if let token = a.credentials.idToken { idToken = token }
+    }
+
+    /// For the eyes of an operator: bearer and tokens stay empty.
+    public init(withoutSecrets a: Account) {
+        self.init()
+        (id, slot, name, baseURL, createdAtMs) = (a.id, UInt32(a.slot), a.name, a.baseURL, a.createdAt.milliseconds)
+        (kind, state) = (a.kind.rawValue, a.state.rawValue)
+        if let id = a.credentials.chatGPTAccountID { chatgptAccountID = id }
+    }
+}
+
+extension ClientKey {
+    public init(_ m: ClientKeyMessage) {
+        self.init(
+            id: m.id, name: m.name, digest: [UInt8](m.digest), prefix: m.prefix, models: m.limitsModels ? m.models : nil,
+            expiresAt: m.hasExpiresAtMs ? WallTime(milliseconds: m.expiresAtMs) : nil,
+            revokedAt: m.hasRevokedAtMs ? WallTime(milliseconds: m.revokedAtMs) : nil, createdAt: WallTime(milliseconds: m.createdAtMs))
+    }
+}
+
+extension ClientKeyMessage {
+    public init(_ k: ClientKey) {
+        self.init()
+        (id, name, digest, prefix, createdAtMs) = (k.id, k.name, Data(k.digest), k.prefix, k.createdAt.milliseconds)
+        (limitsModels, models) = (k.models != nil, k.models ?? [])
+        if let time = k.expiresAt { expiresAtMs = time.milliseconds }
+        if let time = k.revokedAt { revokedAtMs = time.milliseconds }
+    }
+}
+
+extension Snapshot {
+    public init(_ m: SnapshotMessage) throws(MappingError) {
+        var accounts: [Account] = []
+        for message in m.accounts { accounts.append(try Account(message)) }
+        self.init(
+            version: m.version, accounts: accounts, clientKeys: m.clientKeys.map { ClientKey($0) }, pepper: [UInt8](m.pepper),
+            settings: m.settings)
+    }
+}
+
+extension SnapshotMessage {
+    public init(_ s: Snapshot) {
+        self.init()
+        (version, pepper, settings) = (s.version, Data(s.pepper), s.settings)
+        accounts = s.accounts.map { AccountMessage($0) }
+        clientKeys = s.clientKeys.map { ClientKeyMessage($0) }
+    }
+}

@@ -1,0 +1,109 @@
+public import Logging
+internal import Synchronization
+internal import Vocabulary
+
+#if canImport(Glibc)
+    internal import Glibc
+#endif
+
+/// Writes each event as one line to stderr, logfmt or JSON, with one write(2), so that lines of several processes never mix.
+///
+/// logfmt: `2026-11-23T10:00:00.123Z INFO worker.0 turn failed request_id=… code=…`
+public struct LineLogHandler: LogHandler {
+    public enum Format: Sendable { case logfmt, json }
+
+    /// `supervisor`, `writer`, `worker.3`.
+    let role: String
+    let format: Format
+    /// Lines start with `<N>` (sd-daemon(3)), so that the journal knows their priority.
+    let hasPriority: Bool
+    public var logLevel: Logger.Level
+    public var metadata: Logger.Metadata = [:]
+
+    public init(role: String, format: Format, hasPriority: Bool, level: Logger.Level) {
+        (self.role, self.format, self.hasPriority, self.logLevel) = (role, format, hasPriority, level)
+    }
+
+    public subscript(metadataKey key: String) -> Logger.Metadata.Value? {
+        get { metadata[key] }
+        set { metadata[key] = newValue }
+    }
+
+    public func log(event: LogEvent) {
+        var fields = metadata.map { ($0.key, "\($0.value)") }
+        for (key, value) in event.metadata ?? [:] { fields.append((key, "\(value)")) }
+        fields.sort { $0.0 < $1.0 }
+        Self.write(line(Clock.wall, event.level, "\(event.message)", fields))
+    }
+
+    func line(_ time: WallTime, _ level: Logger.Level, _ message: String, _ fields: [(String, String)]) -> String {
+        var out = hasPriority ? "<\(Self.priority(level))>" : ""
+        switch format {
+        case .logfmt:
+            if !hasPriority { out += time.rfc3339 + " " }
+            out += "\(level.rawValue.uppercased()) \(role) \(Self.oneLine(message))"
+            for (key, value) in fields { out += " \(key)=\(Self.logfmtValue(value))" }
+        case .json:
+            out += "{\"time\":\"\(time.rfc3339)\",\"level\":\"\(level.rawValue)\",\"role\":\"\(role)\",\"message\":\(Self.json(message))"
+            for (key, value) in fields { out += ",\(Self.json(key)):\(Self.json(value))" }
+            out += "}"
+        }
+        return out + "\n"
+    }
+
+    static func priority(_ level: Logger.Level) -> Int {
+        switch level {
+        case .critical: 2
+        case .error: 3
+        case .warning: 4
+        case .notice: 5
+        case .info: 6
+        case .debug, .trace: 7
+        }
+    }
+
+    /// Line ends and other controls as spaces: an event is one line, whoever chose its text.
+    static func oneLine(_ text: String) -> String {
+        text.utf8.contains { $0 < 0x20 || $0 == 0x7F }
+            ? String(String.UnicodeScalarView(text.unicodeScalars.map { $0.value < 0x20 || $0.value == 0x7F ? " " : $0 })) : text
+    }
+
+    static func logfmtValue(_ value: String) -> String {
+        value.isEmpty || value.utf8.contains { $0 <= 0x20 || $0 == UInt8(ascii: "\"") || $0 == UInt8(ascii: "=") || $0 == 0x7F } ? json(value) : value
+    }
+
+    static func json(_ text: String) -> String {
+        var out = "\""
+        for scalar in text.unicodeScalars {
+            switch scalar {
+            case "\"": out += "\\\""
+            case "\\": out += "\\\\"
+            case "\n": out += "\\n"
+            case _ where scalar.value < 0x20 || scalar.value == 0x7F:
+                let hex = String(scalar.value, radix: 16)
+                out += "\\u" + String(repeating: "0", count: 4 - hex.count) + hex
+            default: out.unicodeScalars.append(scalar)
+            }
+        }
+        return out + "\""
+    }
+
+    static func write(_ line: String) {
+        var line = line
+        line.withUTF8 { bytes in
+            var sent = 0
+            while sent < bytes.count {
+                let n = Glibc.write(2, bytes.baseAddress! + sent, bytes.count - sent)
+                if n > 0 { sent += n } else if errno != EINTR { return }  // stderr is gone or full: logging must not stop the work
+            }
+        }
+    }
+}
+
+public enum Logs {
+    /// The logger of a process. Call once, at start.
+    public static func make(role: String, json: Bool, journal: Bool, level: String) -> Logger {
+        let handler = LineLogHandler(role: role, format: json ? .json : .logfmt, hasPriority: journal, level: Logger.Level(rawValue: level) ?? .info)
+        return Logger(label: role) { _ in handler }
+    }
+}

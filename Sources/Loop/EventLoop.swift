@@ -1,0 +1,177 @@
+import CPlatform
+internal import CUV
+internal import Synchronization
+public import Vocabulary
+
+/// A libuv error, named as libuv names it: `ECONNREFUSED: connection refused`.
+public struct LoopError: Error, Equatable, CustomStringConvertible {
+    public var code: Int32
+    public init(code: Int32) { self.code = code }
+    public var description: String { "\(String(cString: uv_err_name(code))): \(String(cString: uv_strerror(code)))" }
+
+    public static let endOfFile = LoopError(code: UV_EOF.rawValue)
+    public var isConnectionReset: Bool { code == UV_ECONNRESET.rawValue || code == UV_EPIPE.rawValue }
+}
+
+@inline(__always) func check(_ code: Int32) throws(LoopError) {
+    if code < 0 { throw LoopError(code: code) }
+}
+
+/// One libuv loop and the thread that runs it. Everything but `post` may be called on that thread only.
+///
+/// It is a task executor too: `Task(executorPreference: loop)` runs async code on the loop's own thread.
+public final class EventLoop: TaskExecutor, SerialExecutor, @unchecked Sendable {
+    // Owner of every field: the loop's thread; `inbox` is the one door for the others.
+    let uv: UnsafeMutablePointer<uv_loop_t>
+    private let wakeup: UnsafeMutablePointer<uv_async_t>
+    private struct Inbox {
+        var jobs: [UnownedJob] = []
+        var calls: [@Sendable () -> Void] = []
+    }
+    private let inbox = Mutex(Inbox())
+    private let threadID = Atomic<Int64>(0)
+    /// Where every stream of the loop reads into; what must outlive the callback is copied out of it.
+    let readBuffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 64 * 1024, alignment: 16)
+    private var ended: [() -> Void] = []
+
+    public init() {
+        uv = .allocate(capacity: 1)
+        wakeup = .allocate(capacity: 1)
+        precondition(uv_loop_init(uv) == 0, "uv_loop_init failed")
+        uv_async_init(uv, wakeup) { handle in
+            Unmanaged<EventLoop>.fromOpaque(handle!.pointee.data).takeUnretainedValue().drainInbox()
+        }
+        wakeup.pointee.data = Unmanaged.passUnretained(self).toOpaque()
+        threadID.store(codexlb_thread_id(), ordering: .relaxed)
+    }
+
+    /// Runs until `stop()`.
+    public func run() {
+        threadID.store(codexlb_thread_id(), ordering: .relaxed)
+        uv_run(uv, UV_RUN_DEFAULT)
+    }
+
+    public func stop() { uv_stop(uv) }
+
+    /// The monotonic clock.
+    public var now: Instant { Clock.now }
+
+    public var isCurrent: Bool { threadID.load(ordering: .relaxed) == codexlb_thread_id() }
+
+    /// Runs `call` on the loop's thread, soon. From any thread.
+    public func post(_ call: @escaping @Sendable () -> Void) {
+        let wasEmpty = inbox.withLock { box in
+            defer { box.calls.append(call) }
+            return box.calls.isEmpty && box.jobs.isEmpty
+        }
+        if wasEmpty { uv_async_send(wakeup) }
+    }
+
+    private func drainInbox() {
+        let box = inbox.withLock { box in
+            defer { box = Inbox() }
+            return box
+        }
+        for call in box.calls { call() }
+        for job in box.jobs { job.runSynchronously(isolatedTo: asUnownedSerialExecutor(), taskExecutor: asUnownedTaskExecutor()) }
+    }
+
+    public func enqueue(_ job: consuming ExecutorJob) {
+        let job = UnownedJob(job)
+        let wasEmpty = inbox.withLock { box in
+            defer { box.jobs.append(job) }
+            return box.calls.isEmpty && box.jobs.isEmpty
+        }
+        if wasEmpty { uv_async_send(wakeup) }
+    }
+
+    public func asUnownedSerialExecutor() -> UnownedSerialExecutor { UnownedSerialExecutor(ordinary: self) }
+
+    public func checkIsolated() { precondition(isCurrent, "not on the loop's thread") }
+
+    private final class Work {
+        let body: @Sendable () -> Void
+        let done: () -> Void
+        let request = UnsafeMutablePointer<uv_work_t>.allocate(capacity: 1)
+        init(_ body: @escaping @Sendable () -> Void, _ done: @escaping () -> Void) { (self.body, self.done) = (body, done) }
+        deinit { request.deallocate() }
+    }
+
+    private final class ResultBox<T>: @unchecked Sendable {  // written by the pool's thread before `done` runs
+        var value: T?
+        init() {}
+    }
+
+    /// Runs blocking `body` on libuv's thread pool, then `done` on the loop.
+    public func offload<T: Sendable>(_ body: @escaping @Sendable () -> T, then done: @escaping (T) -> Void) {
+        let box = ResultBox<T>()
+        let work = Work({ box.value = body() }, { done(box.value!) })
+        work.request.pointee.data = Unmanaged.passRetained(work).toOpaque()
+        let code = uv_queue_work(
+            uv, work.request,
+            { request in Unmanaged<Work>.fromOpaque(request!.pointee.data).takeUnretainedValue().body() },
+            { request, _ in Unmanaged<Work>.fromOpaque(request!.pointee.data).takeRetainedValue().done() })
+        precondition(code == 0, "uv_queue_work failed")
+    }
+}
+
+/// A timer of the loop. Releases itself after `close()`.
+public final class LoopTimer {
+    private let handle = UnsafeMutablePointer<uv_timer_t>.allocate(capacity: 1)
+    private var fired: (() -> Void)?
+    private var isClosed = false
+
+    public init(_ loop: EventLoop, _ fired: @escaping () -> Void) {
+        self.fired = fired
+        uv_timer_init(loop.uv, handle)
+        handle.pointee.data = Unmanaged.passRetained(self).toOpaque()
+    }
+
+    deinit { handle.deallocate() }
+
+    /// Fires once after `milliseconds`, then each `repeating` milliseconds unless that is 0. Replaces an earlier start.
+    public func start(milliseconds: Int, repeating: Int = 0) {
+        guard !isClosed else { return }
+        uv_timer_start(
+            handle,
+            { h in Unmanaged<LoopTimer>.fromOpaque(h!.pointee.data).takeUnretainedValue().fired?() },
+            UInt64(max(0, milliseconds)), UInt64(repeating))
+    }
+
+    public func stop() { if !isClosed { uv_timer_stop(handle) } }
+
+    public func close() {
+        guard !isClosed else { return }
+        isClosed = true
+        fired = nil
+        UnsafeMutableRawPointer(handle).withMemoryRebound(to: uv_handle_t.self, capacity: 1) { h in
+            uv_close(h) { Unmanaged<LoopTimer>.fromOpaque($0!.pointee.data).release() }
+        }
+    }
+}
+
+/// Calls `received` on the loop for each arrival of a signal.
+public final class LoopSignal {
+    private let handle = UnsafeMutablePointer<uv_signal_t>.allocate(capacity: 1)
+    private let received: () -> Void
+
+    public init(_ loop: EventLoop, _ number: Int32, _ received: @escaping () -> Void) {
+        self.received = received
+        uv_signal_init(loop.uv, handle)
+        handle.pointee.data = Unmanaged.passRetained(self).toOpaque()  // for the life of the process
+        uv_signal_start(handle, { h, _ in Unmanaged<LoopSignal>.fromOpaque(h!.pointee.data).takeUnretainedValue().received() }, number)
+    }
+}
+
+/// Runs `prepared` at the end of each turn of the loop, just before it waits for events: the place to flush what a turn gathered.
+public final class TurnEnd {
+    private let handle = UnsafeMutablePointer<uv_prepare_t>.allocate(capacity: 1)
+    private let prepared: () -> Void
+
+    public init(_ loop: EventLoop, _ prepared: @escaping () -> Void) {
+        self.prepared = prepared
+        uv_prepare_init(loop.uv, handle)
+        handle.pointee.data = Unmanaged.passRetained(self).toOpaque()  // for the life of the process
+        uv_prepare_start(handle) { h in Unmanaged<TurnEnd>.fromOpaque(h!.pointee.data).takeUnretainedValue().prepared() }
+    }
+}

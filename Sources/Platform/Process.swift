@@ -1,0 +1,126 @@
+internal import CPlatform
+
+#if canImport(Glibc)
+    internal import Glibc
+#endif
+
+/// An error of a system call: what was tried, on what, and errno's text.
+public struct SystemError: Error, CustomStringConvertible, Sendable, Equatable {
+    public var code: Int32
+    public var what: String
+    public init(_ code: Int32, _ what: String) { (self.code, self.what) = (code, what) }
+    public var description: String { "\(what): \(String(cString: strerror(code)))" }
+}
+
+public enum Descriptor {
+    public static func setCloseOnExec(_ fd: Int32) { _ = codexlb_set_cloexec(fd, 1) }
+    public static func setNonBlocking(_ fd: Int32) { _ = codexlb_set_nonblocking(fd, 1) }
+    public static func close(_ fd: Int32) { if fd >= 0 { _ = Glibc.close(fd) } }
+
+    /// A second descriptor of the same open file, close-on-exec; -1 when there is no room.
+    public static func duplicate(_ fd: Int32) -> Int32 { fcntl(fd, F_DUPFD_CLOEXEC, 3) }
+
+    /// A connected pair of stream sockets.
+    public static func socketPair() throws(SystemError) -> (Int32, Int32) {
+        var pair: [Int32] = [-1, -1]
+        let code = codexlb_socketpair(&pair)
+        if code < 0 { throw SystemError(-code, "socketpair") }
+        return (pair[0], pair[1])
+    }
+
+    /// The user at the other end of a Unix-domain socket.
+    public static func peerUser(_ fd: Int32) -> UInt32? {
+        let id = codexlb_peer_uid(fd)
+        return id < 0 ? nil : UInt32(id)
+    }
+
+    /// Descriptors this process has open now, from `/proc/self/fd`.
+    public static var open: [Int32] {
+        guard let directory = opendir("/proc/self/fd") else { return [] }
+        defer { closedir(directory) }
+        let own = dirfd(directory)
+        var out: [Int32] = []
+        while let entry = readdir(directory) {
+            let name = withUnsafePointer(to: &entry.pointee.d_name) { $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) } }
+            if let fd = Int32(name), fd != own { out.append(fd) }
+        }
+        return out.sorted()
+    }
+}
+
+public enum Process {
+    public static var id: Int32 { getpid() }
+    public static var user: UInt32 { geteuid() }
+
+    /// The path of the running executable.
+    public static var executable: String {
+        var buffer = [CChar](repeating: 0, count: 4096)
+        let n = readlink("/proc/self/exe", &buffer, buffer.count - 1)
+        return n > 0 ? String(decoding: buffer[..<n].map { UInt8(bitPattern: $0) }, as: UTF8.self) : "/proc/self/exe"
+    }
+
+    /// Starts this executable again with `arguments` and `heritage`; fork and exec happen in C, with nothing between them.
+    public static func spawnSelf(_ arguments: [String], heritage: Heritage?, environment: [String: String]) throws(SystemError) -> Int32 {
+        var environment = environment
+        var descriptors: [Int32] = []
+        if let heritage {
+            environment[Heritage.variable] = heritage.encoded
+            environment["CODEX_LB_HERITAGE_DATA"] = heritage.dataDirectory
+            environment["CODEX_LB_HERITAGE_RUNTIME"] = heritage.runtimeDirectory
+            descriptors = heritage.descriptors
+        }
+        for name in ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] { environment[name] = nil }
+        let targets = descriptors.indices.map { Heritage.firstDescriptor + Int32($0) }
+        let path = executable
+        var argv = ([path] + arguments).map { strdup($0) } + [nil]
+        var envp = environment.sorted { $0.key < $1.key }.map { strdup("\($0.key)=\($0.value)") } + [nil]
+        defer {
+            for p in argv { free(p) }
+            for p in envp { free(p) }
+        }
+        let pid = codexlb_spawn(path, &argv, &envp, descriptors, targets, descriptors.count)
+        if pid < 0 { throw SystemError(-pid, "starting \(path) \(arguments.joined(separator: " "))") }
+        return pid
+    }
+
+    /// Why a child ended.
+    public enum Exit: Sendable, Equatable, CustomStringConvertible {
+        case code(Int32)
+        case signal(Int32)
+        public var description: String {
+            switch self {
+            case .code(let c): "exit code \(c)"
+            case .signal(let s): "signal \(s) (\(String(cString: strsignal(s))))"
+            }
+        }
+    }
+
+    /// Reaps one own child if it has ended; never waits and never touches others' children.
+    public static func reap(_ pid: Int32) -> Exit? {
+        var status: Int32 = 0
+        guard waitpid(pid, &status, WNOHANG) == pid else { return nil }
+        let signal = status & 0x7F
+        return signal == 0 ? .code((status >> 8) & 0xFF) : .signal(signal)
+    }
+
+    public static func signal(_ pid: Int32, _ number: Int32) { _ = kill(pid, number) }
+
+    public static func name(_ name: String) { codexlb_name_thread(name) }
+    public static func forbidDumps() { codexlb_forbid_dumps() }
+    /// Pins the calling thread to one CPU; for benchmarks.
+    public static func pin(toCPU cpu: Int) { _ = codexlb_pin(Int32(cpu)) }
+    /// Descriptors this process may have open (RLIMIT_NOFILE, raised to its hard limit).
+    public static var descriptorLimit: Int {
+        var limit = rlimit()
+        guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return 1024 }
+        if limit.rlim_cur < limit.rlim_max {
+            limit.rlim_cur = limit.rlim_max
+            setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+        }
+        return Int(clamping: limit.rlim_cur)
+    }
+    public static var processorCount: Int { max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN))) }
+
+    /// Ends the process after `seconds` whatever it does: the worker's own last deadline once its supervisor is gone.
+    public static func setHardDeadline(seconds: Int) { _ = alarm(UInt32(max(1, seconds))) }
+}

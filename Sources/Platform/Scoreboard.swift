@@ -1,0 +1,121 @@
+internal import Synchronization
+public import Vocabulary
+
+/// What all processes count together, in one shared memory of fixed slots. Advisory: whatever stands in it, no record is lost.
+///
+/// Rows of a worker are written by that worker alone and cleared by its successor; cooldowns are written by whoever learns of one.
+public struct Scoreboard: @unchecked Sendable {  // atomics only
+    /// Counters of one worker. `rawValue` is the cell's number; sums over workers are what `/metrics` shows.
+    public enum Counter: Int, CaseIterable, Sendable {
+        case heartbeat, openConnections, acceptedConnections, turnsOpen, turnsFinished, turnsFailed, failovers, retries
+        case requestBytes, responseBytes, inputTokens, outputTokens, recordsJournaled, recordsAcknowledged, journalBytes
+        case admissionRefused, clientsGone, upstreamConnects, upstreamReused, keepaliveComments, snapshotVersion, ready
+        case status2xx, status4xx, status5xx
+        /// Milliseconds of wall time when the store last acknowledged or a fresh snapshot came.
+        case storeSeenMilliseconds
+    }
+    /// Upper bounds of the first-byte histogram, milliseconds; one more cell counts what is above.
+    public static let firstByteBounds = [1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000]
+
+    private static let workerCells = 64  // counters, then the histogram, rounded up
+    private static let histogramStart = 40
+    private static let accountCells = 4 + Limits.workersMax  // owner, cooldown-until, last used, cooldown's reason, in-flight per worker
+    private static let workersOffset = 64
+    private static let accountsOffset = workersOffset + Limits.workersMax * workerCells * 8
+    public static let memoryBytes = accountsOffset + Limits.accountsMax * accountCells * 8
+
+    private let base: UnsafeMutableRawPointer
+
+    public init(_ memory: SharedMemory) {
+        precondition(memory.bytes.count == Self.memoryBytes)
+        precondition(Counter.allCases.count <= Self.histogramStart && Self.histogramStart + Self.firstByteBounds.count + 2 <= Self.workerCells)
+        base = memory.bytes.baseAddress!
+    }
+
+    private typealias Cell = UnsafeMutablePointer<Atomic<UInt64>>
+    private func workerCell(_ slot: Int, _ index: Int) -> Cell {
+        (base + Self.workersOffset + (slot * Self.workerCells + index) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
+    }
+    private func accountCell(_ slot: Int, _ index: Int) -> Cell {
+        (base + Self.accountsOffset + (slot * Self.accountCells + index) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
+    }
+
+    // Workers
+
+    public func add(_ counter: Counter, worker slot: Int, _ amount: Int = 1) {
+        workerCell(slot, counter.rawValue).pointee.wrappingAdd(UInt64(bitPattern: Int64(amount)), ordering: .relaxed)
+    }
+    public func set(_ counter: Counter, worker slot: Int, _ value: Int) {
+        workerCell(slot, counter.rawValue).pointee.store(UInt64(bitPattern: Int64(value)), ordering: .relaxed)
+    }
+    public func value(_ counter: Counter, worker slot: Int) -> Int {
+        Int(Int64(bitPattern: workerCell(slot, counter.rawValue).pointee.load(ordering: .relaxed)))
+    }
+    public func sum(_ counter: Counter) -> Int {
+        (0..<Limits.workersMax).reduce(0) { $0 + value(counter, worker: $1) }
+    }
+
+    /// Counts a time to first byte; the sum of all is kept in the cell after the buckets.
+    public func observeFirstByte(milliseconds: Int, worker slot: Int) {
+        let bucket = Self.firstByteBounds.firstIndex { milliseconds <= $0 } ?? Self.firstByteBounds.count
+        workerCell(slot, Self.histogramStart + bucket).pointee.wrappingAdd(1, ordering: .relaxed)
+        workerCell(slot, Self.histogramStart + Self.firstByteBounds.count + 1).pointee.wrappingAdd(UInt64(max(0, milliseconds)), ordering: .relaxed)
+    }
+    /// Counts per bucket (not cumulative) over all workers, the last one unbounded, and the sum in milliseconds.
+    public var firstByteHistogram: (counts: [Int], sumMilliseconds: Int) {
+        func total(_ index: Int) -> Int {
+            (0..<Limits.workersMax).reduce(0) { $0 + Int(workerCell($1, Self.histogramStart + index).pointee.load(ordering: .relaxed)) }
+        }
+        return ((0...Self.firstByteBounds.count).map(total), total(Self.firstByteBounds.count + 1))
+    }
+
+    /// A new worker of a slot: what was open in its predecessor is closed now. Totals stay, so that counters never fall.
+    public func workerStarted(_ slot: Int) {
+        for counter in [Counter.openConnections, .turnsOpen, .ready] { set(counter, worker: slot, 0) }
+        for account in 0..<Limits.accountsMax { accountCell(account, 4 + slot).pointee.store(0, ordering: .relaxed) }
+    }
+
+    // Accounts
+
+    /// Gives a slot to `account`; a slot that had another owner forgets its cooldown.
+    public func claim(account slot: Int, owner id: Int64) {
+        let cell = accountCell(slot, 0)
+        let now = UInt64(bitPattern: id)
+        let before = cell.pointee.exchange(now, ordering: .acquiringAndReleasing)
+        if before != now {
+            accountCell(slot, 1).pointee.store(0, ordering: .relaxed)
+            accountCell(slot, 2).pointee.store(0, ordering: .relaxed)
+        }
+    }
+    /// Worker slots in use, so that sums need not visit all; the supervisor sets it before it starts one.
+    public var workerSlots: Int {
+        get { Int(base.assumingMemoryBound(to: Atomic<UInt64>.self).pointee.load(ordering: .relaxed)) }
+        nonmutating set { base.assumingMemoryBound(to: Atomic<UInt64>.self).pointee.store(UInt64(newValue), ordering: .relaxed) }
+    }
+
+    /// Turns that all workers have open on the account.
+    public func inFlight(account slot: Int) -> Int {
+        (0..<min(workerSlots, Limits.workersMax)).reduce(0) { $0 + Int(accountCell(slot, 4 + $1).pointee.load(ordering: .relaxed)) }
+    }
+    public func turnStarted(account slot: Int, worker: Int, now: Instant) {
+        accountCell(slot, 4 + worker).pointee.wrappingAdd(1, ordering: .relaxed)
+        accountCell(slot, 2).pointee.store(now.nanoseconds, ordering: .relaxed)
+    }
+    public func turnEnded(account slot: Int, worker: Int) {
+        accountCell(slot, 4 + worker).pointee.wrappingSubtract(1, ordering: .relaxed)
+    }
+    public func lastUsed(account slot: Int) -> Instant { Instant(nanoseconds: accountCell(slot, 2).pointee.load(ordering: .relaxed)) }
+    /// The account is skipped until then; a shorter cooldown never replaces a longer one. `isLimit`: it has no quota left, so it
+    /// is not to be tried even when no other is there.
+    public func coolDown(account slot: Int, until: WallTime, isLimit: Bool) {
+        let value = UInt64(max(0, until.milliseconds))
+        let (before, _) = accountCell(slot, 1).pointee.max(value, ordering: .relaxed)
+        if before < value { accountCell(slot, 3).pointee.store(isLimit ? 1 : 0, ordering: .relaxed) }
+    }
+    public func isLimited(account slot: Int) -> Bool { accountCell(slot, 3).pointee.load(ordering: .relaxed) == 1 }
+    public func cooldownUntil(account slot: Int) -> WallTime {
+        WallTime(milliseconds: Int64(clamping: accountCell(slot, 1).pointee.load(ordering: .relaxed)))
+    }
+    /// The operator resumed it, or it has new credentials.
+    public func endCooldown(account slot: Int) { accountCell(slot, 1).pointee.store(0, ordering: .relaxed) }
+}

@@ -1,0 +1,206 @@
+internal import CPlatform
+
+#if canImport(Glibc)
+    internal import Glibc
+#endif
+
+/// Where a listener is bound: `127.0.0.1:2455`, `[::1]:2455`, `:2455` (all addresses) or `unix:/path`.
+public enum ListenAddress: Sendable, Equatable, CustomStringConvertible {
+    case tcp(host: String, port: UInt16)
+    case unix(path: String)
+
+    /// Nil with a reason when the text is no such address.
+    public static func parse(_ text: String) -> Result<ListenAddress, ListenAddressError> {
+        if text.hasPrefix("unix:") || text.hasPrefix("/") {
+            let path = text.hasPrefix("unix:") ? String(text.dropFirst(5)) : text
+            guard path.hasPrefix("/"), path.utf8.count <= 107 else {
+                return .failure(.init("listen address \"\(text)\": a Unix socket needs an absolute path of at most 107 bytes"))
+            }
+            return .success(.unix(path: path))
+        }
+        guard let colon = text.lastIndex(of: ":"), let port = UInt16(text[text.index(after: colon)...]) else {
+            return .failure(.init("listen address \"\(text)\": expected ADDRESS:PORT with a port from 0 to 65535, for example 127.0.0.1:2455"))
+        }
+        var host = String(text[..<colon])
+        if host.hasPrefix("["), host.hasSuffix("]") { host = String(host.dropFirst().dropLast()) }
+        if host == "localhost" { host = "127.0.0.1" }
+        if host.isEmpty || host == "*" { host = "0.0.0.0" }
+        var v4 = in_addr()
+        var v6 = in6_addr()
+        guard inet_pton(AF_INET, host, &v4) == 1 || inet_pton(AF_INET6, host, &v6) == 1 else {
+            return .failure(.init("listen address \"\(text)\": \"\(host)\" is no numeric address; give one of this machine's, or 0.0.0.0"))
+        }
+        return .success(.tcp(host: host, port: port))
+    }
+
+    public var description: String {
+        switch self {
+        case .tcp(let host, let port): host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)"
+        case .unix(let path): "unix:\(path)"
+        }
+    }
+}
+
+public struct ListenAddressError: Error, Sendable, CustomStringConvertible {
+    public var description: String
+    init(_ text: String) { description = text }
+}
+
+public enum Sockets {
+    /// Binds and listens (backlog 4096). No SO_REUSEPORT: one accept queue is shared by all workers of all generations.
+    public static func listen(_ address: ListenAddress, mode: UInt32 = 0o666) throws(SystemError) -> Int32 {
+        switch address {
+        case .tcp(let host, let port):
+            let v6 = host.contains(":")
+            let fd = socket(v6 ? AF_INET6 : AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
+            guard fd >= 0 else { throw SystemError(errno, "socket for \(address)") }
+            var one: Int32 = 1
+            setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, 4)
+            var bound: Int32
+            if v6 {
+                setsockopt(fd, Int32(IPPROTO_IPV6), IPV6_V6ONLY, &one, 4)
+                var a = sockaddr_in6()
+                a.sin6_family = sa_family_t(AF_INET6)
+                a.sin6_port = port.bigEndian
+                inet_pton(AF_INET6, host, &a.sin6_addr)
+                bound = withUnsafePointer(to: &a) { p in
+                    p.withMemoryRebound(to: sockaddr.self, capacity: 1) { bind(fd, $0, socklen_t(MemoryLayout<sockaddr_in6>.size)) }
+                }
+            } else {
+                var a = sockaddr_in()
+                a.sin_family = sa_family_t(AF_INET)
+                a.sin_port = port.bigEndian
+                inet_pton(AF_INET, host, &a.sin_addr)
+                bound = withUnsafePointer(to: &a) { p in
+                    p.withMemoryRebound(to: sockaddr.self, capacity: 1) { bind(fd, $0, socklen_t(MemoryLayout<sockaddr_in>.size)) }
+                }
+            }
+            if bound == 0 { bound = Glibc.listen(fd, 4096) }
+            if bound != 0 {
+                let code = errno
+                close(fd)
+                throw SystemError(code, "listening on \(address)")
+            }
+            return fd
+        case .unix(let path):
+            return try listenUnix(path, mode: mode)
+        }
+    }
+
+    private static func withAddress<R>(_ path: String, _ body: (UnsafePointer<sockaddr>, socklen_t) -> R) throws(SystemError) -> R {
+        var a = sockaddr_un()
+        a.sun_family = sa_family_t(AF_UNIX)
+        let bytes = Array(path.utf8)
+        guard bytes.count < MemoryLayout.size(ofValue: a.sun_path) else {
+            throw SystemError(ENAMETOOLONG, "Unix socket \(path) (at most 107 bytes; set CODEX_LB_RUNTIME_DIR to a shorter directory)")
+        }
+        withUnsafeMutableBytes(of: &a.sun_path) { $0.copyBytes(from: bytes) }
+        return withUnsafePointer(to: &a) { p in
+            p.withMemoryRebound(to: sockaddr.self, capacity: 1) { body($0, socklen_t(MemoryLayout<sockaddr_un>.size)) }
+        }
+    }
+
+    private static func listenUnix(_ path: String, mode: UInt32) throws(SystemError) -> Int32 {
+        // A socket file of a dead process is replaced, a live one never.
+        if let live = try? connectUnix(path) {  // no one answers: that is the usual, good case
+            close(live)
+            throw SystemError(EADDRINUSE, "listening on \(path)")
+        }
+        unlink(path)
+        let fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
+        guard fd >= 0 else { throw SystemError(errno, "socket for \(path)") }
+        let before = umask(0o777 & ~mode)
+        defer { umask(before) }
+        let code = try withAddress(path) { bind(fd, $0, $1) != 0 || Glibc.listen(fd, 4096) != 0 ? errno : 0 }
+        if code != 0 {
+            close(fd)
+            throw SystemError(code, "listening on \(path)")
+        }
+        return fd
+    }
+
+    /// A blocking connection to a Unix-domain socket: for the command line.
+    public static func connectUnix(_ path: String) throws(SystemError) -> Int32 {
+        let fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        guard fd >= 0 else { throw SystemError(errno, "socket for \(path)") }
+        let code = try withAddress(path) { connect(fd, $0, $1) == 0 ? 0 : errno }
+        if code != 0 {
+            close(fd)
+            throw SystemError(code, "connecting to \(path)")
+        }
+        return fd
+    }
+
+    /// The address a socket is bound to, as a client would write it.
+    public static func name(of fd: Int32) -> String {
+        var raw = sockaddr_storage()
+        var size = socklen_t(MemoryLayout<sockaddr_storage>.size)
+        let ok = withUnsafeMutablePointer(to: &raw) { p in p.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(fd, $0, &size) } }
+        guard ok == 0 else { return "?" }
+        var text = [CChar](repeating: 0, count: 128)
+        switch Int32(raw.ss_family) {
+        case AF_INET:
+            return withUnsafePointer(to: &raw) { p in
+                p.withMemoryRebound(to: sockaddr_in.self, capacity: 1) { a in
+                    var address = a.pointee.sin_addr
+                    inet_ntop(AF_INET, &address, &text, 128)
+                    return String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self) + ":\(UInt16(bigEndian: a.pointee.sin_port))"
+                }
+            }
+        case AF_INET6:
+            return withUnsafePointer(to: &raw) { p in
+                p.withMemoryRebound(to: sockaddr_in6.self, capacity: 1) { a in
+                    var address = a.pointee.sin6_addr
+                    inet_ntop(AF_INET6, &address, &text, 128)
+                    return "[\(String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self))]:\(UInt16(bigEndian: a.pointee.sin6_port))"
+                }
+            }
+        default:
+            return withUnsafePointer(to: &raw) { p in
+                p.withMemoryRebound(to: sockaddr_un.self, capacity: 1) { a in
+                    withUnsafeBytes(of: a.pointee.sun_path) { "unix:" + String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
+                }
+            }
+        }
+    }
+
+    /// True for a Unix-domain socket.
+    public static func isUnix(_ fd: Int32) -> Bool { name(of: fd).hasPrefix("unix:") }
+}
+
+/// What systemd gave and wants to hear (sd_listen_fds(3), sd_notify(3)); nothing of it links libsystemd.
+public enum ServiceManager {
+    /// Sockets passed by systemd, with their names, taken out of the environment. Checks LISTEN_PID.
+    public static func listenSockets(_ environment: [String: String]) -> [(name: String, descriptor: Int32)] {
+        guard let pid = environment["LISTEN_PID"], Int32(pid) == getpid(), let count = environment["LISTEN_FDS"].flatMap({ Int32($0) }), count > 0 else {
+            return []
+        }
+        let names = (environment["LISTEN_FDNAMES"] ?? "").split(separator: ":", omittingEmptySubsequences: false).map(String.init)
+        return (0..<count).map { i in
+            let fd = 3 + i
+            Descriptor.setCloseOnExec(fd)
+            Descriptor.setNonBlocking(fd)
+            return (Int(i) < names.count ? names[Int(i)] : "unknown", fd)
+        }
+    }
+
+    /// Sends one datagram to `$NOTIFY_SOCKET`; nothing without one.
+    public static func notify(_ lines: String) {
+        guard let target = getenv("NOTIFY_SOCKET").map({ String(cString: $0) }), !target.isEmpty else { return }
+        let fd = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        guard fd >= 0 else { return }
+        defer { close(fd) }
+        var a = sockaddr_un()
+        a.sun_family = sa_family_t(AF_UNIX)
+        var path = Array(target.utf8)
+        guard path.count < MemoryLayout.size(ofValue: a.sun_path) else { return }
+        if path[0] == UInt8(ascii: "@") { path[0] = 0 }
+        withUnsafeMutableBytes(of: &a.sun_path) { $0.copyBytes(from: path) }
+        let size = socklen_t(MemoryLayout<sa_family_t>.size + path.count)
+        _ = withUnsafePointer(to: &a) { p in
+            p.withMemoryRebound(to: sockaddr.self, capacity: 1) { address in
+                Array(lines.utf8).withUnsafeBytes { sendto(fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL), address, size) }
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+internal import Vocabulary
+
+/// What is wrong with a setting: its name, the value given, and what would be right.
+public struct SettingsError: Error, Sendable, Equatable, CustomStringConvertible {
+    public var name: String
+    public var problem: String
+    public init(_ name: String, _ problem: String) { (self.name, self.problem) = (name, problem) }
+    public var description: String { "\(name): \(problem)" }
+}
+
+/// The configuration of one instance, read once at start. Flags win over the environment; docs/settings.md lists every name.
+public struct Settings: Sendable, Equatable {
+    public enum LogFormat: String, Sendable, CaseIterable { case logfmt, json }
+
+    /// Absolute. `CODEX_LB_DATA_DIR`, else `$STATE_DIRECTORY`, else `~/.codex-lb`.
+    public var dataDirectory: String
+    /// Sockets of the running instance. `CODEX_LB_RUNTIME_DIR`, else `$RUNTIME_DIRECTORY`, else `<data>/run`.
+    public var runtimeDirectory: String
+    /// The SQLite file.
+    public var databasePath: String
+    public var keyFile: String
+    public var listen: [String]
+    public var workers: Int
+    public var logFormat: LogFormat
+    public var logLevel: String
+    /// Log lines carry `<N>` priorities: stderr is the journal's.
+    public var logsToJournal: Bool
+    public var times: TimeLimits
+    /// `host:port` of an HTTP proxy for https upstreams, with `user:password` in front if it wants them.
+    public var httpsProxy: String?
+    /// Host names and suffixes that are reached directly.
+    public var noProxy: [String]
+    /// A CA file instead of the system's.
+    public var certificateFile: String?
+    /// For benchmarks: worker N runs on CPU N + this.
+    public var pinFirstCPU: Int?
+
+    /// Durations that an operator may change, in milliseconds. Defaults: `Limits`.
+    public struct TimeLimits: Sendable, Equatable {
+        public var head = Limits.headMilliseconds
+        public var bodyProgress = Limits.bodyProgressMilliseconds
+        public var idle = Limits.idleMilliseconds
+        public var writeStalled = Limits.writeStalledMilliseconds
+        public var keepaliveComment = Limits.keepaliveCommentMilliseconds
+        public var connect = Limits.connectMilliseconds
+        public var firstByte = Limits.firstByteMilliseconds
+        public var upstreamIdle = Limits.upstreamIdleMilliseconds
+        public var drain = Limits.drainMilliseconds
+        public var holdBack = Limits.holdBackMilliseconds
+        public init() {}
+    }
+
+    /// Environment names of the time limits, in seconds (fractions allowed).
+    static let timeNames: [(String, any WritableKeyPath<TimeLimits, Int> & Sendable)] = [
+        ("CODEX_LB_HEAD_TIMEOUT_SECONDS", \.head),
+        ("CODEX_LB_BODY_PROGRESS_TIMEOUT_SECONDS", \.bodyProgress),
+        ("CODEX_LB_IDLE_TIMEOUT_SECONDS", \.idle),
+        ("CODEX_LB_WRITE_STALLED_TIMEOUT_SECONDS", \.writeStalled),
+        ("CODEX_LB_SSE_KEEPALIVE_INTERVAL_SECONDS", \.keepaliveComment),
+        ("CODEX_LB_UPSTREAM_CONNECT_TIMEOUT_SECONDS", \.connect),
+        ("CODEX_LB_UPSTREAM_FIRST_BYTE_TIMEOUT_SECONDS", \.firstByte),
+        ("CODEX_LB_STREAM_IDLE_TIMEOUT_SECONDS", \.upstreamIdle),
+        ("CODEX_LB_SHUTDOWN_DRAIN_TIMEOUT_SECONDS", \.drain),
+        ("CODEX_LB_FAILOVER_HOLD_BACK_SECONDS", \.holdBack),
+    ]
+
+    /// Flags of `serve`; nil and empty where not given.
+    public struct Flags: Sendable {
+        public var listen: [String] = []
+        public var workers: Int?
+        public var dataDirectory: String?
+        public init() {}
+    }
+
+    public init(environment: [String: String], flags: Flags = Flags(), processors: Int) throws(SettingsError) {
+        func value(_ name: String) -> String? { environment[name].flatMap { $0.isEmpty ? nil : $0 } }
+        let home = value("HOME") ?? "/"
+        func absolute(_ path: String, _ name: String) throws(SettingsError) -> String {
+            let expanded = path == "~" ? home : path.hasPrefix("~/") ? home + path.dropFirst(1) : path
+            if expanded.hasPrefix("/") { return Self.trimmed(expanded) }
+            guard let here = value("PWD"), here.hasPrefix("/") else { throw SettingsError(name, "\"\(path)\" must be an absolute path") }
+            return Self.trimmed(here + "/" + expanded)
+        }
+        dataDirectory = try absolute(
+            flags.dataDirectory ?? value("CODEX_LB_DATA_DIR") ?? value("STATE_DIRECTORY") ?? "~/.codex-lb", "CODEX_LB_DATA_DIR")
+        runtimeDirectory = try absolute(
+            value("CODEX_LB_RUNTIME_DIR") ?? (flags.dataDirectory == nil ? value("RUNTIME_DIRECTORY") : nil) ?? dataDirectory + "/run",
+            "CODEX_LB_RUNTIME_DIR")
+        if let url = value("CODEX_LB_DATABASE_URL") {
+            guard let path = Self.sqlitePath(url) else {
+                throw SettingsError("CODEX_LB_DATABASE_URL", "expected sqlite:///PATH, for example sqlite:///~/.codex-lb/store.db")
+            }
+            databasePath = try absolute(path, "CODEX_LB_DATABASE_URL")
+        } else {
+            databasePath = dataDirectory + "/store.db"
+        }
+        keyFile = try absolute(value("CODEX_LB_ENCRYPTION_KEY_FILE") ?? dataDirectory + "/encryption.key", "CODEX_LB_ENCRYPTION_KEY_FILE")
+
+        if !flags.listen.isEmpty {
+            listen = flags.listen
+        } else if let list = value("CODEX_LB_LISTEN") {
+            listen = list.split(whereSeparator: { $0 == "," || $0 == " " }).map(String.init)
+        } else {
+            let port = value("PORT") ?? "2455"
+            guard UInt16(port) != nil else { throw SettingsError("PORT", "\"\(port)\" is no port from 0 to 65535") }
+            listen = ["127.0.0.1:\(port)"]
+        }
+        if let count = flags.workers {
+            workers = count
+        } else if let text = value("CODEX_LB_WORKERS") {
+            guard let count = Int(text) else { throw SettingsError("CODEX_LB_WORKERS", "\"\(text)\" is no number") }
+            workers = count
+        } else {
+            workers = min(processors, Limits.workersMax)
+        }
+        guard (1...Limits.workersMax).contains(workers) else {
+            throw SettingsError("CODEX_LB_WORKERS", "\(workers) workers; give 1 to \(Limits.workersMax)")
+        }
+        let format = value("CODEX_LB_LOG_FORMAT") ?? "logfmt"
+        guard let known = LogFormat(rawValue: format == "text" ? "logfmt" : format) else {
+            throw SettingsError("CODEX_LB_LOG_FORMAT", "\"\(format)\"; give logfmt or json")
+        }
+        logFormat = known
+        logLevel = value("CODEX_LB_LOG_LEVEL") ?? "info"
+        guard ["trace", "debug", "info", "notice", "warning", "error", "critical"].contains(logLevel) else {
+            throw SettingsError("CODEX_LB_LOG_LEVEL", "\"\(logLevel)\"; give trace, debug, info, notice, warning, error or critical")
+        }
+        logsToJournal = value("JOURNAL_STREAM") != nil
+        times = TimeLimits()
+        for (name, path) in Self.timeNames {
+            guard let text = value(name) else { continue }
+            guard let seconds = Double(text), seconds > 0, seconds <= 86_400 else {
+                throw SettingsError(name, "\"\(text)\"; give seconds above 0 and up to 86400")
+            }
+            times[keyPath: path] = Int(seconds * 1000)
+        }
+        httpsProxy = value("HTTPS_PROXY") ?? value("https_proxy")
+        noProxy = (value("NO_PROXY") ?? value("no_proxy") ?? "").split(separator: ",").map {
+            $0.drop { $0 == " " }.lowercased()
+        }
+        certificateFile = value("SSL_CERT_FILE")
+        pinFirstCPU = value("CODEX_LB_PIN_FIRST_CPU").flatMap { Int($0) }
+    }
+
+    /// The path of `sqlite:///PATH` or `sqlite+aiosqlite:///PATH`; what follows the third slash is absolute but for `~` and `.`.
+    static func sqlitePath(_ url: String) -> String? {
+        for scheme in ["sqlite:///", "sqlite+aiosqlite:///"] where url.hasPrefix(scheme) {
+            let rest = String(url.dropFirst(scheme.count))
+            guard !rest.isEmpty else { return nil }
+            return rest.hasPrefix("~") || rest.hasPrefix("./") || rest.hasPrefix("../") || rest.hasPrefix("/") ? rest : "/" + rest
+        }
+        return nil
+    }
+
+    private static func trimmed(_ path: String) -> String {
+        var parts: [Substring] = []
+        for part in path.split(separator: "/") {
+            if part == ".." { _ = parts.popLast() } else if part != "." { parts.append(part) }
+        }
+        return "/" + parts.joined(separator: "/")
+    }
+
+    public var writerSocket: String { runtimeDirectory + "/writer.sock" }
+    public var controlSocket: String { runtimeDirectory + "/control.sock" }
+}

@@ -1,0 +1,276 @@
+import ControlWire
+import Fleet
+import Logging
+import Loop
+import Platform
+import Settings
+import Vocabulary
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+/// Performs the fleet's actions: owns the listeners, the shared memory and the children. Parses no client byte and opens no database.
+final class Supervisor {
+    private let loop: EventLoop
+    private let settings: Settings
+    private let log: Logger
+    private var fleet: Fleet
+    private let started: Instant
+    private let listeners: [Int32]
+    private let scoreboardMemory: SharedMemory
+    private let scoreboard: Scoreboard
+    private var journals: [SharedMemory] = []
+    private var links: [ChildSlot: ChildLink] = [:]
+    private let generation: UInt64 = 1
+    private var exitCode: Int32?
+    private var upgrade: Int32?
+    private var timer: LoopTimer!
+    private var door: ControlDoor!
+    private var environment: [String: String]
+    private var readyFacts: Ready?
+    private var stopSignals = 0
+
+    static let tickMilliseconds = 50
+
+    init(_ loop: EventLoop, _ settings: Settings, listeners: [Int32], environment: [String: String], log: Logger) throws(SystemError) {
+        (self.loop, self.settings, self.listeners, self.log) = (loop, settings, listeners, log)
+        started = loop.now
+        fleet = Fleet(workers: settings.workers, now: started, drainMilliseconds: settings.times.drain)
+        scoreboardMemory = try SharedMemory.create("codex-lb:scoreboard", count: Scoreboard.memoryBytes)
+        scoreboard = Scoreboard(scoreboardMemory)
+        scoreboard.workerSlots = settings.workers
+        self.environment = environment
+        // Children find the same places, whatever flags and relative paths said.
+        self.environment["CODEX_LB_DATA_DIR"] = settings.dataDirectory
+        self.environment["CODEX_LB_RUNTIME_DIR"] = settings.runtimeDirectory
+        self.environment["CODEX_LB_WORKERS"] = String(settings.workers)
+        for _ in 0..<settings.workers { journals.append(try SharedMemory.create("codex-lb:journal", count: Journal.memoryBytes())) }
+        door = try ControlDoor(loop, path: settings.controlSocket, log: log, supervisor: self)
+        for number in [SIGTERM, SIGINT] { _ = LoopSignal(loop, number) { [unowned self] in stopRequested(number) } }
+        _ = LoopSignal(loop, SIGCHLD) { [unowned self] in reap() }
+        _ = LoopSignal(loop, SIGHUP) { [unowned self] in
+            self.log.notice("SIGHUP: this version has no reload; accounts, keys and settings take effect without one")
+        }
+        timer = LoopTimer(loop) { [unowned self] in tick() }
+    }
+
+    /// Upgrades the database in a child, then starts the fleet.
+    func start() {
+        do throws(SystemError) {
+            upgrade = try Process.spawnSelf(["db", "upgrade"], heritage: nil, environment: environment)
+        } catch {
+            log.critical("cannot start", metadata: ["error": "\(error)"])
+            return end(1)
+        }
+        timer.start(milliseconds: Self.tickMilliseconds, repeating: Self.tickMilliseconds)
+    }
+
+    var result: Int32 { exitCode ?? 0 }
+
+    private func end(_ code: Int32) {
+        guard exitCode == nil else { return }
+        exitCode = code
+        ServiceManager.notify("STOPPING=1")
+        door.close()
+        loop.stop()
+    }
+
+    private func tick() {
+        let now = loop.now
+        guard upgrade == nil else { return }
+        perform(fleet.ticked(now))
+        for child in fleet.children where child.slot.role == .worker {
+            perform(fleet.heartbeatSeen(child.slot, count: scoreboard.value(.heartbeat, worker: child.slot.number), now: now))
+        }
+    }
+
+    private func perform(_ actions: [Fleet.Action]) {
+        for action in actions {
+            switch action {
+            case .spawn(let slot): spawn(slot)
+            case .drain(let slot, let milliseconds):
+                var drain = Drain()
+                drain.milliseconds = UInt32(milliseconds)
+                links[slot]?.send { $0.drain = drain }
+            case .abort(let pid):
+                log.error("child hangs: aborting it", metadata: ["pid": "\(pid)"])
+                Process.signal(pid, SIGABRT)
+            case .kill(let pid):
+                log.error("child is overdue: killing it", metadata: ["pid": "\(pid)"])
+                Process.signal(pid, SIGKILL)
+            case .announceReady: announce()
+            case .exit(let code): end(code)
+            }
+        }
+    }
+
+    private func spawn(_ slot: ChildSlot) {
+        do throws(SystemError) {
+            let (ours, theirs) = try Descriptor.socketPair()
+            defer { Descriptor.close(theirs) }
+            let isWorker = slot.role == .worker
+            let heritage = Heritage(
+                control: theirs, listeners: isWorker ? listeners : [], scoreboard: scoreboardMemory.descriptor,
+                journal: isWorker ? journals[slot.number].descriptor : -1, slot: slot.number, generation: generation,
+                dataDirectory: settings.dataDirectory, runtimeDirectory: settings.runtimeDirectory)
+            let pid: Int32
+            do throws(SystemError) {
+                pid = try Process.spawnSelf(["role", slot.role.rawValue], heritage: heritage, environment: environment)
+            } catch {
+                Descriptor.close(ours)
+                throw error
+            }
+            links[slot]?.close()
+            links[slot] = ChildLink(loop, ours, slot, self)
+            log.debug("child started", metadata: ["child": "\(slot)", "pid": "\(pid)"])
+            perform(fleet.spawned(slot, pid: pid, now: loop.now))
+        } catch {
+            log.error("child cannot be started", metadata: ["child": "\(slot)", "error": "\(error)"])
+            perform(fleet.spawnFailed(slot, now: loop.now))
+        }
+    }
+
+    private func reap() {
+        if let pid = upgrade, let exit = Process.reap(pid) {
+            upgrade = nil
+            guard exit == .code(0) else {
+                log.critical("the database could not be made ready; the lines above say why", metadata: ["exit": "\(exit)"])
+                return end(1)
+            }
+            if stopSignals > 0 { return end(0) }
+            tick()
+        }
+        for child in fleet.children {
+            guard let pid = child.state.pid, let exit = Process.reap(pid) else { continue }
+            let hasRecords = child.slot.role == .worker && !Journal(journals[child.slot.number]).isEmpty
+            let isOrderly = exit == .code(0) && child.state.name == "draining"
+            if !isOrderly {
+                log.error(
+                    "child ended", metadata: ["child": "\(child.slot)", "pid": "\(pid)", "cause": "\(exit)", "unacknowledged_records": "\(hasRecords)"])
+            }
+            links[child.slot]?.close()
+            links[child.slot] = nil
+            if child.slot.role == .writer { door.writerGone() }
+            if child.slot.role == .worker { scoreboard.workerStarted(child.slot.number) }
+            perform(fleet.exited(pid: pid, hasRecords: hasRecords, now: loop.now))
+        }
+    }
+
+    private func stopRequested(_ number: Int32) {
+        stopSignals += 1
+        if stopSignals > 1 {
+            log.warning("second signal: ending at once")
+            if let upgrade { Process.signal(upgrade, SIGKILL) }
+            return perform(fleet.stopNow())
+        }
+        log.notice("stopping: open turns are finished first", metadata: ["signal": "\(number == SIGINT ? "SIGINT" : "SIGTERM")"])
+        ServiceManager.notify("STOPPING=1")
+        if upgrade != nil { return }  // a migration is never cut; the end comes after it
+        perform(fleet.stop(loop.now))
+    }
+
+    private func announce() {
+        let names = listeners.map { Sockets.name(of: $0) }
+        log.notice("ready", metadata: [
+            "workers": "\(settings.workers)", "listen": "\(names.joined(separator: " "))", "accounts": "\(readyFacts?.accounts ?? 0)",
+            "milliseconds": "\(loop.now.milliseconds(since: started))",
+        ])
+        if readyFacts?.accounts == 0 {
+            log.notice("no account yet; add one with: codex-lb accounts add NAME --base-url https://api.openai.com/v1 --key-file FILE")
+        }
+        ServiceManager.notify("READY=1\nSTATUS=serving on \(names.joined(separator: ", "))")
+    }
+
+    // MARK: What children say
+
+    func received(_ frame: Frame, from slot: ChildSlot) {
+        switch frame.body {
+        case .ready(let ready):
+            if slot.role == .writer {
+                readyFacts = ready
+                log.info("database ready", metadata: ["database": "\(ready.database)", "revision": "\(ready.revision)", "accounts": "\(ready.accounts)"])
+            }
+            perform(fleet.ready(slot, now: loop.now))
+        case .refused(let refused):
+            log.critical("\(refused.reason)", metadata: ["child": "\(slot)"])
+            perform(fleet.refused(slot, now: loop.now))
+        case .storeReply(let reply):
+            door.answered(frame.correlation, reply)
+        default: break
+        }
+    }
+
+    /// Passes a command to the writer; false when there is none.
+    func toWriter(_ correlation: UInt64, _ command: StoreCommand) -> Bool {
+        guard let link = links[ChildSlot(.writer)] else { return false }
+        link.send {
+            $0.correlation = correlation
+            $0.storeCommand = command
+        }
+        return true
+    }
+
+    func status() -> StatusReply {
+        var reply = StatusReply()
+        let now = loop.now
+        reply.supervisorPid = Int64(Process.id)
+        reply.version = Version.text
+        reply.generation = generation
+        reply.state = fleet.phase.rawValue
+        reply.ageMs = UInt64(now.milliseconds(since: started))
+        reply.listeners = listeners.map { Sockets.name(of: $0) }
+        reply.dataDirectory = settings.dataDirectory
+        reply.children = fleet.children.map { child in
+            var status = ChildStatus()
+            status.pid = Int64(child.state.pid ?? 0)
+            status.role = child.slot.role.rawValue
+            status.slot = UInt32(child.slot.number)
+            status.generation = generation
+            status.state = child.state.name
+            status.ageMs = UInt64(now.milliseconds(since: child.since))
+            status.restarts = UInt32(child.restarts)
+            if child.slot.role == .worker { status.connections = UInt32(max(0, scoreboard.value(.openConnections, worker: child.slot.number))) }
+            return status
+        }
+        return reply
+    }
+}
+
+/// The supervisor's end of a child's control socket.
+final class ChildLink: ByteStreamDelegate {
+    private let stream: ByteStream
+    private let slot: ChildSlot
+    private unowned let supervisor: Supervisor
+    private var reader = FrameReader()
+
+    init(_ loop: EventLoop, _ descriptor: Int32, _ slot: ChildSlot, _ supervisor: Supervisor) {
+        (self.slot, self.supervisor) = (slot, supervisor)
+        stream = ByteStream(loop, .unix)
+        do throws(LoopError) { try stream.open(descriptor) } catch { preconditionFailure("control socket: \(error)") }
+        stream.delegate = self
+        stream.startReading()
+    }
+
+    func send(_ fill: (inout Frame) -> Void) {
+        var frame = Frame()
+        fill(&frame)
+        var bytes: [UInt8] = []
+        FrameCodec.encode(frame, into: &bytes)
+        stream.write(bytes)
+    }
+
+    func close() { stream.close() }
+
+    func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
+        do throws(FrameError) {
+            try reader.feed(bytes.bytes) { frame throws(FrameError) in supervisor.received(frame, from: slot) }
+        } catch {
+            stream.close()  // it talks nonsense: it will see our end and go
+        }
+    }
+    // The exit itself is told by SIGCHLD.
+    func streamEnded(_ stream: ByteStream) {}
+    func streamFailed(_ stream: ByteStream, _ error: LoopError) {}
+    func streamDrained(_ stream: ByteStream) {}
+}

@@ -1,0 +1,73 @@
+public import Logging
+import Loop
+import Platform
+public import Settings
+import Vocabulary
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+public enum SupervisorRole {
+    /// Runs `codex-lb serve` until it is told to stop. Returns the exit code.
+    public static func run(settings: Settings, environment: [String: String], log: Logger) -> Int32 {
+        Process.name("codex-lb")
+        signal(SIGPIPE, SIG_IGN)
+        log.notice(
+            "codex-lb \(Version.text)",
+            metadata: ["data_directory": "\(settings.dataDirectory)", "database": "\(settings.databasePath)", "workers": "\(settings.workers)"])
+        do throws(SystemError) {
+            try Directory.make(settings.dataDirectory)
+            try Directory.make(settings.runtimeDirectory)
+            let loop = EventLoop()
+            let supervisor = try Supervisor(
+                loop, settings, listeners: try listeners(settings, environment, log), environment: environment, log: log)
+            supervisor.start()
+            loop.run()
+            return supervisor.result
+        } catch {
+            log.critical("cannot start: \(explained(error, settings))")
+            return 1
+        }
+    }
+
+    /// Sockets from systemd if it gave any, else bound here.
+    private static func listeners(_ settings: Settings, _ environment: [String: String], _ log: Logger) throws(SystemError) -> [Int32] {
+        let given = ServiceManager.listenSockets(environment)
+        var out = given.map(\.descriptor)
+        if out.isEmpty {
+            for text in settings.listen {
+                switch ListenAddress.parse(text) {
+                case .success(let address): out.append(try Sockets.listen(address))
+                case .failure(let error): throw SystemError(EINVAL, error.description)
+                }
+            }
+        }
+        for descriptor in out {
+            log.notice("listening", metadata: ["address": "\(Sockets.name(of: descriptor))", "from": "\(given.isEmpty ? "bind" : "systemd")"])
+        }
+        return out
+    }
+
+    private static func explained(_ error: SystemError, _ settings: Settings) -> String {
+        switch error.code {
+        case EADDRINUSE where error.what.contains(settings.controlSocket):
+            "\(error). Another codex-lb serves this data directory; see it with: codex-lb ctl status"
+        case EADDRINUSE: "\(error). Another program has this port; give another address with --listen"
+        case EACCES: "\(error). Give this user the right to it, or choose another place (--data-dir, --listen)"
+        default: "\(error)"
+        }
+    }
+}
+
+enum Directory {
+    /// Makes a directory and its parents, for this user only.
+    static func make(_ path: String) throws(SystemError) {
+        var at = ""
+        for part in path.split(separator: "/") {
+            at += "/" + part
+            if mkdir(at, 0o700) != 0, errno != EEXIST { throw SystemError(errno, "making the directory \(at)") }
+        }
+        if access(path, W_OK | X_OK) != 0 { throw SystemError(errno, "writing into the directory \(path)") }
+    }
+}

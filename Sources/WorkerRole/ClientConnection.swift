@@ -1,0 +1,483 @@
+import Settings
+import Logging
+import Admission
+import Exchange
+import HTTPWire
+import Inflate
+import JSONWire
+import Loop
+import Platform
+import Vocabulary
+
+/// A client's request, from its complete head on.
+final class ClientRequest {
+    let head: RequestHead
+    let route: Route
+    let id: String
+    let time: WallTime
+    let start: Instant
+    let key: ClientKey?
+    /// As received; decoded once complete.
+    var body: [UInt8] = []
+    var receivedBytes = 0
+
+    init(_ head: RequestHead, _ route: Route, id: String, time: WallTime, start: Instant, key: ClientKey?) {
+        (self.head, self.route, self.id, self.time, self.start, self.key) = (head, route, id, time, start, key)
+    }
+}
+
+/// What is answered by more than one call: it hears of the client's state.
+protocol Answering: AnyObject {
+    /// The client has gone; nothing can be sent any more.
+    func clientGone()
+    /// What was written has been taken; more may be written.
+    func clientDrained()
+    /// Called every `Worker.sweepMilliseconds`.
+    func sweep(_ now: Instant)
+    /// The drain deadline has passed: end now.
+    func cut()
+}
+
+/// One downstream HTTP/1.1 connection. Requests are answered one at a time, in order; what a client pipelines waits in `input`.
+final class ClientConnection: ByteStreamDelegate {
+    unowned let worker: Worker
+    private let stream: ByteStream
+    private let isLocalPeer: Bool
+
+    private enum Phase {
+        /// Between requests.
+        case idle
+        /// Some bytes of a head are there.
+        case head
+        case body(ClientRequest, BodyDecoder)
+        /// A request is being answered.
+        case answering
+        /// The last answer is out; what the client still sends is read and dropped, so that no reset destroys the answer.
+        case lingering
+        case closed
+    }
+    private var phase = Phase.idle
+    private var input: [UInt8] = []
+    private var scanned = 0
+    private var isAdvancing = false
+    private(set) var isHalfClosed = false
+    private var deadline: Instant
+    private var bodyMark = 0
+    private var answering: (any Answering)?
+
+    // The answer being written
+    private var keepsAlive = true
+    private var isHTTP10 = false
+    private var isHead = false
+    private var answerHead: [UInt8] = []
+    private var isChunked = false
+    private var pending: [UInt8] = []
+    private(set) var answerBytes = 0
+    private(set) var lastWrite: Instant
+    private var stalledSince: Instant
+    private var unsentMark = 0
+
+    /// Bytes of further requests that are kept while one is answered; above it the client is not read.
+    static let pipelinedBytesMax = 64 * 1024
+    static let lingerMilliseconds = 2_000
+
+    init(_ worker: Worker, _ stream: ByteStream) {
+        (self.worker, self.stream) = (worker, stream)
+        isLocalPeer = stream.peer?.isLoopback ?? false
+        let now = worker.loop.now
+        deadline = now.adding(milliseconds: worker.settings.times.idle)
+        (lastWrite, stalledSince) = (now, now)
+        stream.delegate = self
+        stream.startReading()
+    }
+
+    var isIdle: Bool { if case .idle = phase { true } else { false } }
+
+    // MARK: Reading
+
+    func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
+        switch phase {
+        case .closed, .lingering:
+            return
+        case .answering:
+            input += bytes
+            if input.count > Self.pipelinedBytesMax { stream.stopReading() }
+        case .idle, .head, .body:
+            if input.isEmpty {
+                var offset = 0
+                advance(bytes.bytes, &offset)
+                if offset < bytes.count { input.insert(contentsOf: bytes[offset...], at: 0) }
+            } else {
+                input += bytes
+                advanceInput()
+            }
+        }
+    }
+
+    private func advanceInput() {
+        guard !isAdvancing, !input.isEmpty else { return }
+        let whole = input
+        input = []
+        var offset = 0
+        advance(whole.span.bytes, &offset)
+        if offset < whole.count { input.insert(contentsOf: whole[offset...], at: 0) }
+    }
+
+    /// Takes requests from `bytes` for as long as they can be answered at once.
+    private func advance(_ bytes: RawSpan, _ offset: inout Int) {
+        isAdvancing = true
+        defer { isAdvancing = false }
+        do throws(WireError) {
+            while offset < bytes.byteCount {
+                switch phase {
+                case .idle, .head:
+                    if case .idle = phase {
+                        phase = .head
+                        scanned = 0
+                        deadline = worker.loop.now.adding(milliseconds: worker.settings.times.head)
+                    }
+                    guard let (head, consumed) = try RequestHead.parse(bytes.extracting(droppingFirst: offset), scanned: &scanned) else { return }
+                    offset += consumed
+                    scanned = 0
+                    received(head)
+                case .body(let request, var decoder):
+                    let isComplete = try takeBody(request, &decoder, bytes, &offset)
+                    if case .body = phase { phase = .body(request, decoder) }
+                    if isComplete { complete(request) }
+                case .answering, .lingering, .closed:
+                    return
+                }
+            }
+        } catch {
+            refuse(error)
+        }
+    }
+
+    /// A request that can't be read: answered, then the connection ends, since nobody knows where the next one begins.
+    private func refuse(_ error: WireError) {
+        worker.scoreboard.add(.admissionRefused, worker: worker.slot)
+        keepsAlive = false
+        (isHead, isHTTP10) = (false, false)
+        let code = error.status == 413 ? "payload_too_large" : "invalid_request_error"
+        respond(
+            ProxyError(status: error.status, code: code, type: "invalid_request_error", message: error.reason, origin: .downstream),
+            requestID: nil)
+    }
+
+    private func takeBody(_ request: ClientRequest, _ decoder: inout BodyDecoder, _ bytes: RawSpan, _ offset: inout Int) throws(WireError) -> Bool {
+        while let piece = try decoder.next(bytes, &offset) {
+            switch piece {
+            case .data(let range):
+                request.receivedBytes += range.count
+                guard request.receivedBytes <= request.route.bodyBytesMax else { throw tooLarge(request.route) }
+                bytes.extracting(range).withUnsafeBytes { request.body += $0 }
+            case .end:
+                return true
+            }
+        }
+        return false
+    }
+
+    private func tooLarge(_ route: Route) -> WireError {
+        WireError(413, "The request body is larger than \(route.bodyBytesMax) bytes")
+    }
+
+    private func received(_ head: RequestHead) {
+        let now = worker.loop.now
+        keepsAlive = head.keepsAlive && !worker.isDraining
+        isHTTP10 = head.minorVersion == 0
+        isHead = head.method == .head
+        var id = head.fields.first(.requestID) ?? ""
+        if id.isEmpty || id.utf8.count > 128 || !id.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) { id = "req_" + worker.makeID().description }
+        // A body that nobody will read ends the connection after the answer.
+        func answerAtOnce(_ error: ProxyError, _ extra: [(String, String)] = []) {
+            if head.framing != .none { keepsAlive = false }
+            worker.log.info(
+                "proxy_error_response", metadata: ["request_id": "\(id)", "method": "\(head.method.text)", "status": "\(error.status)", "code": "\(error.code)"])
+            respond(error, requestID: id, extra)
+        }
+        guard let route = Route(path: head.path) else {
+            return answerAtOnce(
+                ProxyError(
+                    status: 404, code: "not_found", type: "invalid_request_error", message: "No such path: \(head.method.text) \(head.path)",
+                    origin: .downstream))
+        }
+        guard head.method == route.method || (head.method == .head && route.method == .get) else {
+            return answerAtOnce(
+                ProxyError(
+                    status: 405, code: "method_not_allowed", type: "invalid_request_error",
+                    message: "\(route.rawValue) takes \(route.method.text), not \(head.method.text)", origin: .downstream),
+                [("Allow", route.method.text)])
+        }
+        var key: ClientKey?
+        if route.isProxied {
+            switch worker.admit(head, isLocalPeer: isLocalPeer) {
+            case .success(let found): key = found
+            case .failure(let error):
+                worker.scoreboard.add(.admissionRefused, worker: worker.slot)
+                return answerAtOnce(error, error.status == 401 ? [("WWW-Authenticate", "Bearer")] : [])
+            }
+        }
+        if case .length(let count) = head.framing, count > route.bodyBytesMax {
+            let error = tooLarge(route)
+            return answerAtOnce(
+                ProxyError(status: 413, code: "payload_too_large", type: "invalid_request_error", message: error.reason, origin: .downstream))
+        }
+        let request = ClientRequest(head, route, id: id, time: Clock.wall, start: now, key: key)
+        if head.expectsContinue, head.framing != .none, !isHTTP10 { stream.write(Array("HTTP/1.1 100 Continue\r\n\r\n".utf8)) }
+        switch head.framing {
+        case .none:
+            complete(request)
+        default:
+            if case .length(let count) = head.framing { request.body.reserveCapacity(min(count, 1 << 20)) }
+            phase = .body(request, BodyDecoder(head.framing))
+            bodyMark = 0
+            deadline = now.adding(milliseconds: worker.settings.times.bodyProgress)
+        }
+    }
+
+    private func complete(_ request: ClientRequest) {
+        phase = .answering
+        deadline = .never
+        let encodings = request.head.fields.all(.contentEncoding).flatMap { $0.split(separator: ",") }.map { $0.trimmingSpaces.lowercased() }
+            .filter { $0 != "identity" && !$0.isEmpty }
+        guard request.route.isTurn, !encodings.isEmpty else { return worker.answer(request, on: self) }
+        let (body, limit) = (request.body, request.route.bodyBytesMax)
+        request.body = []
+        let decode: @Sendable () -> Result<[UInt8], ProxyError> = {
+            do throws(InflateError) {
+                return .success(try Inflate.decode(body, encodings: encodings, bytesMax: limit))
+            } catch {
+                return .failure(Self.problem(error, limit))
+            }
+        }
+        let finish: (Result<[UInt8], ProxyError>) -> Void = { [weak self] result in
+            guard let self, case .answering = phase else { return }
+            switch result {
+            case .success(let bytes):
+                request.body = bytes
+                worker.answer(request, on: self)
+            case .failure(let error):
+                respond(error, requestID: request.id)
+            }
+        }
+        // Large bodies are unpacked on the thread pool; small ones are not worth the trip.
+        if body.count > 64 * 1024 { worker.loop.offload(decode, then: finish) } else { finish(decode()) }
+    }
+
+    private static func problem(_ error: InflateError, _ limit: Int) -> ProxyError {
+        switch error {
+        case .unsupported(let name):
+            ProxyError(
+                status: 400, code: "invalid_request_error", type: "invalid_request_error",
+                message: "Content-Encoding \"\(name)\" is not supported; send gzip, deflate, zstd or no encoding", origin: .downstream)
+        case .malformed(let name):
+            ProxyError(
+                status: 400, code: "invalid_request_error", type: "invalid_request_error",
+                message: "The request body is no valid \(name) data", origin: .downstream)
+        case .tooLarge:
+            ProxyError(
+                status: 413, code: "payload_too_large", type: "invalid_request_error",
+                message: "The request body is larger than \(limit) bytes after decompression", origin: .downstream)
+        }
+    }
+
+    // MARK: Answering
+
+    /// Tells this object of the client's fate until the answer is finished.
+    func answered(by answering: any Answering) { self.answering = answering }
+
+    func respond(_ error: ProxyError, requestID: String?, _ extra: [(String, String)] = []) {
+        var fields = extra
+        if let seconds = error.retryAfterSeconds { fields.append(("Retry-After", String(seconds))) }
+        respond(error.status, "application/json", ErrorEnvelope.body(error), requestID: requestID, fields)
+    }
+
+    /// A whole answer at once.
+    func respond(_ status: Int, _ contentType: String, _ body: [UInt8], requestID: String?, _ extra: [(String, String)] = []) {
+        phase = .answering
+        beginAnswer(status: status, length: body.count) { head in
+            HeadWriter.field("Content-Type", contentType, into: &head)
+            if let requestID { HeadWriter.field("X-Request-Id", requestID, into: &head) }
+            for (name, value) in extra { HeadWriter.field(name, value, into: &head) }
+        }
+        body.withUnsafeBytes { append($0.bytes) }
+        endAnswer()
+    }
+
+    /// Starts an answer; nothing is sent before `flush`. `length` nil: as long as it takes.
+    func beginAnswer(status: Int, length: Int?, _ fields: (inout [UInt8]) -> Void) {
+        precondition(answerHead.isEmpty)
+        isChunked = length == nil && !isHTTP10
+        if length == nil, isHTTP10 { keepsAlive = false }
+        if worker.isDraining { keepsAlive = false }
+        HeadWriter.status(status, into: &answerHead)
+        fields(&answerHead)
+        if let length { HeadWriter.field("Content-Length", String(length), into: &answerHead) }
+        if isChunked { HeadWriter.field("Transfer-Encoding", "chunked", into: &answerHead) }
+        if !keepsAlive { HeadWriter.field("Connection", "close", into: &answerHead) }
+        HeadWriter.end(into: &answerHead)
+        worker.count(status: status)
+    }
+
+    func append(_ bytes: RawSpan) {
+        guard !isHead else { return }
+        bytes.withUnsafeBytes { pending += $0 }
+    }
+
+    /// Sends what has been gathered, as one chunk in one write.
+    func flush() {
+        guard !pending.isEmpty || !answerHead.isEmpty else { return }
+        send(isLast: false)
+    }
+
+    private func send(isLast: Bool) {
+        if case .closed = phase { return }
+        worker.scratch.removeAll(keepingCapacity: true)
+        if !answerHead.isEmpty {
+            worker.scratch += answerHead
+            answerHead = []
+        }
+        if !pending.isEmpty {
+            if isChunked { HeadWriter.chunkStart(count: pending.count, into: &worker.scratch) }
+            worker.scratch += pending
+            if isChunked { worker.scratch += [13, 10] }
+            answerBytes += pending.count
+            pending.removeAll(keepingCapacity: pending.capacity <= 16 * 1024)
+        }
+        if isLast, isChunked, !isHead { worker.scratch += HeadWriter.lastChunk }
+        lastWrite = worker.loop.now
+        if stream.queuedBytes == 0 { stalledSince = lastWrite }
+        stream.write(worker.scratch)
+    }
+
+    /// Bytes the client has not taken yet.
+    var queuedBytes: Int { stream.queuedBytes }
+
+    /// Everything of this answer has been given; the next request may come.
+    func endAnswer() {
+        send(isLast: true)
+        if case .closed = phase { return }
+        answering = nil
+        answerBytes = 0
+        pending = []
+        if !keepsAlive || worker.isDraining && input.isEmpty {
+            phase = .lingering
+            deadline = worker.loop.now.adding(milliseconds: Self.lingerMilliseconds)
+            input = []
+            stream.shutdown()
+            stream.startReading()
+            if isHalfClosed, stream.queuedBytes == 0 { close() }
+            return
+        }
+        phase = .idle
+        deadline = worker.loop.now.adding(milliseconds: worker.settings.times.idle)
+        if isHalfClosed, input.isEmpty { return close() }
+        if !isHalfClosed { stream.startReading() }
+        if !isAdvancing { advanceInput() }
+    }
+
+    /// The answer can't be completed: the client must see that it is cut.
+    func abort() {
+        guard !isClosed else { return }
+        answering = nil
+        markClosed()
+        stream.reset()
+    }
+
+    // MARK: The end
+
+    func streamEnded(_ stream: ByteStream) {
+        isHalfClosed = true
+        switch phase {
+        case .answering: break  // a client may close its sending side and wait for the answer
+        case .idle, .head, .body: close()
+        case .lingering: close()
+        case .closed: break
+        }
+    }
+
+    func streamFailed(_ stream: ByteStream, _ error: LoopError) { close() }
+
+    func streamDrained(_ stream: ByteStream) {
+        stalledSince = worker.loop.now
+        if case .lingering = phase, isHalfClosed { return close() }
+        answering?.clientDrained()
+    }
+
+    private var isClosed: Bool { if case .closed = phase { true } else { false } }
+
+    private func markClosed() {
+        phase = .closed
+        input = []
+        worker.closed(self)
+    }
+
+    func close() {
+        guard !isClosed else { return }
+        let answering = self.answering
+        self.answering = nil
+        markClosed()
+        stream.close()
+        answering?.clientGone()
+    }
+
+    /// Enforces the deadlines. Their precision is the sweep's period.
+    func sweep(_ now: Instant) {
+        switch phase {
+        case .idle, .lingering:
+            if now >= deadline { close() }
+        case .head:
+            if now >= deadline {
+                refuse(WireError(408, "The request head was not complete after \(worker.settings.times.head / 1000) seconds"))
+            }
+        case .body(let request, _):
+            guard now >= deadline else { return }
+            if request.receivedBytes - bodyMark < Limits.bodyProgressBytes {
+                refuse(
+                    WireError(
+                        408, "The request body brought less than \(Limits.bodyProgressBytes) bytes in \(worker.settings.times.bodyProgress / 1000) seconds"))
+            } else {
+                bodyMark = request.receivedBytes
+                deadline = now.adding(milliseconds: worker.settings.times.bodyProgress)
+            }
+        case .answering:
+            let unsent = stream.queuedBytes
+            if unsent == 0 || unsent + stream.unacknowledgedBytes != unsentMark {
+                unsentMark = unsent == 0 ? 0 : unsent + stream.unacknowledgedBytes
+                stalledSince = now
+            } else if now.milliseconds(since: stalledSince) >= worker.settings.times.writeStalled {
+                worker.log.info("client takes no bytes, disconnected", metadata: ["unsent_bytes": "\(unsent)"])
+                let answering = self.answering
+                abort()
+                answering?.clientGone()
+                return
+            }
+            answering?.sweep(now)
+        case .closed:
+            break
+        }
+    }
+
+    /// The worker drains: an idle connection ends, a busy one after its answer.
+    func drain() {
+        switch phase {
+        case .idle: close()
+        default: keepsAlive = false
+        }
+    }
+
+    /// The drain deadline has passed.
+    func cut() {
+        if let answering { answering.cut() } else { close() }
+    }
+}
+
+extension StringProtocol {
+    var trimmingSpaces: String {
+        var part = self[...]
+        while part.first == " " || part.first == "\t" { part = part.dropFirst() }
+        while part.last == " " || part.last == "\t" { part = part.dropLast() }
+        return String(part)
+    }
+}

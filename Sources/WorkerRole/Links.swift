@@ -1,0 +1,182 @@
+import Settings
+import Logging
+import ControlWire
+import Loop
+import Platform
+import Vocabulary
+
+/// The control socket to the supervisor: we say ready, it says drain; its end means that the supervisor is dead.
+final class SupervisorLink: ByteStreamDelegate {
+    private unowned let worker: Worker
+    private let stream: ByteStream
+    private var reader = FrameReader()
+
+    init(_ worker: Worker) {
+        self.worker = worker
+        stream = ByteStream(worker.loop, .unix)
+        stream.delegate = self
+        do throws(LoopError) {
+            try stream.open(worker.heritage.control)
+        } catch {
+            worker.log.critical("control socket unusable", metadata: ["error": "\(error)"])
+        }
+        stream.startReading()
+        var hello = Hello()
+        hello.protocol = protocolVersion
+        hello.role = "worker"
+        hello.slot = UInt32(worker.slot)
+        hello.generation = worker.heritage.generation
+        hello.pid = Int64(Process.id)
+        send { $0.hello = hello }
+    }
+
+    func send(_ fill: (inout Frame) -> Void) {
+        var frame = Frame()
+        fill(&frame)
+        var bytes: [UInt8] = []
+        FrameCodec.encode(frame, into: &bytes)
+        stream.write(bytes)
+    }
+
+    func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
+        do throws(FrameError) {
+            try reader.feed(bytes.bytes) { frame throws(FrameError) in
+                if case .drain(let drain)? = frame.body { worker.drain(milliseconds: Int(drain.milliseconds)) }
+            }
+        } catch {
+            worker.log.error("unreadable frame from the supervisor", metadata: ["error": "\(error)"])
+            worker.supervisorGone()
+        }
+    }
+
+    func streamEnded(_ stream: ByteStream) { worker.supervisorGone() }
+    func streamFailed(_ stream: ByteStream, _ error: LoopError) { worker.supervisorGone() }
+    func streamDrained(_ stream: ByteStream) {}
+}
+
+/// Carries the journal to the writer and brings snapshots back. Reconnects for ever; what was not acknowledged is sent again.
+final class WriterLink: ByteStreamDelegate {
+    private unowned let worker: Worker
+    private var stream: ByteStream?
+    private var reader = FrameReader()
+    private var isConnected = false
+    private var retryAt: Instant
+    private var retryMilliseconds = 10
+    /// Place in the journal up to which records have been sent on this connection.
+    private var sent: UInt64 = 0
+    /// Ends of sent batches with their counts, oldest first.
+    private var unacknowledged: [(end: UInt64, count: Int)] = []
+    private var hasComplained = false
+
+    init(_ worker: Worker) {
+        self.worker = worker
+        retryAt = worker.loop.now
+        connect()
+    }
+
+    private func connect() {
+        retryAt = .never
+        let stream = ByteStream(worker.loop, .unix)
+        self.stream = stream
+        stream.connect(to: SocketAddress(host: .unix(worker.settings.writerSocket), port: 0)) { [weak self] error in
+            guard let self, self.stream === stream else { return }
+            if let error { return lost("\(error)") }
+            connected(stream)
+        }
+    }
+
+    private func connected(_ stream: ByteStream) {
+        isConnected = true
+        reader = FrameReader()
+        unacknowledged = []
+        sent = worker.usageJournal.tail
+        stream.delegate = self
+        stream.startReading()
+        var hello = Hello()
+        hello.protocol = protocolVersion
+        hello.role = "worker"
+        hello.slot = UInt32(worker.slot)
+        hello.generation = worker.heritage.generation
+        hello.pid = Int64(Process.id)
+        send { $0.hello = hello }
+        if hasComplained { worker.log.notice("writer reached again") }
+        hasComplained = false
+        flush()
+    }
+
+    private func lost(_ why: String) {
+        stream?.close()
+        stream = nil
+        isConnected = false
+        // The writer restarts within milliseconds when it dies; only a longer absence is worth a line.
+        if retryMilliseconds >= 500, !hasComplained {
+            hasComplained = true
+            worker.log.warning(
+                "writer not reachable: records wait in the journal", metadata: ["error": "\(why)", "journal_bytes": "\(worker.usageJournal.usedBytes)"])
+        }
+        retryAt = worker.loop.now.adding(milliseconds: retryMilliseconds)
+        retryMilliseconds = min(1000, retryMilliseconds * 2)
+    }
+
+    func sweep(_ now: Instant) { if now >= retryAt { connect() } }
+
+    /// Sends what the journal holds beyond what was sent. Called at the end of each turn of the loop.
+    func flush() {
+        guard isConnected, let stream, stream.queuedBytes < 1 << 20 else { return }
+        while sent < worker.usageJournal.head {
+            let (records, end, damaged) = worker.usageJournal.read(from: sent, count: Limits.batchRecordsMax)
+            if damaged {
+                worker.log.critical("the journal is damaged: what follows this place is given up", metadata: ["place": "\(end)"])
+                worker.usageJournal.acknowledge(through: worker.usageJournal.head)
+                return
+            }
+            let batch = UsageBatch(end: end, records: records)
+            sent = end
+            unacknowledged.append((end, records.count))
+            send { $0.usageBatch = batch }
+        }
+    }
+
+    private func send(_ fill: (inout Frame) -> Void) {
+        var frame = Frame()
+        fill(&frame)
+        var bytes: [UInt8] = []
+        FrameCodec.encode(frame, into: &bytes)
+        stream?.write(bytes)
+    }
+
+    func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
+        do throws(FrameError) {
+            try reader.feed(bytes.bytes) { frame throws(FrameError) in
+                switch frame.body {
+                case .usageAck(let ack): acknowledged(through: ack.end)
+                case .snapshot(let message):
+                    retryMilliseconds = 10
+                    do {
+                        worker.snapshotArrived(try Snapshot(message))
+                    } catch {
+                        worker.log.error("unreadable snapshot", metadata: ["error": "\(error)"])
+                    }
+                default: break  // a newer writer may say more
+                }
+            }
+        } catch {
+            lost("\(error)")
+        }
+    }
+
+    private func acknowledged(through end: UInt64) {
+        var count = 0
+        while let first = unacknowledged.first, first.end <= end {
+            count += first.count
+            unacknowledged.removeFirst()
+        }
+        worker.usageJournal.acknowledge(through: end)
+        worker.acknowledged(count)
+        worker.storeSeen()
+    }
+
+    func streamEnded(_ stream: ByteStream) { lost("the writer closed the connection") }
+    func streamFailed(_ stream: ByteStream, _ error: LoopError) { lost("\(error)") }
+    func streamDrained(_ stream: ByteStream) { flush() }
+}

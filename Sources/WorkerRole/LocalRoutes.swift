@@ -1,0 +1,106 @@
+import Settings
+import Logging
+import HTTPWire
+import JSONWire
+import Platform
+import Vocabulary
+
+/// What a worker answers by itself.
+enum LocalRoutes {
+    /// The store counts as away when it has said nothing for this long while records wait.
+    static let storeSilentMilliseconds = 10_000
+
+    static func answer(_ request: ClientRequest, on client: ClientConnection, _ worker: Worker) {
+        switch request.route {
+        case .healthLive:
+            client.respond(200, "application/json", Array("{\"status\":\"ok\"}".utf8), requestID: request.id)
+        case .healthReady:
+            ready(request, client, worker)
+        default:
+            client.respond(200, "text/plain; version=0.0.4; charset=utf-8", metrics(worker), requestID: request.id)
+        }
+    }
+
+    /// 200 while turns can be served; the body tells what is degraded. 503 when draining or when no account could serve.
+    private static func ready(_ request: ClientRequest, _ client: ClientConnection, _ worker: Worker) {
+        let board = worker.scoreboard
+        let now = Clock.wall
+        let active = worker.accounts.filter { $0.value.state == .active }
+        let limited = active.filter { board.isLimited(account: $0.value.slot) && board.cooldownUntil(account: $0.value.slot) > now }
+        let waiting = worker.usageJournal.usedBytes
+        let silence = Int(now.milliseconds) - board.value(.storeSeenMilliseconds, worker: worker.slot)
+        let isStoreAway = waiting > 0 && silence > storeSilentMilliseconds
+        let hasRoom = worker.usageJournal.hasRoom()
+        var status = "ok"
+        if isStoreAway { status = "degraded" }
+        if active.isEmpty || !hasRoom { status = "unavailable" }
+        if worker.isDraining { status = "draining" }
+        let code = status == "ok" || status == "degraded" ? 200 : 503
+        let body =
+            "{\"status\":\"\(status)\",\"checks\":{\"database\":\"\(isStoreAway ? "unreachable" : "ok")\",\"accounts\":\"\(active.isEmpty ? "none active" : "ok")\"},"
+            + "\"accounts\":{\"configured\":\(worker.accounts.count),\"active\":\(active.count),\"limited\":\(limited.count)},"
+            + "\"journal\":{\"bytes\":\(waiting),\"capacity\":\(worker.usageJournal.capacity)},\"snapshot_version\":\(worker.snapshot?.version ?? 0)}"
+        client.respond(code, "application/json", Array(body.utf8), requestID: request.id)
+    }
+
+    /// Prometheus text, summed over all workers by the scoreboard: any worker can be asked.
+    static func metrics(_ worker: Worker) -> [UInt8] {
+        let board = worker.scoreboard
+        var out = ""
+        func metric(_ name: String, _ type: String, _ help: String, _ value: Int, labels: String = "") {
+            out += "# HELP codex_lb_\(name) \(help)\n# TYPE codex_lb_\(name) \(type)\ncodex_lb_\(name)\(labels) \(value)\n"
+        }
+        metric("workers_ready", "gauge", "Workers that serve.", board.sum(.ready))
+        metric("open_connections", "gauge", "Downstream connections open now.", board.sum(.openConnections))
+        metric("connections_accepted_total", "counter", "Downstream connections accepted.", board.sum(.acceptedConnections))
+        metric("turns_open", "gauge", "Turns in progress.", board.sum(.turnsOpen))
+        metric("turns_total", "counter", "Turns finished.", board.sum(.turnsFinished))
+        metric("turns_failed_total", "counter", "Turns that ended with an error code.", board.sum(.turnsFailed))
+        out += "# HELP codex_lb_responses_total Answers by class of status.\n# TYPE codex_lb_responses_total counter\n"
+        for (label, counter) in [("2xx", Scoreboard.Counter.status2xx), ("4xx", .status4xx), ("5xx", .status5xx)] {
+            out += "codex_lb_responses_total{status=\"\(label)\"} \(board.sum(counter))\n"
+        }
+        metric("failovers_total", "counter", "Attempts moved to another account.", board.sum(.failovers))
+        metric("retries_total", "counter", "Attempts repeated on the same account.", board.sum(.retries))
+        metric("clients_gone_total", "counter", "Turns whose client went away.", board.sum(.clientsGone))
+        metric("admission_refused_total", "counter", "Requests refused before a turn.", board.sum(.admissionRefused))
+        metric("request_bytes_total", "counter", "Body bytes received from clients.", board.sum(.requestBytes))
+        metric("input_tokens_total", "counter", "Input tokens accounted.", board.sum(.inputTokens))
+        metric("output_tokens_total", "counter", "Output tokens accounted.", board.sum(.outputTokens))
+        metric("upstream_connects_total", "counter", "Upstream connections made.", board.sum(.upstreamConnects))
+        metric("upstream_reused_total", "counter", "Upstream connections reused.", board.sum(.upstreamReused))
+        metric("stream_keepalive_sent_total", "counter", "Comments sent into silent streams.", board.sum(.keepaliveComments))
+        metric("usage_records_journaled_total", "counter", "Usage records made.", board.sum(.recordsJournaled))
+        metric("usage_records_acknowledged_total", "counter", "Usage records committed by the store.", board.sum(.recordsAcknowledged))
+        metric("journal_bytes", "gauge", "Usage records waiting for the store, bytes.", board.sum(.journalBytes))
+
+        let (counts, sum) = board.firstByteHistogram
+        out += "# HELP codex_lb_first_byte_seconds From request to first byte of the answer.\n# TYPE codex_lb_first_byte_seconds histogram\n"
+        var total = 0
+        for (bound, count) in zip(Scoreboard.firstByteBounds, counts) {
+            total += count
+            out += "codex_lb_first_byte_seconds_bucket{le=\"\(Double(bound) / 1000)\"} \(total)\n"
+        }
+        total += counts.last ?? 0
+        out += "codex_lb_first_byte_seconds_bucket{le=\"+Inf\"} \(total)\ncodex_lb_first_byte_seconds_sum \(Double(sum) / 1000)\n"
+        out += "codex_lb_first_byte_seconds_count \(total)\n"
+
+        out += "# HELP codex_lb_account_in_flight Turns open on an account.\n# TYPE codex_lb_account_in_flight gauge\n"
+        for account in worker.accounts {
+            out += "codex_lb_account_in_flight{account=\"\(label(account.value.name))\"} \(board.inFlight(account: account.value.slot))\n"
+        }
+        out += "# HELP codex_lb_account_available Whether an account can be chosen now.\n# TYPE codex_lb_account_available gauge\n"
+        let now = Clock.wall
+        for account in worker.accounts {
+            let isFree = account.value.state == .active && board.cooldownUntil(account: account.value.slot) <= now
+            out += "codex_lb_account_available{account=\"\(label(account.value.name))\"} \(isFree ? 1 : 0)\n"
+        }
+        return Array(out.utf8)
+    }
+
+    private static func label(_ text: String) -> String {
+        var out = ""
+        for c in text { out += c == "\\" ? "\\\\" : c == "\"" ? "\\\"" : c == "\n" ? "\\n" : String(c) }
+        return out
+    }
+}

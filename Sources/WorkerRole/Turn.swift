@@ -1,0 +1,567 @@
+import Settings
+import Logging
+import Exchange
+import HTTPWire
+import JSONWire
+import Loop
+import Metering
+import Platform
+import Routing
+import Translation
+import Vocabulary
+
+/// Performs one `Exchange`: chooses accounts, sends the request, passes the answer on and accounts for it.
+///
+/// Lives until its record is in the journal and its answer is out; `Worker.turns` holds it.
+final class Turn: UpstreamUser, Answering {
+    unowned let worker: Worker
+    let request: ClientRequest
+    let ask: TurnRequest
+    weak var client: ClientConnection?
+    var exchange = Exchange()
+    var findings = UsageFindings()
+    /// How the present upstream answer is passed on.
+    var answer = AnswerMode.none
+    var splitter = EventSplitter(eventBytesMax: Limits.eventBytesMax)
+    /// Events that are kept back while another account may still be tried.
+    var heldBack: [UInt8] = []
+    var sawCreated = false
+    var responseHead: ResponseHead?
+    /// Output items of a stream, for answers whose terminal event leaves them out.
+    var items: [[UInt8]] = []
+    var itemsBytes = 0
+
+    private var account: RoutedAccount?
+    private var connection: UpstreamConnection?
+    private var connecting: ConnectAttempt?
+    private var wakeAt = Instant.never
+    private var firstByteBy = Instant.never
+    var idleSince: Instant
+    private var acceptedAt = Instant.never
+    private var isPaused = false
+    private var isSettled = false
+    /// Rises when an attempt is given up: what its answer still brings is ignored.
+    private var attemptNumber = 0
+    private var firstByteMilliseconds: Int?
+
+    /// What becomes of an upstream's answer.
+    enum AnswerMode {
+        case none
+        /// An error status: its body is read to decide.
+        case refusal([UInt8])
+        /// Server-sent events, passed on one by one.
+        case events
+        /// Server-sent events of the Responses API, told as a chat stream.
+        case chatEvents(ChatStreamTranslator)
+        /// A body passed on as it comes; a copy is kept for its usage.
+        case body([UInt8])
+        /// Server-sent events that become one JSON answer.
+        case assembled
+    }
+
+    init(_ worker: Worker, _ request: ClientRequest, _ ask: TurnRequest, _ client: ClientConnection) {
+        (self.worker, self.request, self.ask, self.client) = (worker, request, ask, client)
+        idleSince = worker.loop.now
+    }
+
+    var isChatGPT: Bool { account?.value.kind == .chatGPT }
+
+    // MARK: Selection and dispatch
+
+    func start() {
+        worker.scoreboard.add(.turnsOpen, worker: worker.slot)
+        client?.answered(by: self)
+        select()
+    }
+
+    private func select() {
+        switch worker.choose(for: request.route, excluding: exchange.tried) {
+        case .account(let chosen):
+            lease(chosen)
+            exchange.accountSelected(chosen.value.id)
+            dispatch()
+        case .allTried where exchange.lastFailure != nil, .allLimited where exchange.lastFailure != nil:
+            surface(exchange.lastFailure!)
+        case .allLimited(let until):
+            let seconds = max(1, Int((until.milliseconds - Clock.wall.milliseconds + 999) / 1000))
+            fail(
+                ProxyError(
+                    status: 429, code: "usage_limit_reached", type: "usage_limit_reached",
+                    message: "Every account has reached its limit. Try again in \(seconds)s", origin: .upstream, retryAfterSeconds: seconds,
+                    resetsAt: (until.milliseconds + 999) / 1000))
+        case .noneEligible, .allTried:
+            fail(worker.noAccounts(for: request.route), inStream: true)
+        }
+    }
+
+    private func lease(_ chosen: RoutedAccount) {
+        release()
+        account = chosen
+        worker.scoreboard.turnStarted(account: chosen.value.slot, worker: worker.slot, now: worker.loop.now)
+    }
+
+    private func release() {
+        guard let account else { return }
+        worker.scoreboard.turnEnded(account: account.value.slot, worker: worker.slot)
+    }
+
+    private func dispatch(fresh: Bool = false) {
+        guard let account, let path = request.route.upstreamPath(account.value.kind) else { return }
+        connecting = worker.pool.connection(to: account.origin, fresh: fresh) { [weak self] result in
+            guard let self else { return }
+            guard !isSettled, !exchange.isFinished else {
+                if case .success(let unused) = result { worker.pool.returned(unused) }
+                return
+            }
+            connecting = nil
+            switch result {
+            case .success(let connection): send(on: connection, account, path, isAgain: fresh)
+            case .failure(.unreachable(let why)): attemptFailed(.notConnected(why))
+            case .failure(.untrusted(let why)): attemptFailed(.untrusted(why))
+            }
+        }
+    }
+
+    private func send(on connection: UpstreamConnection, _ account: RoutedAccount, _ path: String, isAgain: Bool) {
+        let body: [UInt8]
+        do throws(ProxyError) {
+            body = try ask.upstreamBody(request.body, kind: account.value.kind)
+        } catch {
+            worker.pool.returned(connection)
+            return fail(error)
+        }
+        if !isAgain { exchange.requestDispatched() }
+        self.connection = connection
+        firstByteBy = worker.loop.now.adding(milliseconds: worker.settings.times.firstByte)
+        let head = UpstreamRequest.head(request, account, target: account.prefix + path, bodyCount: body.count)
+        // A small body travels with its head in one packet.
+        connection.send(body.count < 16 * 1024 ? [head + body] : [head, body], method: .post, for: self)
+    }
+
+    /// Nothing has been seen by the client: what now?
+    func attemptFailed(_ failure: Failure) {
+        firstByteBy = .never
+        acceptedAt = .never
+        connection = nil
+        let wall = Clock.wall
+        let (action, penalty) = exchange.attemptFailed(failure, now: wall, jitter: Double.random(in: -1...1))
+        if let account { worker.penalise(account, penalty, failure, now: wall, requestID: request.id) }
+        switch action {
+        case .surface(let failure):
+            surface(failure)
+        case .select:
+            worker.scoreboard.add(.failovers, worker: worker.slot)
+            forgetAnswer()
+            select()
+        case .dispatch(let wait):
+            worker.scoreboard.add(.retries, worker: worker.slot)
+            forgetAnswer()
+            wakeAt = worker.loop.now.adding(milliseconds: wait)
+        }
+    }
+
+    /// The stream's first telling event is a failure that another account may make good.
+    func failedBeforeVisible(_ refusal: UpstreamRefusal) {
+        connection?.close()
+        attemptFailed(.failedEvent(refusal))
+    }
+
+    /// The next attempt starts clean.
+    private func forgetAnswer() {
+        attemptNumber += 1
+        answer = .none
+        splitter = EventSplitter(eventBytesMax: Limits.eventBytesMax)
+        heldBack = []
+        sawCreated = false
+        (items, itemsBytes) = ([], 0)
+        responseHead = nil
+        isPaused = false
+        findings = UsageFindings()
+    }
+
+    // MARK: The upstream's answer
+
+    func upstreamResponded(_ head: ResponseHead) {
+        firstByteBy = .never
+        idleSince = worker.loop.now
+        responseHead = head
+        guard (200..<300).contains(head.status) else {
+            answer = .refusal([])
+            return
+        }
+        exchange.responseAccepted()
+        acceptedAt = worker.loop.now
+        let isEvents = head.fields.first(.contentType)?.lowercased().hasPrefix("text/event-stream") ?? isChatGPT
+        if !isEvents {
+            answer = .body([])
+        } else if !ask.wantsStream, isChatGPT {
+            answer = .assembled
+        } else if request.route == .chatCompletions, isChatGPT {
+            answer = .chatEvents(
+                ChatStreamTranslator(
+                    model: ask.model, includeUsage: ask.includesUsage, created: request.time.seconds, id: "chatcmpl-" + request.id))
+        } else {
+            answer = .events
+        }
+    }
+
+    func upstreamSent(_ bytes: RawSpan) {
+        idleSince = worker.loop.now
+        switch answer {
+        case .none:
+            break
+        case .refusal(var body):
+            answer = .none  // sole owner while appending
+            let room = max(0, Limits.errorBodyBytesMax - body.count)
+            bytes.withUnsafeBytes { body += $0.prefix(room) }
+            answer = .refusal(body)
+        case .body(var copy):
+            answer = .none
+            let room = max(0, Limits.assembledBodyBytesMax - copy.count)
+            bytes.withUnsafeBytes { copy += $0.prefix(room) }
+            answer = .body(copy)
+            beginBodyIfNeeded()
+            client?.append(bytes)
+        case .events, .chatEvents, .assembled:
+            // An event may end the attempt, and the next one has a splitter of its own: this one is taken out while it works.
+            var feeding = EventSplitter(eventBytesMax: Limits.eventBytesMax)
+            swap(&feeding, &splitter)
+            let attempt = attemptNumber
+            do throws(WireError) {
+                try feeding.feed(bytes) { event in
+                    if attempt == attemptNumber { received(event: event) }
+                }
+            } catch {
+                if attempt == attemptNumber { streamBroke(code: "stream_event_too_large", message: error.reason) }
+                return
+            }
+            if attempt == attemptNumber { swap(&feeding, &splitter) }
+        }
+    }
+
+    func upstreamPaused() {
+        guard let client, exchange.state == .visible else { return }
+        if case .body(let copy) = answer {
+            // The last bytes wait for the record; everything before them goes out now.
+            if let whole = responseHead?.fields.first(.contentLength).flatMap({ Int($0) }), copy.count >= whole { return }
+        }
+        client.flush()
+        if client.queuedBytes > Limits.downstreamHighBytes, !isPaused {
+            isPaused = true
+            connection?.pause()
+        }
+    }
+
+    func clientDrained() {
+        guard isPaused else { return }
+        isPaused = false
+        idleSince = worker.loop.now
+        connection?.resume()
+    }
+
+    func upstreamCompleted() {
+        connection = nil
+        switch answer {
+        case .none: break
+        case .refusal(let body): attemptFailed(.refused(refusal(body)))
+        case .body(let copy):
+            beginBodyIfNeeded()
+            copy.withUnsafeBytes { raw in
+                switch request.route {
+                case .chatCompletions: UsageTap.chatChunk(raw.bytes, into: &findings)
+                case .embeddings: UsageTap.embeddingsBody(raw.bytes, into: &findings)
+                default: UsageTap.responsesBody(raw.bytes, into: &findings)
+                }
+            }
+            settle(status: responseHead?.status ?? 200, errorCode: findings.errorCode ?? "")
+            finishAnswer()
+        case .events, .chatEvents, .assembled:
+            endOfEvents()
+        }
+    }
+
+    func upstreamFailed(_ why: String, answered: Bool) {
+        let wasReused = connection?.isReused ?? false
+        connection = nil
+        guard !exchange.isFinished else { return }
+        switch exchange.state {
+        case .dispatched:
+            if case .refusal(let body) = answer, answered {
+                return attemptFailed(.refused(refusal(body)))  // the status is known, only its body is cut
+            }
+            if !answered, wasReused, exchange.staleConnectionFound() { return dispatch(fresh: true) }
+            attemptFailed(.broken(why))
+        case .accepted, .visible:
+            if case .body = answer {
+                if exchange.isInvisible { return attemptFailed(.broken(why)) }
+                settle(status: 502, errorCode: "upstream_unavailable")
+                exchange.finished()
+                client?.abort()
+                worker.ended(self)
+            } else {
+                streamBroke(code: isSettled ? "" : brokenCode, message: "The upstream's stream was cut: \(why)")
+            }
+        case .admitted, .selected, .finished:
+            break
+        }
+    }
+
+    private var brokenCode: String {
+        if exchange.isInvisible, !sawCreated { return "upstream_unavailable" }
+        return request.route == .codexResponses ? "stream_incomplete" : "upstream_stream_truncated"
+    }
+
+    private func refusal(_ body: [UInt8]) -> UpstreamRefusal {
+        body.withUnsafeBytes {
+            UpstreamRefusal(status: responseHead?.status ?? 502, json: $0.bytes, retryAfter: responseHead?.fields.first(.retryAfter))
+        }
+    }
+
+    // MARK: Answering the client
+
+    /// The first bytes of the answer are about to go out: from here on no other account.
+    func becomeVisible() {
+        guard exchange.state == .accepted else { return }
+        exchange.becameVisible()
+        acceptedAt = .never
+        noteFirstByte()
+        request.body = []
+    }
+
+    private func noteFirstByte() {
+        guard firstByteMilliseconds == nil else { return }
+        firstByteMilliseconds = worker.loop.now.milliseconds(since: request.start)
+        worker.scoreboard.observeFirstByte(milliseconds: firstByteMilliseconds!, worker: worker.slot)
+    }
+
+    private func beginBodyIfNeeded() {
+        guard exchange.state == .accepted, let head = responseHead else { return }
+        becomeVisible()
+        let length = head.fields.first(.contentLength).flatMap { Int($0) }
+        client?.beginAnswer(status: head.status, length: length) { out in UpstreamRequest.passFields(head, requestID: request.id, into: &out) }
+    }
+
+    func beginStream() {
+        guard exchange.state == .accepted else { return }
+        becomeVisible()
+        client?.beginAnswer(status: 200, length: nil) { out in
+            HeadWriter.field("Content-Type", "text/event-stream; charset=utf-8", into: &out)
+            if let head = responseHead { UpstreamRequest.passFields(head, requestID: request.id, isStream: true, into: &out) }
+            HeadWriter.field("Cache-Control", "no-cache, no-transform", into: &out)
+            HeadWriter.field("X-Accel-Buffering", "no", into: &out)
+        }
+        if !heldBack.isEmpty {
+            client?.append(heldBack.span.bytes)
+            heldBack = []
+        }
+    }
+
+    func finishAnswer() {
+        exchange.finished()
+        client?.endAnswer()
+        worker.ended(self)
+    }
+
+    /// Answers with the upstream's own failure, or with ours where it has none.
+    private func surface(_ failure: Failure) {
+        switch failure {
+        case .refused(let refusal):
+            guard case .refusal(let body) = answer, let head = responseHead else { fallthrough }
+            settle(status: head.status, errorCode: refusal.code.isEmpty ? "upstream_error" : refusal.code)
+            exchange.finished()
+            logRefused(head.status, refusal.code)
+            noteFirstByte()
+            client?.beginAnswer(status: head.status, length: body.count) { out in
+                UpstreamRequest.passFields(head, requestID: request.id, into: &out)
+            }
+            client?.append(body.span.bytes)
+            client?.endAnswer()
+            worker.ended(self)
+        default:
+            fail(ErrorEnvelope.error(for: failure), inStream: { if case .failedEvent = failure { true } else { false } }())
+        }
+    }
+
+    /// Answers with an error of ours while the client has seen nothing. `inStream`: clients that asked for a Responses stream get
+    /// status 200 and the failure as an event, as the contract of these routes has it.
+    func fail(_ error: ProxyError, inStream: Bool = false) {
+        connection?.close()
+        connection = nil
+        connecting?.cancel()
+        logRefused(error.status, error.code)
+        let asStream = inStream && ask.wantsStream && request.route.isResponses
+        settle(status: asStream ? 200 : error.status, errorCode: error.code)
+        exchange.finished()
+        if asStream {
+            client?.beginAnswer(status: 200, length: nil) { out in
+                HeadWriter.field("Content-Type", "text/event-stream; charset=utf-8", into: &out)
+                HeadWriter.field("Cache-Control", "no-cache, no-transform", into: &out)
+                HeadWriter.field("X-Request-Id", request.id, into: &out)
+            }
+            let events = ErrorEnvelope.failedEvents(
+                error, responseID: request.id, model: ask.model, createdSeconds: request.time.seconds,
+                createdFirst: request.route == .responses)
+            client?.append(events.span.bytes)
+            client?.endAnswer()
+        } else {
+            client?.respond(error, requestID: request.id)
+        }
+        worker.ended(self)
+    }
+
+    private func logRefused(_ status: Int, _ code: String) {
+        worker.log.info(
+            "proxy_error_response",
+            metadata: [
+                "request_id": "\(request.id)", "method": "POST", "path": "\(request.route.rawValue)", "status": "\(status)", "code": "\(code)",
+                "model": "\(ask.model)", "account": "\(account?.value.name ?? "")", "attempts": "\(exchange.attempts)",
+            ])
+    }
+
+    /// A stream that the client has begun to see, or that was accepted and must not be sent again, ends without its end.
+    func streamBroke(code: String, message: String) {
+        connection?.close()
+        connection = nil
+        guard !isSettled else {  // the terminal event is out; only the end of the body is missing
+            return finishAnswer()
+        }
+        let error = ProxyError(status: 502, code: code, type: "server_error", message: message, origin: .upstream)
+        if exchange.isInvisible, !ask.wantsStream || !request.route.isResponses { return fail(error) }
+        settle(status: 200, errorCode: code)
+        let isFresh = exchange.isInvisible && heldBack.isEmpty
+        beginStream()
+        let events =
+            request.route.isResponses
+            ? ErrorEnvelope.failedEvents(
+                error, responseID: findings.responseID ?? request.id, model: ask.model, createdSeconds: request.time.seconds,
+                createdFirst: isFresh && request.route == .responses)
+            : ErrorEnvelope.chatFailure(error)
+        client?.append(events.span.bytes)
+        logRefused(200, code)
+        finishAnswer()
+    }
+
+    // MARK: Time and the client's fate
+
+    func sweep(_ now: Instant) {
+        if now >= wakeAt {
+            wakeAt = .never
+            return dispatch()
+        }
+        if now >= firstByteBy {
+            connection?.close()
+            return attemptFailed(.timedOut)
+        }
+        if acceptedAt != .never, now.milliseconds(since: acceptedAt) >= worker.settings.times.holdBack, !heldBack.isEmpty, case .events = answer {
+            beginStream()
+            client?.flush()
+        }
+        guard connection != nil, !isPaused else { return }
+        if exchange.state == .accepted || exchange.state == .visible,
+            now.milliseconds(since: idleSince) >= worker.settings.times.upstreamIdle
+        {
+            if case .body = answer {
+                connection?.close()
+                return upstreamFailed("silent for too long", answered: true)
+            }
+            return streamBroke(code: "stream_idle_timeout", message: "The upstream was silent for too long")
+        }
+        commentIfSilent(now)
+    }
+
+    private func commentIfSilent(_ now: Instant) {
+        guard exchange.state == .visible, let client, splitter.heldBytes == 0 || isRebuilt else { return }
+        switch answer {
+        case .events, .chatEvents: break
+        default: return
+        }
+        // A half-closed client may be gone: only writing tells, so it is asked more often.
+        let interval = client.isHalfClosed ? min(1000, worker.settings.times.keepaliveComment) : worker.settings.times.keepaliveComment
+        guard now.milliseconds(since: client.lastWrite) >= interval else { return }
+        client.append(Self.comment.span.bytes)
+        client.flush()
+        worker.scoreboard.add(.keepaliveComments, worker: worker.slot)
+    }
+
+    /// Whole events only are ever written, so between writes there is always a border.
+    private var isRebuilt: Bool { true }
+    private static let comment = Array(": keepalive\n\n".utf8)
+
+    func clientGone() {
+        client = nil
+        guard !exchange.isFinished else { return }
+        worker.scoreboard.add(.clientsGone, worker: worker.slot)
+        worker.log.debug("client went away", metadata: ["request_id": "\(request.id)"])
+        abandon(errorCode: "client_disconnected", status: 499)
+    }
+
+    /// The drain deadline has passed.
+    func cut() {
+        let error = ProxyError(
+            status: 503, code: "proxy_unavailable", type: "server_error", message: "codex-lb is shutting down", origin: .ourselves)
+        guard !exchange.isFinished else { return }
+        if exchange.isInvisible { return fail(error) }
+        switch answer {
+        case .events, .chatEvents: streamBroke(code: "proxy_unavailable", message: error.message)
+        default:
+            let client = self.client
+            abandon(errorCode: "proxy_unavailable", status: 503)
+            client?.abort()
+        }
+    }
+
+    private func abandon(errorCode: String, status: Int) {
+        connection?.close()
+        connection = nil
+        connecting?.cancel()
+        settle(status: status, errorCode: errorCode)
+        exchange.finished()
+        worker.ended(self)
+    }
+
+    // MARK: Accounting
+
+    /// Puts the turn's record into the journal, once: before the last byte of the answer goes out.
+    func settle(status: Int, errorCode: String) {
+        guard !isSettled else { return }
+        isSettled = true
+        release()
+        let now = worker.loop.now
+        var record = UsageRecord(id: worker.makeID(request.time), time: request.time, route: request.route.rawValue, requestID: request.id)
+        record.keyID = request.key?.id
+        record.accountID = exchange.attempts > 0 || account != nil ? account?.value.id : nil
+        record.modelAsked = String(ask.model.prefix(256))
+        record.modelServed = String(findings.modelServed.prefix(256))
+        record.status = status
+        record.errorCode = String(errorCode.prefix(128))
+        if let usage = findings.usage {
+            record.inputTokens = usage.input
+            record.cachedInputTokens = usage.cachedInput
+            record.outputTokens = usage.output
+            record.reasoningTokens = usage.reasoning
+            record.costMicrodollars = PriceTable.costMicrodollars(
+                model: findings.modelServed.isEmpty ? ask.model : findings.modelServed, serviceTier: findings.serviceTier, usage: usage)
+            worker.scoreboard.add(.inputTokens, worker: worker.slot, Int(usage.input))
+            worker.scoreboard.add(.outputTokens, worker: worker.slot, Int(usage.output))
+        }
+        record.firstByteMilliseconds = firstByteMilliseconds.map { Int64($0) }
+        record.durationMilliseconds = Int64(now.milliseconds(since: request.start))
+        record.attempts = exchange.attempts
+        record.requestBytes = Int64(request.receivedBytes)
+        record.responseBytes = Int64(client?.answerBytes ?? 0)
+        worker.journal(record)
+        worker.scoreboard.add(.turnsFinished, worker: worker.slot)
+        if !errorCode.isEmpty { worker.scoreboard.add(.turnsFailed, worker: worker.slot) }
+        worker.scoreboard.add(.requestBytes, worker: worker.slot, request.receivedBytes)
+        worker.scoreboard.add(.turnsOpen, worker: worker.slot, -1)
+        worker.log.debug(
+            "turn finished",
+            metadata: [
+                "request_id": "\(request.id)", "route": "\(request.route.rawValue)", "model": "\(ask.model)", "status": "\(status)",
+                "code": "\(errorCode)", "account": "\(account?.value.name ?? "")", "attempts": "\(exchange.attempts)",
+                "duration_ms": "\(record.durationMilliseconds)",
+            ])
+    }
+
+    var hasSettled: Bool { isSettled }
+}

@@ -1,0 +1,367 @@
+import Admission
+import ControlWire
+import Exchange
+import HTTPWire
+public import Logging
+import Loop
+public import Platform
+import Routing
+import Sealing
+public import Settings
+import Vocabulary
+
+/// An account of the snapshot with what a turn would else derive each time.
+struct RoutedAccount {
+    let value: Account
+    let origin: Origin
+    /// Path of the base URL.
+    let prefix: String
+    /// `Bearer …`
+    let authorization: String
+
+    init?(_ account: Account) {
+        guard let (origin, prefix) = Origin.parse(account.baseURL) else { return nil }
+        value = account
+        (self.origin, self.prefix) = (origin, prefix)
+        authorization = "Bearer " + account.credentials.bearer
+    }
+}
+
+/// Which account a turn got.
+enum AccountChoice {
+    case account(RoutedAccount)
+    case noneEligible
+    case allTried
+    case allLimited(until: WallTime)
+}
+
+/// One proxy worker: its loop, its connections and what they share. Everything runs on the loop's thread.
+final class Worker {
+    let loop: EventLoop
+    let settings: Settings
+    let heritage: Heritage
+    let scoreboard: Scoreboard
+    let usageJournal: Journal
+    let log: Logger
+    let pool: UpstreamPool
+    var slot: Int { heritage.slot }
+    /// Where an answer's pieces are put together for one write; lives only during a call.
+    var scratch: [UInt8] = []
+
+    private(set) var snapshot: Snapshot?
+    private(set) var accounts: [RoutedAccount] = []
+    private var clientKeys: [[UInt8]: ClientKey] = [:]
+    private var pepper: [UInt8] = []
+    private var connections: [ObjectIdentifier: ClientConnection] = [:]
+    private var turns: [ObjectIdentifier: Turn] = [:]
+    private var listeners: [Listener] = []
+    private(set) var isDraining = false
+    private var drainBy = Instant.never
+    private var exitBy = Instant.never
+    private var random = SystemRandomNumberGenerator()
+    lazy var catalogue = ModelCatalogue(self)
+    private var writer: WriterLink!
+    private var supervisor: SupervisorLink!
+    private var sweepTimer: LoopTimer!
+    private var turnEnd: TurnEnd!
+    private var isReady = false
+    private var connectionsMax = 65_536
+    private var isAcceptPaused = false
+
+    /// Deadlines are looked at this often: their precision.
+    static let sweepMilliseconds = 50
+
+    init(_ loop: EventLoop, _ settings: Settings, _ heritage: Heritage, _ log: Logger) throws {
+        (self.loop, self.settings, self.heritage, self.log) = (loop, settings, heritage, log)
+        scoreboard = Scoreboard(try SharedMemory(descriptor: heritage.scoreboard, count: Scoreboard.memoryBytes))
+        usageJournal = Journal(try SharedMemory(descriptor: heritage.journal, count: Journal.memoryBytes()))
+        pool = UpstreamPool(
+            loop, proxy: OutboundProxy(url: settings.httpsProxy, exceptions: settings.noProxy), connectMilliseconds: settings.times.connect)
+        scoreboard.workerStarted(heritage.slot)
+        pool.counted = { [scoreboard] reused in scoreboard.add(reused ? .upstreamReused : .upstreamConnects, worker: heritage.slot) }
+        // A tenth of the descriptors stays free for upstreams' needs and the unexpected.
+        connectionsMax = max(64, Process.descriptorLimit * 45 / 100)
+        supervisor = SupervisorLink(self)
+        writer = WriterLink(self)
+        sweepTimer = LoopTimer(loop) { [unowned self] in sweep() }
+        sweepTimer.start(milliseconds: Self.sweepMilliseconds, repeating: Self.sweepMilliseconds)
+        turnEnd = TurnEnd(loop) { [unowned self] in writer.flush() }
+    }
+
+    // MARK: Start
+
+    func snapshotArrived(_ new: Snapshot) {
+        guard new.version >= snapshot?.version ?? 0 else { return }
+        let previous = snapshot
+        snapshot = new
+        accounts = new.accounts.compactMap { account in
+            let routed = RoutedAccount(account)
+            if routed == nil { log.error("account has an unusable base URL and is left out", metadata: ["account": "\(account.name)"]) }
+            return routed
+        }
+        for account in new.accounts {
+            scoreboard.claim(account: account.slot, owner: account.id)
+            if let before = previous?.accounts.first(where: { $0.id == account.id }),
+                before.credentials != account.credentials || before.state != account.state
+            {
+                scoreboard.endCooldown(account: account.slot)
+            }
+        }
+        clientKeys = Dictionary(new.clientKeys.map { ($0.digest, $0) }, uniquingKeysWith: { a, _ in a })
+        pepper = new.pepper
+        if previous?.accounts != new.accounts { catalogue.forget() }
+        scoreboard.set(.snapshotVersion, worker: slot, Int(new.version))
+        storeSeen()
+        if !isReady { becomeReady() }
+    }
+
+    func storeSeen() { scoreboard.set(.storeSeenMilliseconds, worker: slot, Int(Clock.wall.milliseconds)) }
+
+    private func becomeReady() {
+        isReady = true
+        listen()
+        scoreboard.set(.ready, worker: slot, 1)
+        var ready = Ready()
+        ready.accounts = UInt32(accounts.count)
+        supervisor.send { $0.ready = ready }
+    }
+
+    private func listen() {
+        guard !isDraining, listeners.isEmpty else { return }
+        for descriptor in heritage.listeners {
+            // The handle owns a copy: closing it must not close what we would listen on again.
+            let copy = Descriptor.duplicate(descriptor)
+            do {
+                let kind: ByteStream.Kind = Sockets.isUnix(descriptor) ? .unix : .tcp
+                listeners.append(try Listener(loop, descriptor: copy, kind: kind) { [unowned self] in accepted($0) })
+            } catch {
+                log.critical("cannot listen", metadata: ["error": "\(error)"])
+            }
+        }
+    }
+
+    private func accepted(_ stream: ByteStream) {
+        let connection = ClientConnection(self, stream)
+        connections[ObjectIdentifier(connection)] = connection
+        scoreboard.add(.acceptedConnections, worker: slot)
+        scoreboard.set(.openConnections, worker: slot, connections.count)
+        if connections.count >= connectionsMax, !isAcceptPaused {
+            // Further clients wait in the shared backlog, where another worker may take them.
+            isAcceptPaused = true
+            stopListening()
+            log.warning("connection limit reached, accepting paused", metadata: ["connections": "\(connections.count)"])
+        }
+    }
+
+    private func stopListening() {
+        for listener in listeners { listener.close() }
+        listeners = []
+    }
+
+    func closed(_ connection: ClientConnection) {
+        connections[ObjectIdentifier(connection)] = nil
+        scoreboard.set(.openConnections, worker: slot, connections.count)
+        if isAcceptPaused, connections.count < connectionsMax * 9 / 10 {
+            isAcceptPaused = false
+            listen()
+        }
+    }
+
+    // MARK: Requests
+
+    func admit(_ head: RequestHead, isLocalPeer: Bool) -> Result<ClientKey?, ProxyError> {
+        let fields = head.fields
+        let isForwarded =
+            fields.first(.forwarded) != nil || fields.first(.xForwardedFor) != nil || fields.first(.xRealIP) != nil
+            || !Self.isLocalName(fields.first(.host) ?? "localhost")
+        let caller = Caller(isLocalPeer: isLocalPeer, isForwarded: isForwarded, authorization: fields.first(.authorization))
+        return ClientAdmission.check(caller, now: Clock.wall) { presented in
+            let digest = HMAC.sha256(key: pepper, message: Array(presented.utf8))
+            guard let key = clientKeys[digest], HMAC.equal(key.digest, digest) else { return nil }
+            return key
+        }
+    }
+
+    /// A page of another site that a browser resolves to 127.0.0.1 has its own name in `Host`: it is not local.
+    private static func isLocalName(_ host: String) -> Bool {
+        var name = host.lowercased()
+        if name.hasPrefix("["), let end = name.firstIndex(of: "]") {
+            name = String(name[name.index(after: name.startIndex)..<end])
+        } else if let colon = name.lastIndex(of: ":") {
+            name = String(name[..<colon])
+        }
+        return name == "localhost" || name == "" || name.hasSuffix(".localhost") || SocketAddress(numeric: name, port: 0)?.isLoopback == true
+    }
+
+    func answer(_ request: ClientRequest, on client: ClientConnection) {
+        switch request.route {
+        case .healthLive, .healthReady, .metrics: LocalRoutes.answer(request, on: client, self)
+        case .models, .codexModels: catalogue.answer(request, on: client)
+        case .responses, .codexResponses, .chatCompletions, .embeddings: startTurn(request, client)
+        }
+    }
+
+    private func startTurn(_ request: ClientRequest, _ client: ClientConnection) {
+        do throws(ProxyError) {
+            let ask = try TurnRequest(request.body, route: request.route)
+            if let refused = ClientAdmission.checkModel(ask.model, key: request.key) { throw refused }
+            guard usageJournal.hasRoom(turns: turns.count + 1) else {
+                throw ProxyError(
+                    status: 503, code: "service_unavailable", type: "server_error",
+                    message: "The usage journal is full because the store does not take records. Try again in 5s", origin: .ourselves,
+                    retryAfterSeconds: 5)
+            }
+            let turn = Turn(self, request, ask, client)
+            turns[ObjectIdentifier(turn)] = turn
+            turn.start()
+        } catch {
+            scoreboard.add(.admissionRefused, worker: slot)
+            log.info(
+                "proxy_error_response",
+                metadata: ["request_id": "\(request.id)", "path": "\(request.route.rawValue)", "status": "\(error.status)", "code": "\(error.code)"])
+            client.respond(error, requestID: request.id)
+        }
+    }
+
+    func ended(_ turn: Turn) { turns[ObjectIdentifier(turn)] = nil }
+
+    func makeID(_ time: WallTime? = nil) -> RecordID {
+        RecordID(time: time ?? Clock.wall, random: (random.next(), random.next()))
+    }
+
+    func count(status: Int) {
+        scoreboard.add(status < 400 ? .status2xx : status < 500 ? .status4xx : .status5xx, worker: slot)
+    }
+
+    // MARK: Accounts
+
+    func choose(for route: Route, excluding tried: [Int64]) -> AccountChoice {
+        let now = Clock.wall
+        let candidates = accounts.map { account in
+            let slot = account.value.slot
+            return Candidate(
+                accountID: account.value.id,
+                isEligible: account.value.state == .active && route.upstreamPath(account.value.kind) != nil,
+                inFlight: scoreboard.inFlight(account: slot), lastUsed: scoreboard.lastUsed(account: slot),
+                cooldownUntil: scoreboard.cooldownUntil(account: slot), isLimited: scoreboard.isLimited(account: slot))
+        }
+        switch Routing.choose(candidates, excluding: tried, now: now) {
+        case .account(let index): return .account(accounts[index])
+        case .noneEligible: return .noneEligible
+        case .allTried: return .allTried
+        case .allLimited(let until): return .allLimited(until: until)
+        }
+    }
+
+    func noAccounts(for route: Route) -> ProxyError {
+        let message: String
+        if accounts.isEmpty {
+            message = "No account is configured. Add one with: codex-lb accounts add NAME --base-url URL --key-file FILE"
+        } else if accounts.allSatisfy({ $0.value.state != .active }) {
+            message = "All accounts are paused or need a new login. See: codex-lb accounts list"
+        } else {
+            message = "No active account serves \(route.rawValue). See: codex-lb accounts list"
+        }
+        return ProxyError(status: 503, code: "no_accounts", type: "server_error", message: message, origin: .ourselves, retryAfterSeconds: 5)
+    }
+
+    func penalise(_ account: RoutedAccount, _ penalty: Verdict.Penalty, _ failure: Failure, now: WallTime, requestID: String) {
+        let (milliseconds, isLimit): (Int, Bool)
+        switch penalty {
+        case .none: return
+        case .errors(let ms): (milliseconds, isLimit) = (ms, false)
+        case .limited(let ms): (milliseconds, isLimit) = (ms, true)
+        case .unauthorized(let ms): (milliseconds, isLimit) = (ms, false)
+        }
+        scoreboard.coolDown(account: account.value.slot, until: WallTime(milliseconds: now.milliseconds + Int64(milliseconds)), isLimit: isLimit)
+        let why: String
+        switch failure {
+        case .refused(let r), .failedEvent(let r): why = "status \(r.status) \(r.code)"
+        case .notConnected(let text), .untrusted(let text), .broken(let text): why = text
+        case .timedOut: why = "no answer in time"
+        }
+        log.notice(
+            "account cools down",
+            metadata: ["account": "\(account.value.name)", "why": "\(why)", "seconds": "\(milliseconds / 1000)", "request_id": "\(requestID)"])
+    }
+
+    // MARK: Records
+
+    func journal(_ record: UsageRecord) {
+        if usageJournal.append(record.journalBytes) {
+            scoreboard.add(.recordsJournaled, worker: slot)
+        } else {
+            log.critical("usage record lost: the journal is full", metadata: ["id": "\(record.id)"])
+        }
+    }
+
+    func acknowledged(_ count: Int) { scoreboard.add(.recordsAcknowledged, worker: slot, count) }
+
+    // MARK: Time and the end
+
+    private func sweep() {
+        let now = loop.now
+        scoreboard.add(.heartbeat, worker: slot)
+        scoreboard.set(.journalBytes, worker: slot, usageJournal.usedBytes)
+        for connection in connections.values { connection.sweep(now) }
+        pool.sweep(now)
+        catalogue.sweep(now)
+        writer.sweep(now)
+        if isDraining { checkDrained(now) }
+    }
+
+    /// Takes nothing new, finishes what is open; what is still open after `milliseconds` is cut.
+    func drain(milliseconds: Int) {
+        let by = loop.now.adding(milliseconds: milliseconds)
+        drainBy = min(drainBy, by)
+        guard !isDraining else { return }
+        isDraining = true
+        scoreboard.set(.ready, worker: slot, 0)
+        stopListening()
+        for connection in connections.values { connection.drain() }
+        checkDrained(loop.now)
+    }
+
+    private func checkDrained(_ now: Instant) {
+        if now >= drainBy {
+            drainBy = .never
+            exitBy = now.adding(milliseconds: 2_000)
+            if !turns.isEmpty { log.warning("drain deadline reached, open turns are cut", metadata: ["turns": "\(turns.count)"]) }
+            for connection in connections.values { connection.cut() }
+        }
+        if turns.isEmpty, connections.isEmpty || now >= exitBy, usageJournal.isEmpty || now >= exitBy {
+            if !usageJournal.isEmpty {
+                log.warning("usage records are left in the journal; the supervisor keeps it", metadata: ["bytes": "\(usageJournal.usedBytes)"])
+            }
+            loop.stop()
+        }
+    }
+
+    /// The supervisor is dead: nothing can restart us or take over. Finish what is open and go.
+    func supervisorGone() {
+        guard !isDraining else { return }
+        log.error("the supervisor has gone: draining")
+        Process.setHardDeadline(seconds: settings.times.drain / 1000 + 10)
+        drain(milliseconds: settings.times.drain)
+    }
+
+    func statusCounts() -> (connections: Int, turns: Int) { (connections.count, turns.count) }
+}
+
+public enum WorkerRole {
+    /// Runs a worker until it has drained. Called in the process that the supervisor started for it.
+    public static func run(heritage: Heritage, settings: Settings, log: Logger) -> Int32 {
+        Process.name("codex-lb:worker")
+        Process.forbidDumps()
+        if let first = settings.pinFirstCPU { Process.pin(toCPU: first + heritage.slot) }
+        let loop = EventLoop()
+        do {
+            let worker = try Worker(loop, settings, heritage, log)
+            withExtendedLifetime(worker) { loop.run() }
+            return 0
+        } catch {
+            log.critical("worker cannot start", metadata: ["error": "\(error)"])
+            return 1
+        }
+    }
+}
