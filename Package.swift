@@ -99,5 +99,8 @@ let package = Package(
                 "Vocabulary", .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOEmbedded", package: "swift-nio"),
                 .product(name: "NIOHTTP1", package: "swift-nio"),
             ]),
+        suite("JSONWire"),
+        suite("Inflate"),
+        suite("Metering"),
     ]
 )

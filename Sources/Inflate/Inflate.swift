@@ -14,12 +14,15 @@ public enum InflateError: Error, Sendable, Equatable {
 public enum Inflate {
     /// A zstd frame that needs a larger window (2^27 = 128 MiB) is refused.
     static let zstdWindowLogMax: Int32 = 27
+    /// A header line holds thousands of names, and each could be a pass over the largest body.
+    static let encodingsMax = 4
 
     /// `encodings` as `Content-Encoding` lists them: the last one was applied last and is taken off first.
     public static func decode(_ body: [UInt8], encodings: [String], bytesMax: Int) throws(InflateError) -> [UInt8] {
+        guard encodings.count <= encodingsMax else { throw .unsupported("more than \(encodingsMax) encodings") }
         var body = body
         for encoding in encodings.reversed() {
-            switch encoding {
+            switch encoding.lowercased() {
             case "identity": break
             case "gzip", "x-gzip": body = try zlib(body, encoding, windowBits: 15 + 16, bytesMax)
             // RFC 9110 §8.4.1.2 means zlib's format; some send the raw stream. The first byte tells: low nibble 8 is zlib.

@@ -3,7 +3,7 @@ public enum PriceTable {
     /// The day on which the prices were taken.
     public static let date = "2026-08-21"
 
-    /// Thousandths of a microdollar per token: $1 per million tokens is 1000.
+    /// Ten-thousandths of a microdollar per token, for the list has prices like $0.0375: $1 per million tokens is 10,000.
     struct Price {
         var input: Int64
         var cached: Int64
@@ -12,7 +12,7 @@ public enum PriceTable {
         init(_ input: Double, _ cached: Double?, _ output: Double) {
             (self.input, self.cached, self.output) = (Self.unit(input), Self.unit(cached ?? input), Self.unit(output))
         }
-        private static func unit(_ dollars: Double) -> Int64 { Int64(dollars * 1000 + 0.5) }
+        private static func unit(_ dollars: Double) -> Int64 { Int64(dollars * 10_000 + 0.5) }
     }
 
     struct Model {
@@ -27,6 +27,8 @@ public enum PriceTable {
     }
 
     static let longContextTokens = 272_000
+    /// No turn has more: 10^12 tokens at the highest price are far from the end of Int64.
+    static let tokensMax: Int64 = 1_000_000_000_000
 
     static let models: [String: Model] = [
         "gpt-5.6-sol": Model(Price(5, 0.5, 30), priority: Price(10, 1, 60), flex: Price(2.5, 0.25, 15), long: Price(10, 1, 45)),
@@ -94,9 +96,12 @@ public enum PriceTable {
         default:
             if isLong, let long = model.long { price = long }
         }
-        let cached = min(max(0, usage.cachedInput), max(0, usage.input))
-        let output = usage.output > 0 ? usage.output : usage.reasoning
-        let thousandths = (max(0, usage.input) - cached) * price.input + cached * price.cached + max(0, output) * price.output
-        return (thousandths + 500) / 1000
+        // An upstream's numbers are not to be trusted with an overflow.
+        func bounded(_ tokens: Int64) -> Int64 { min(max(0, tokens), tokensMax) }
+        let input = bounded(usage.input)
+        let cached = min(bounded(usage.cachedInput), input)
+        let output = bounded(usage.output > 0 ? usage.output : usage.reasoning)
+        let cost = (input - cached) * price.input + cached * price.cached + output * price.output
+        return (cost + 5_000) / 10_000
     }
 }

@@ -25,15 +25,17 @@ public struct UsageFindings: Sendable, Equatable {
 
 /// Reads usage from an answer's JSON as it passes. Never fails: what is not understood is not counted.
 public enum UsageTap {
-    /// A terminal event: `response.completed`, `response.incomplete`, `response.failed` or `error`.
+    /// Any event; it is the terminal ones that tell: `response.completed`, `response.incomplete`, `response.failed`, `error`.
     public static func responsesEvent(_ json: RawSpan, into findings: inout UsageFindings) {
         if let response = JSONScan.find(json, "response") {
             responseObject(json.extracting(response), into: &findings)
-        } else if let code = JSONScan.find(json, "error", "code") ?? JSONScan.find(json, "code") {
-            findings.errorCode = JSONScan.string(json, code) ?? findings.errorCode
         }
-        if findings.errorCode == nil, let type = JSONScan.find(json, "type") {
-            if JSONScan.equals(json, type, "response.failed") || JSONScan.equals(json, type, "error") { findings.errorCode = "upstream_error" }
+        guard findings.errorCode == nil, let type = JSONScan.find(json, "type") else { return }
+        if JSONScan.equals(json, type, "error") {
+            let code = JSONScan.find(json, "error", "code") ?? JSONScan.find(json, "code")
+            findings.errorCode = code.flatMap { JSONScan.string(json, $0) } ?? "upstream_error"
+        } else if JSONScan.equals(json, type, "response.failed") {
+            findings.errorCode = "upstream_error"
         }
     }
 

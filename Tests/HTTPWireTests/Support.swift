@@ -1,7 +1,12 @@
+import Testing
+
 @testable import HTTPWire
 
 func bytes(_ text: String) -> [UInt8] { Array(text.utf8) }
 func text(_ span: RawSpan) -> String { span.withUnsafeBytes { String(decoding: $0, as: UTF8.self) } }
+
+/// `RawSpan` can't go through the macros of Testing: parse first, require then.
+func whole<T>(_ head: T?) throws -> T { try #require(head) }
 
 struct Parsed: Equatable {
     var method = ""
