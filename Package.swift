@@ -83,12 +83,24 @@ let package = Package(
             name: "codex-lb",
             dependencies: [
                 "Vocabulary", "ControlWire", "Settings", "Platform", "Loop", "Diagnostics", "Store", "SQLiteStore", "SupervisorRole",
-                "WorkerRole", "WriterRole", "DemoUpstream", arguments,
+                "WorkerRole", "WriterRole", "DemoUpstream", "JSONWire", "Schema", log, arguments,
             ],
+            swiftSettings: ours),
+        .executableTarget(
+            name: "codex-lb-load", dependencies: ["Vocabulary", "HTTPWire", "Loop", "Platform", arguments], path: "Benchmarks/LoadGenerator",
             swiftSettings: ours),
         // tests
         suite("ControlWire"),
         suite("Sealing"),
         suite("SQLiteStore", ["Vocabulary", "Schema", "Store", "Sealing", "CSQLite"]),
+        suite(
+            "HTTPWire",
+            [
+                "Vocabulary", .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOEmbedded", package: "swift-nio"),
+                .product(name: "NIOHTTP1", package: "swift-nio"),
+            ]),
+        suite("JSONWire"),
+        suite("Inflate"),
+        suite("Metering"),
     ]
 )

@@ -1,4 +1,4 @@
-public import JSONWire
+import JSONWire
 public import Vocabulary
 
 /// Errors in the shapes that OpenAI's clients read.

@@ -60,7 +60,7 @@ public enum FailoverTable {
             switch refusal.status {
             case 401:
                 return Verdict(next: .nextAccount, penalty: .unauthorized(milliseconds: unauthorizedCooldownMilliseconds))
-            case 402, 403 where authCodes.contains(refusal.code):
+            case 402 where authCodes.contains(refusal.code), 403 where authCodes.contains(refusal.code):
                 return Verdict(next: .nextAccount, penalty: .unauthorized(milliseconds: unauthorizedCooldownMilliseconds))
             case 500:
                 if attemptsOnAccount < Limits.sameAccountAttemptsMax {

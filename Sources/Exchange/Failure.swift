@@ -1,5 +1,5 @@
-public import JSONWire
-public import Vocabulary
+import JSONWire
+import Vocabulary
 
 /// How an attempt at an account failed.
 public enum Failure: Sendable, Equatable {

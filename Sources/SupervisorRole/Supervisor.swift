@@ -1,9 +1,9 @@
 import ControlWire
 import Fleet
-public import Logging
+import Logging
 import Loop
 import Platform
-public import Settings
+import Settings
 import Vocabulary
 
 #if canImport(Glibc)

@@ -1,3 +1,5 @@
+import Settings
+import Logging
 import Admission
 import Exchange
 import HTTPWire
@@ -177,7 +179,7 @@ final class ClientConnection: ByteStreamDelegate {
     }
 
     private func tooLarge(_ route: Route) -> WireError {
-        WireError(status: 413, reason: "The request body is larger than \(route.bodyBytesMax) bytes")
+        WireError(413, "The request body is larger than \(route.bodyBytesMax) bytes")
     }
 
     private func received(_ head: RequestHead) {
@@ -427,15 +429,14 @@ final class ClientConnection: ByteStreamDelegate {
             if now >= deadline { close() }
         case .head:
             if now >= deadline {
-                refuse(WireError(status: 408, reason: "The request head was not complete after \(worker.settings.times.head / 1000) seconds"))
+                refuse(WireError(408, "The request head was not complete after \(worker.settings.times.head / 1000) seconds"))
             }
         case .body(let request, _):
             guard now >= deadline else { return }
             if request.receivedBytes - bodyMark < Limits.bodyProgressBytes {
                 refuse(
                     WireError(
-                        status: 408,
-                        reason: "The request body brought less than \(Limits.bodyProgressBytes) bytes in \(worker.settings.times.bodyProgress / 1000) seconds"))
+                        408, "The request body brought less than \(Limits.bodyProgressBytes) bytes in \(worker.settings.times.bodyProgress / 1000) seconds"))
             } else {
                 bodyMark = request.receivedBytes
                 deadline = now.adding(milliseconds: worker.settings.times.bodyProgress)

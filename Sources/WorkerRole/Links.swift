@@ -1,3 +1,5 @@
+import Settings
+import Logging
 import ControlWire
 import Loop
 import Platform
@@ -128,9 +130,7 @@ final class WriterLink: ByteStreamDelegate {
                 worker.usageJournal.acknowledge(through: worker.usageJournal.head)
                 return
             }
-            var batch = UsageBatch()
-            batch.end = end
-            batch.records = records.map { ControlWire.bytes($0) }
+            let batch = UsageBatch(end: end, records: records)
             sent = end
             unacknowledged.append((end, records.count))
             send { $0.usageBatch = batch }

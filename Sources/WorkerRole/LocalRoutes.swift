@@ -1,3 +1,5 @@
+import Settings
+import Logging
 import HTTPWire
 import JSONWire
 import Platform

@@ -1,6 +1,9 @@
+import Settings
+import Logging
 import Exchange
 import HTTPWire
 import JSONWire
+import Loop
 import Vocabulary
 
 /// The models of all accounts as one list, asked from their upstreams and kept for a while.

@@ -1,3 +1,5 @@
+import Settings
+import Logging
 import Exchange
 import HTTPWire
 import JSONWire
@@ -18,16 +20,10 @@ extension Turn {
     func received(event: RawSpan) {
         guard !exchange.isFinished else { return }
         if request.route == .chatCompletions, !isChatGPT { return receivedChat(event) }
-        var joined: [UInt8] = []
-        let json: RawSpan
-        if let range = EventFields.data(of: event) {
-            json = event.extracting(range)
-        } else {
-            joined = EventFields.joinedData(of: event)
-            if joined.isEmpty { return forward(event, "") }  // a comment or an empty event
-            json = joined.span.bytes
-        }
-        responses(event, json)
+        if let range = EventFields.data(of: event) { return responses(event, event.extracting(range)) }
+        let joined = EventFields.joinedData(of: event)
+        if joined.isEmpty { return pass(event) }  // a comment or an empty event
+        responses(event, joined.span.bytes)
     }
 
     private func kind(_ json: RawSpan) -> Kind {
@@ -95,17 +91,18 @@ extension Turn {
             return
         default: break
         }
-        forward(event, "", mayHold: mayHold)
+        pass(event, mayHold: mayHold)
     }
 
-    private func forward(_ event: RawSpan, _ name: StaticString, mayHold: Bool = false) {
+    /// Passes an event on as it is.
+    private func pass(_ event: RawSpan, mayHold: Bool = false) {
         guard case .events = answer else { return }
         if exchange.isInvisible {
             if mayHold || EventFields.isComment(event) {
                 event.withUnsafeBytes { heldBack += $0 }
                 return
             }
-            if request.route == .responses, !sawCreated, !heldBack.isEmpty == false { beginWithCreated() } else { beginStream() }
+            if request.route == .responses, !sawCreated { beginWithCreated() } else { beginStream() }
         }
         client?.append(event)
     }
@@ -151,7 +148,7 @@ extension Turn {
                 if exchange.isInvisible, !sawCreated { beginWithCreated() } else { beginStream() }
                 client?.append(rebuilt.span.bytes)
             } else {
-                forward(event, "")
+                pass(event)
             }
         }
     }
@@ -177,7 +174,7 @@ extension Turn {
                     createdFirst: isFirst)
                 client?.append(events.span.bytes)
             } else {
-                forward(event, "")
+                pass(event)
             }
         }
     }
@@ -226,12 +223,12 @@ extension Turn {
 
     /// A chat stream of an OpenAI-compatible upstream.
     private func receivedChat(_ event: RawSpan) {
-        guard let range = EventFields.data(of: event) else { return forward(event, "", mayHold: true) }
+        guard let range = EventFields.data(of: event) else { return pass(event, mayHold: true) }
         let json = event.extracting(range)
         let isDone = json.withUnsafeBytes { $0.elementsEqual("[DONE]".utf8) }
         if isDone {
             settle(status: 200, errorCode: findings.errorCode ?? "")
-            return forward(event, "")
+            return pass(event)
         }
         if let usage = JSONScan.find(json, "usage"), JSONScan.kind(json, usage) == .object {
             UsageTap.chatChunk(json, into: &findings)
@@ -250,7 +247,7 @@ extension Turn {
             if verdict.next == .nextAccount { return failedBeforeVisible(refusal) }
             findings.errorCode = refusal.code.isEmpty ? "upstream_error" : refusal.code
         }
-        forward(event, "")
+        pass(event)
     }
 
     /// The body ended. After a terminal event that is the good end; before one the stream is cut.

@@ -1,3 +1,5 @@
+import Settings
+import Logging
 import Exchange
 import HTTPWire
 import JSONWire
@@ -38,6 +40,8 @@ final class Turn: UpstreamUser, Answering {
     private var acceptedAt = Instant.never
     private var isPaused = false
     private var isSettled = false
+    /// Rises when an attempt is given up: what its answer still brings is ignored.
+    private var attemptNumber = 0
     private var firstByteMilliseconds: Int?
 
     /// What becomes of an upstream's answer.
@@ -104,8 +108,9 @@ final class Turn: UpstreamUser, Answering {
     private func dispatch(fresh: Bool = false) {
         guard let account, let path = request.route.upstreamPath(account.value.kind) else { return }
         connecting = worker.pool.connection(to: account.origin, fresh: fresh) { [weak self] result in
-            guard let self, !isSettled, !exchange.isFinished else {
-                if case .success(let unused) = result { worker_return(unused) }
+            guard let self else { return }
+            guard !isSettled, !exchange.isFinished else {
+                if case .success(let unused) = result { worker.pool.returned(unused) }
                 return
             }
             connecting = nil
@@ -116,8 +121,6 @@ final class Turn: UpstreamUser, Answering {
             }
         }
     }
-
-    private func worker_return(_ connection: UpstreamConnection) { worker.pool.returned(connection) }
 
     private func send(on connection: UpstreamConnection, _ account: RoutedAccount, _ path: String, isAgain: Bool) {
         let body: [UInt8]
@@ -157,8 +160,15 @@ final class Turn: UpstreamUser, Answering {
         }
     }
 
+    /// The stream's first telling event is a failure that another account may make good.
+    func failedBeforeVisible(_ refusal: UpstreamRefusal) {
+        connection?.close()
+        attemptFailed(.failedEvent(refusal))
+    }
+
     /// The next attempt starts clean.
     private func forgetAnswer() {
+        attemptNumber += 1
         answer = .none
         splitter = EventSplitter(eventBytesMax: Limits.eventBytesMax)
         heldBack = []
@@ -213,13 +223,19 @@ final class Turn: UpstreamUser, Answering {
             beginBodyIfNeeded()
             client?.append(bytes)
         case .events, .chatEvents, .assembled:
+            // An event may end the attempt, and the next one has a splitter of its own: this one is taken out while it works.
+            var feeding = EventSplitter(eventBytesMax: Limits.eventBytesMax)
+            swap(&feeding, &splitter)
+            let attempt = attemptNumber
             do throws(WireError) {
-                try splitter.feed(bytes) { event in
-                    if !isSettled || exchange.state == .visible { received(event: event) }
+                try feeding.feed(bytes) { event in
+                    if attempt == attemptNumber { received(event: event) }
                 }
             } catch {
-                streamBroke(code: "stream_event_too_large", message: error.reason)
+                if attempt == attemptNumber { streamBroke(code: "stream_event_too_large", message: error.reason) }
+                return
             }
+            if attempt == attemptNumber { swap(&feeding, &splitter) }
         }
     }
 

@@ -69,11 +69,10 @@ final class UpstreamConnection: ByteStreamDelegate {
     private func write(_ bytes: [UInt8]) {
         guard let tls else { return stream.write(bytes) }
         do throws(TLSError) {
-            try bytes.withUnsafeBytes { raw throws(TLSError) in try tls.write(raw) }
+            try tls.write(bytes)
             stream.write(tls.takeOutgoing())
         } catch {
-            let box = error.description
-            fail(box)
+            fail(error.description)
         }
     }
 
@@ -213,7 +212,7 @@ final class UpstreamConnection: ByteStreamDelegate {
             return complete(leftOver: 0)
         }
         fail("the upstream closed the connection")
-        }
+    }
 
     func streamFailed(_ stream: ByteStream, _ error: LoopError) { fail(error.description) }
 

@@ -2,12 +2,12 @@ import Admission
 import ControlWire
 import Exchange
 import HTTPWire
-import Logging
+public import Logging
 import Loop
-import Platform
+public import Platform
 import Routing
 import Sealing
-import Settings
+public import Settings
 import Vocabulary
 
 /// An account of the snapshot with what a turn would else derive each time.
@@ -288,13 +288,7 @@ final class Worker {
     // MARK: Records
 
     func journal(_ record: UsageRecord) {
-        let bytes: [UInt8]
-        do {
-            bytes = try UsageRecordMessage(record).serializedBytes()
-        } catch {
-            return log.critical("usage record cannot be encoded", metadata: ["id": "\(record.id)", "error": "\(error)"])
-        }
-        if usageJournal.append(bytes) {
+        if usageJournal.append(record.journalBytes) {
             scoreboard.add(.recordsJournaled, worker: slot)
         } else {
             log.critical("usage record lost: the journal is full", metadata: ["id": "\(record.id)"])

@@ -1,1 +1,128 @@
-@main enum Program { static func main() {} }
+import ArgumentParser
+import Diagnostics
+import Logging
+import Platform
+import Settings
+import SupervisorRole
+import Vocabulary
+import WorkerRole
+import WriterRole
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+@main
+struct CodexLB: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "codex-lb",
+        abstract: "A load balancer for LLM accounts: clients speak the OpenAI and Codex APIs to one address.",
+        discussion: """
+            First steps:
+              codex-lb accounts add main --base-url https://api.openai.com/v1 --key-file key.txt
+              codex-lb serve
+              curl http://127.0.0.1:2455/v1/responses -d '{"model":"gpt-5.4","input":"Hello","stream":true}'
+            """,
+        version: "codex-lb \(Version.text)",
+        subcommands: [
+            Serve.self, Accounts.self, Keys.self, Requests.self, Ctl.self, Database.self, Role.self, Demo.self, DemoUpstreamCommand.self,
+        ])
+
+    /// Synchronous on purpose: the main thread runs the loop.
+    static func main() {
+        signal(SIGPIPE, SIG_IGN)
+        do {
+            var command = try parseAsRoot()
+            try command.run()
+        } catch let code as ExitCode {
+            Glibc.exit(code.rawValue)
+        } catch {
+            // Usage errors are 2, as everywhere; help and version are 0.
+            let code = exitCode(for: error)
+            let text = fullMessage(for: error)
+            if code == .success { print(text) } else { fputs(text + "\n", stderr) }
+            Glibc.exit(code == .success ? 0 : code == .validationFailure ? 2 : 1)
+        }
+    }
+}
+
+/// Where the data of an instance is; every command that touches it takes this.
+struct DataOptions: ParsableArguments {
+    @Option(name: .customLong("data-dir"), help: "Data directory (default: $CODEX_LB_DATA_DIR, $STATE_DIRECTORY or ~/.codex-lb).")
+    var dataDirectory: String?
+
+    func settings() throws -> Settings {
+        var flags = Settings.Flags()
+        flags.dataDirectory = dataDirectory
+        return try loadSettings(flags)
+    }
+}
+
+func loadSettings(_ flags: Settings.Flags = Settings.Flags()) throws -> Settings {
+    do {
+        return try Settings(environment: environmentWithDirectory(), flags: flags, processors: Process.processorCount)
+    } catch {
+        complain("\(error)")
+        throw ExitCode(2)
+    }
+}
+
+/// The environment with the true working directory, which `PWD` may be too old to tell.
+func environmentWithDirectory() -> [String: String] {
+    var environment = Environment.current
+    var buffer = [CChar](repeating: 0, count: 4096)
+    if getcwd(&buffer, buffer.count) != nil {
+        environment["PWD"] = String(decoding: buffer.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+    return environment
+}
+
+func complain(_ text: String) { fputs("codex-lb: \(text)\n", stderr) }
+
+func makeLog(_ role: String, _ settings: Settings) -> Logger {
+    Logs.make(role: role, json: settings.logFormat == .json, journal: settings.logsToJournal, level: settings.logLevel)
+}
+
+struct Serve: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Run the proxy: supervisor, writer and workers.")
+
+    @Option(name: .long, help: "ADDRESS:PORT, [V6]:PORT or unix:/PATH; may be given several times (default: 127.0.0.1:2455).")
+    var listen: [String] = []
+
+    @Option(name: .long, help: "Proxy workers, 1 to 64 (default: one per CPU).")
+    var workers: Int?
+
+    @OptionGroup var data: DataOptions
+
+    func run() throws {
+        var flags = Settings.Flags()
+        flags.listen = listen
+        flags.workers = workers
+        flags.dataDirectory = data.dataDirectory
+        let settings = try loadSettings(flags)
+        let code = SupervisorRole.run(settings: settings, environment: environmentWithDirectory(), log: makeLog("supervisor", settings))
+        throw ExitCode(code)
+    }
+}
+
+/// What the supervisor starts. Not for people.
+struct Role: ParsableCommand {
+    static let configuration = CommandConfiguration(commandName: "role", abstract: "Run one process of the fleet.", shouldDisplay: false)
+
+    @Argument(help: "worker or writer.") var name: String
+
+    func run() throws {
+        guard let heritage = Heritage.received() else {
+            complain("role \(name) is started by codex-lb serve only")
+            throw ExitCode(2)
+        }
+        let settings = try loadSettings()
+        switch name {
+        case "worker": throw ExitCode(WorkerRole.run(heritage: heritage, settings: settings, log: makeLog("worker.\(heritage.slot)", settings)))
+        case "writer": throw ExitCode(WriterRole.run(heritage: heritage, settings: settings, log: makeLog("writer", settings)))
+        default:
+            complain("no such role: \(name)")
+            throw ExitCode(2)
+        }
+    }
+}

@@ -1,0 +1,258 @@
+import HTTPWire
+import JSONWire
+import Loop
+public import Platform
+import Vocabulary
+
+/// A small OpenAI-compatible server with canned text: for `make demo`, and as the upstream of benchmarks.
+public final class DemoUpstream {
+    public struct Options: Sendable {
+        /// Text deltas of a streamed answer.
+        public var events = 20
+        /// Milliseconds between them; 0 sends all at once.
+        public var intervalMilliseconds = 60
+        public init() {}
+    }
+
+    let loop: EventLoop
+    let options: Options
+    private var listener: Listener?
+    private var connections: [ObjectIdentifier: DemoConnection] = [:]
+    /// Connections with a stream in progress.
+    private var streaming: [ObjectIdentifier: DemoConnection] = [:]
+    private var timer: LoopTimer?
+
+    /// Serves on a bound descriptor for as long as the loop runs.
+    public init(_ loop: EventLoop, descriptor: Int32, options: Options) throws(SystemError) {
+        (self.loop, self.options) = (loop, options)
+        do throws(LoopError) {
+            listener = try Listener(loop, descriptor: descriptor, kind: .tcp) { [unowned self] stream in
+                let connection = DemoConnection(self, stream)
+                connections[ObjectIdentifier(connection)] = connection
+            }
+        } catch {
+            throw SystemError(-error.code, "demo upstream")
+        }
+        if options.intervalMilliseconds > 0 {
+            timer = LoopTimer(loop) { [unowned self] in
+                for connection in streaming.values { connection.sendNext() }
+            }
+            timer?.start(milliseconds: options.intervalMilliseconds, repeating: options.intervalMilliseconds)
+        }
+    }
+
+    func closed(_ connection: DemoConnection) {
+        connections[ObjectIdentifier(connection)] = nil
+        streaming[ObjectIdentifier(connection)] = nil
+    }
+
+    func setStreaming(_ connection: DemoConnection, _ isOn: Bool) { streaming[ObjectIdentifier(connection)] = isOn ? connection : nil }
+
+    /// Runs the server alone in this process until a signal ends it.
+    public static func run(listen address: ListenAddress, options: Options, announce: (String) -> Void) throws(SystemError) {
+        let loop = EventLoop()
+        let descriptor = try Sockets.listen(address)
+        let server = try DemoUpstream(loop, descriptor: descriptor, options: options)
+        announce(Sockets.name(of: descriptor))
+        withExtendedLifetime(server) { loop.run() }
+    }
+
+    static let words = [
+        "Hello", " from", " the", " demo", " upstream", ".", " These", " words", " are", " canned", ",", " the", " stream", " is", " real", ":", " each",
+        " is", " one", " event", ".",
+    ]
+}
+
+final class DemoConnection: ByteStreamDelegate {
+    private unowned let server: DemoUpstream
+    private let stream: ByteStream
+    private var input: [UInt8] = []
+    private var scanned = 0
+    private var request: (head: RequestHead, decoder: BodyDecoder)?
+    private var body: [UInt8] = []
+    private var pieces: [[UInt8]] = []
+    private var nextPiece = 0
+    private var isBusy = false
+
+    init(_ server: DemoUpstream, _ stream: ByteStream) {
+        (self.server, self.stream) = (server, stream)
+        stream.delegate = self
+        stream.startReading()
+    }
+
+    func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
+        input += bytes
+        work()
+    }
+    func streamEnded(_ stream: ByteStream) { end() }
+    func streamFailed(_ stream: ByteStream, _ error: LoopError) { end() }
+    func streamDrained(_ stream: ByteStream) {}
+
+    private func end() {
+        stream.close()
+        server.closed(self)
+    }
+
+    private func work() {
+        do throws(WireError) {
+            while !isBusy, !input.isEmpty {
+                let whole = input
+                var offset = 0
+                if request == nil {
+                    guard let (head, consumed) = try RequestHead.parse(whole.span.bytes, scanned: &scanned) else { return }
+                    request = (head, BodyDecoder(head.framing))
+                    (scanned, offset, body) = (0, consumed, [])
+                    if head.expectsContinue { stream.write(Array("HTTP/1.1 100 Continue\r\n\r\n".utf8)) }
+                }
+                var isComplete = request!.head.framing == .none
+                while !isComplete, let piece = try request!.decoder.next(whole.span.bytes, &offset) {
+                    switch piece {
+                    case .data(let range): body += whole[range]
+                    case .end: isComplete = true
+                    }
+                }
+                input.removeFirst(offset)
+                guard isComplete else { return }
+                let head = request!.head
+                request = nil
+                answer(head)
+            }
+        } catch {
+            end()
+        }
+    }
+
+    private func answer(_ head: RequestHead) {
+        let json = body.span.bytes
+        let model = JSONScan.find(json, "model").flatMap { JSONScan.string(json, $0) } ?? "demo-1"
+        let isStream = JSONScan.find(json, "stream").flatMap { JSONScan.bool(json, $0) } ?? false
+        let path = head.path.hasPrefix("/v1/") ? String(head.path.dropFirst(3)) : head.path
+        switch path {
+        case "/responses": isStream ? begin(Self.responseEvents(model, server.options.events)) : whole(Self.response(model, server.options.events))
+        case "/codex/responses": begin(Self.responseEvents(model, server.options.events))
+        case "/chat/completions":
+            if isStream {
+                let usage = JSONScan.find(json, "stream_options", "include_usage").flatMap { JSONScan.bool(json, $0) } ?? false
+                begin(Self.chatChunks(model, server.options.events, usage))
+            } else {
+                whole(Self.chat(model, server.options.events))
+            }
+        case "/embeddings":
+            whole(
+                "{\"object\":\"list\",\"data\":[{\"object\":\"embedding\",\"index\":0,\"embedding\":[0.1,0.2,0.3]}],\"model\":\"\(model)\",\"usage\":{\"prompt_tokens\":5,\"total_tokens\":5}}"
+            )
+        case "/models", "/codex/models":
+            whole("{\"object\":\"list\",\"data\":[{\"id\":\"demo-1\",\"object\":\"model\",\"created\":1767225600,\"owned_by\":\"demo\"}]}")
+        default:
+            whole("{\"error\":{\"message\":\"no such path\",\"type\":\"invalid_request_error\",\"code\":\"not_found\",\"param\":null}}", status: 404)
+        }
+    }
+
+    private func whole(_ json: String, status: Int = 200) {
+        var out: [UInt8] = []
+        HeadWriter.status(status, into: &out)
+        HeadWriter.field("Content-Type", "application/json", into: &out)
+        HeadWriter.field("Content-Length", String(json.utf8.count), into: &out)
+        HeadWriter.end(into: &out)
+        out += json.utf8
+        stream.write(out)
+    }
+
+    private func begin(_ events: [String]) {
+        var out: [UInt8] = []
+        HeadWriter.status(200, into: &out)
+        HeadWriter.field("Content-Type", "text/event-stream; charset=utf-8", into: &out)
+        HeadWriter.field("Transfer-Encoding", "chunked", into: &out)
+        HeadWriter.end(into: &out)
+        pieces = events.map { Self.chunk($0) }
+        nextPiece = 0
+        if server.options.intervalMilliseconds == 0 {
+            for piece in pieces { out += piece }
+            out += HeadWriter.lastChunk
+            stream.write(out)
+        } else {
+            isBusy = true
+            stream.write(out)
+            sendNext()
+            server.setStreaming(self, true)
+        }
+    }
+
+    func sendNext() {
+        stream.write(pieces[nextPiece])
+        nextPiece += 1
+        guard nextPiece == pieces.count else { return }
+        stream.write(HeadWriter.lastChunk)
+        server.setStreaming(self, false)
+        isBusy = false
+        work()
+    }
+
+    private static func chunk(_ text: String) -> [UInt8] {
+        var out: [UInt8] = []
+        HeadWriter.chunkStart(count: text.utf8.count, into: &out)
+        out += text.utf8
+        out += [13, 10]
+        return out
+    }
+
+    // Canned texts
+
+    private static func text(_ events: Int) -> String { (0..<events).map { DemoUpstream.words[$0 % DemoUpstream.words.count] }.joined() }
+    private static func usage(_ events: Int) -> String {
+        "{\"input_tokens\":12,\"input_tokens_details\":{\"cached_tokens\":4},\"output_tokens\":\(events),\"output_tokens_details\":{\"reasoning_tokens\":0},\"total_tokens\":\(events + 12)}"
+    }
+    private static func chatUsage(_ events: Int) -> String {
+        "{\"prompt_tokens\":12,\"completion_tokens\":\(events),\"total_tokens\":\(events + 12),\"prompt_tokens_details\":{\"cached_tokens\":4},\"completion_tokens_details\":{\"reasoning_tokens\":0}}"
+    }
+    private static func item(_ events: Int) -> String {
+        "{\"id\":\"msg_demo\",\"type\":\"message\",\"status\":\"completed\",\"role\":\"assistant\",\"content\":[{\"type\":\"output_text\",\"text\":\"\(text(events))\",\"annotations\":[]}]}"
+    }
+    private static func responseObject(_ model: String, status: String, output: String, usage: String) -> String {
+        "{\"id\":\"resp_demo\",\"object\":\"response\",\"created_at\":1767225600,\"status\":\"\(status)\",\"model\":\"\(model)\",\"output\":[\(output)],\"error\":null,\"incomplete_details\":null,\"instructions\":null,\"metadata\":{},\"parallel_tool_calls\":true,\"temperature\":1.0,\"tool_choice\":\"auto\",\"tools\":[],\"top_p\":1.0,\"usage\":\(usage)}"
+    }
+    static func response(_ model: String, _ events: Int) -> String {
+        responseObject(model, status: "completed", output: item(events), usage: usage(events))
+    }
+    static func responseEvents(_ model: String, _ events: Int) -> [String] {
+        var sequence = -1
+        func event(_ type: String, _ rest: String) -> String {
+            sequence += 1
+            return "event: \(type)\ndata: {\"type\":\"\(type)\",\"sequence_number\":\(sequence),\(rest)}\n\n"
+        }
+        var out = [event("response.created", "\"response\":" + responseObject(model, status: "in_progress", output: "", usage: "null"))]
+        out.append(
+            event(
+                "response.output_item.added",
+                "\"output_index\":0,\"item\":{\"id\":\"msg_demo\",\"type\":\"message\",\"status\":\"in_progress\",\"role\":\"assistant\",\"content\":[]}"))
+        out.append(
+            event(
+                "response.content_part.added",
+                "\"item_id\":\"msg_demo\",\"output_index\":0,\"content_index\":0,\"part\":{\"type\":\"output_text\",\"text\":\"\",\"annotations\":[]}"))
+        for i in 0..<events {
+            let word = DemoUpstream.words[i % DemoUpstream.words.count]
+            out.append(
+                event("response.output_text.delta", "\"item_id\":\"msg_demo\",\"output_index\":0,\"content_index\":0,\"delta\":\"\(word)\",\"logprobs\":[]"))
+        }
+        out.append(event("response.output_item.done", "\"output_index\":0,\"item\":" + item(events)))
+        out.append(event("response.completed", "\"response\":" + responseObject(model, status: "completed", output: item(events), usage: usage(events))))
+        return out
+    }
+    static func chat(_ model: String, _ events: Int) -> String {
+        "{\"id\":\"chatcmpl-demo\",\"object\":\"chat.completion\",\"created\":1767225600,\"model\":\"\(model)\",\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"\(text(events))\"},\"logprobs\":null,\"finish_reason\":\"stop\"}],\"usage\":\(chatUsage(events))}"
+    }
+    static func chatChunks(_ model: String, _ events: Int, _ withUsage: Bool) -> [String] {
+        func chunk(_ choices: String, _ usage: String) -> String {
+            "data: {\"id\":\"chatcmpl-demo\",\"object\":\"chat.completion.chunk\",\"created\":1767225600,\"model\":\"\(model)\",\"choices\":[\(choices)]\(withUsage ? ",\"usage\":\(usage)" : "")}\n\n"
+        }
+        var out = [chunk("{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}", "null")]
+        for i in 0..<events {
+            let word = DemoUpstream.words[i % DemoUpstream.words.count]
+            out.append(chunk("{\"index\":0,\"delta\":{\"content\":\"\(word)\"},\"finish_reason\":null}", "null"))
+        }
+        out.append(chunk("{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}", "null"))
+        if withUsage { out.append(chunk("", chatUsage(events))) }
+        out.append("data: [DONE]\n\n")
+        return out
+    }
+}

@@ -1,0 +1,91 @@
+/// The field names that the program handles itself; every other one is `other`.
+public enum KnownHeader: UInt8, Sendable, CaseIterable {
+    case other
+    case host, contentLength, transferEncoding, connection, keepAlive, proxyConnection, proxyAuthenticate, proxyAuthorization
+    case te, trailer, upgrade, expect
+    case contentType, contentEncoding, acceptEncoding, accept
+    case authorization, userAgent, originator, retryAfter, requestID, chatGPTAccountID
+    case forwarded, xForwardedFor, xForwardedHost, xForwardedProto, xRealIP, trueClientIP
+    case date, server, setCookie, cookie
+
+    /// The name in lower case; empty for `other`.
+    public var name: StaticString {
+        switch self {
+        case .other: ""
+        case .host: "host"
+        case .contentLength: "content-length"
+        case .transferEncoding: "transfer-encoding"
+        case .connection: "connection"
+        case .keepAlive: "keep-alive"
+        case .proxyConnection: "proxy-connection"
+        case .proxyAuthenticate: "proxy-authenticate"
+        case .proxyAuthorization: "proxy-authorization"
+        case .te: "te"
+        case .trailer: "trailer"
+        case .upgrade: "upgrade"
+        case .expect: "expect"
+        case .contentType: "content-type"
+        case .contentEncoding: "content-encoding"
+        case .acceptEncoding: "accept-encoding"
+        case .accept: "accept"
+        case .authorization: "authorization"
+        case .userAgent: "user-agent"
+        case .originator: "originator"
+        case .retryAfter: "retry-after"
+        case .requestID: "x-request-id"
+        case .chatGPTAccountID: "chatgpt-account-id"
+        case .forwarded: "forwarded"
+        case .xForwardedFor: "x-forwarded-for"
+        case .xForwardedHost: "x-forwarded-host"
+        case .xForwardedProto: "x-forwarded-proto"
+        case .xRealIP: "x-real-ip"
+        case .trueClientIP: "true-client-ip"
+        case .date: "date"
+        case .server: "server"
+        case .setCookie: "set-cookie"
+        case .cookie: "cookie"
+        }
+    }
+
+    /// True for the fields of one hop (RFC 9110 §7.6.1), the framing fields with them: a proxy writes its own.
+    public var isHopByHop: Bool {
+        switch self {
+        case .connection, .keepAlive, .proxyConnection, .proxyAuthenticate, .proxyAuthorization, .te, .trailer, .transferEncoding, .upgrade:
+            true
+        default: false
+        }
+    }
+
+    static func named(_ bytes: RawSpan, _ range: Range<Int>) -> KnownHeader {
+        @inline(__always) func either(_ a: KnownHeader, _ b: KnownHeader? = nil, _ c: KnownHeader? = nil, _ d: KnownHeader? = nil) -> KnownHeader {
+            if bytes.equalsIgnoringCase(range, a.name) { return a }
+            if let b, bytes.equalsIgnoringCase(range, b.name) { return b }
+            if let c, bytes.equalsIgnoringCase(range, c.name) { return c }
+            if let d, bytes.equalsIgnoringCase(range, d.name) { return d }
+            return .other
+        }
+        switch range.count {
+        case 2: return either(.te)
+        case 4: return either(.host, .date)
+        case 6: return either(.accept, .cookie, .expect, .server)
+        case 7: return either(.upgrade, .trailer)
+        case 9: return either(.forwarded, .xRealIP)
+        case 10:
+            switch lowered(bytes[range.lowerBound]) {
+            case UInt8(ascii: "u"): return either(.userAgent)
+            case UInt8(ascii: "c"): return either(.connection)
+            default: return either(.keepAlive, .originator, .setCookie)
+            }
+        case 11: return either(.retryAfter)
+        case 12: return either(.contentType, .requestID)
+        case 13: return either(.authorization)
+        case 14: return either(.contentLength, .trueClientIP)
+        case 15: return either(.acceptEncoding, .xForwardedFor)
+        case 16: return either(.contentEncoding, .proxyConnection, .xForwardedHost)
+        case 17: return either(.transferEncoding, .xForwardedProto)
+        case 18: return either(.chatGPTAccountID, .proxyAuthenticate)
+        case 19: return either(.proxyAuthorization)
+        default: return .other
+        }
+    }
+}

@@ -1,0 +1,240 @@
+/// Why bytes aren't a JSON document, and where.
+public struct JSONError: Error, Equatable, Sendable {
+    public var offset: Int
+    public var reason: String
+    public init(offset: Int, reason: String) { (self.offset, self.reason) = (offset, reason) }
+}
+
+/// Finds members in JSON bytes without making a tree of them. Only `validate` checks the document; the rest expects one that is valid and,
+/// given another, finds nothing rather than trap.
+public enum JSONScan {
+    public enum Kind: Sendable { case object, array, string, number, bool, null }
+
+    public static func kind(_ bytes: RawSpan, _ value: Range<Int>) -> Kind {
+        guard !value.isEmpty else { return .null }
+        switch bytes[value.lowerBound] {
+        case Ascii.openBrace: return .object
+        case Ascii.openBracket: return .array
+        case Ascii.quote: return .string
+        case UInt8(ascii: "t"), UInt8(ascii: "f"): return .bool
+        case UInt8(ascii: "n"): return .null
+        default: return .number
+        }
+    }
+
+    /// Visits the members of `object` (nil: of the document) in their order; keys as raw bytes without quotes, escapes unresolved.
+    /// `visit` returns false to stop. False: it stopped, or the bytes aren't an object up to its end.
+    @discardableResult
+    public static func members(_ bytes: RawSpan, _ object: Range<Int>?, _ visit: (_ key: Range<Int>, _ value: Range<Int>) -> Bool) -> Bool {
+        var i = bytes.skippingSpace(object?.lowerBound ?? 0)
+        guard i < bytes.byteCount, bytes[i] == Ascii.openBrace else { return false }
+        i = bytes.skippingSpace(i + 1)
+        if i < bytes.byteCount, bytes[i] == Ascii.closeBrace { return true }
+        while true {
+            guard i < bytes.byteCount, bytes[i] == Ascii.quote, let keyEnd = stringEnd(bytes, i) else { return false }
+            let key = i + 1..<keyEnd - 1
+            i = bytes.skippingSpace(keyEnd)
+            guard i < bytes.byteCount, bytes[i] == Ascii.colon else { return false }
+            i = bytes.skippingSpace(i + 1)
+            guard let end = valueEnd(bytes, i) else { return false }
+            guard visit(key, i..<end) else { return false }
+            i = bytes.skippingSpace(end)
+            guard i < bytes.byteCount else { return false }
+            if bytes[i] == Ascii.closeBrace { return true }
+            guard bytes[i] == Ascii.comma else { return false }
+            i = bytes.skippingSpace(i + 1)
+        }
+    }
+
+    @discardableResult
+    public static func elements(_ bytes: RawSpan, _ array: Range<Int>, _ visit: (Range<Int>) -> Bool) -> Bool {
+        var i = bytes.skippingSpace(array.lowerBound)
+        guard i < bytes.byteCount, bytes[i] == Ascii.openBracket else { return false }
+        i = bytes.skippingSpace(i + 1)
+        if i < bytes.byteCount, bytes[i] == Ascii.closeBracket { return true }
+        while true {
+            guard let end = valueEnd(bytes, i) else { return false }
+            guard visit(i..<end) else { return false }
+            i = bytes.skippingSpace(end)
+            guard i < bytes.byteCount else { return false }
+            if bytes[i] == Ascii.closeBracket { return true }
+            guard bytes[i] == Ascii.comma else { return false }
+            i = bytes.skippingSpace(i + 1)
+        }
+    }
+
+    /// The value at a path of keys from the document's root; of a key that occurs twice, the first.
+    public static func find(_ bytes: RawSpan, _ path: StaticString...) -> Range<Int>? { find(bytes, nil, path) }
+
+    /// The same, from an object inside the document.
+    public static func find(_ bytes: RawSpan, in object: Range<Int>, _ path: StaticString...) -> Range<Int>? { find(bytes, object, path) }
+
+    private static func find(_ bytes: RawSpan, _ object: Range<Int>?, _ path: [StaticString]) -> Range<Int>? {
+        var place = object
+        for name in path {
+            var found: Range<Int>?
+            members(bytes, place) { key, value in
+                guard keyEquals(bytes, key, name) else { return true }
+                found = value
+                return false
+            }
+            guard let found else { return nil }
+            place = found
+        }
+        return place
+    }
+
+    /// Whether a key, as `members` gives it, is `name`, however it is escaped.
+    public static func keyEquals(_ bytes: RawSpan, _ key: Range<Int>, _ name: StaticString) -> Bool {
+        if bytes.equals(key, name) { return true }
+        guard hasBackslash(bytes, key) else { return false }
+        return unescaped(bytes, key) == name.withUTF8Buffer { String(decoding: $0, as: UTF8.self) }
+    }
+
+    /// The text of a string value; nil if it isn't a string. An escaped half of a surrogate pair becomes U+FFFD.
+    public static func string(_ bytes: RawSpan, _ value: Range<Int>) -> String? {
+        guard let inner = inner(bytes, value) else { return nil }
+        return unescaped(bytes, inner)
+    }
+
+    /// The text of a key as `members` gives it.
+    public static func key(_ bytes: RawSpan, _ key: Range<Int>) -> String { unescaped(bytes, key) }
+
+    public static func equals(_ bytes: RawSpan, _ value: Range<Int>, _ text: StaticString) -> Bool {
+        guard let inner = inner(bytes, value) else { return false }
+        return keyEquals(bytes, inner, text)
+    }
+
+    /// Nil if it isn't a whole number in the range of Int64; `1.0` and `1e3` aren't read as whole.
+    public static func int(_ bytes: RawSpan, _ value: Range<Int>) -> Int64? {
+        guard !value.isEmpty else { return nil }
+        var i = value.lowerBound
+        let negative = bytes[i] == UInt8(ascii: "-")
+        if negative { i += 1 }
+        guard i < value.upperBound else { return nil }
+        var number: Int64 = 0
+        while i < value.upperBound {
+            guard isDigit(bytes[i]) else { return nil }
+            let digit = Int64(bytes[i] - 0x30)
+            let (tens, over) = number.multipliedReportingOverflow(by: 10)
+            let (sum, overToo) = negative ? tens.subtractingReportingOverflow(digit) : tens.addingReportingOverflow(digit)
+            if over || overToo { return nil }
+            number = sum
+            i += 1
+        }
+        return number
+    }
+
+    public static func bool(_ bytes: RawSpan, _ value: Range<Int>) -> Bool? {
+        if bytes.equals(value, "true") { return true }
+        if bytes.equals(value, "false") { return false }
+        return nil
+    }
+
+    // MARK: Steps
+
+    private static func inner(_ bytes: RawSpan, _ value: Range<Int>) -> Range<Int>? {
+        guard value.count >= 2, bytes[value.lowerBound] == Ascii.quote, bytes[value.upperBound - 1] == Ascii.quote else { return nil }
+        return value.lowerBound + 1..<value.upperBound - 1
+    }
+
+    private static func hasBackslash(_ bytes: RawSpan, _ range: Range<Int>) -> Bool {
+        for i in range where bytes[i] == Ascii.backslash { return true }
+        return false
+    }
+
+    /// Behind the closing quote of the string that starts at `start`.
+    static func stringEnd(_ bytes: RawSpan, _ start: Int) -> Int? {
+        var i = start + 1
+        while true {
+            i = bytes.quoteOrBackslash(from: i)
+            guard i < bytes.byteCount else { return nil }
+            if bytes[i] == Ascii.quote { return i + 1 }
+            i += 2
+            if i > bytes.byteCount { return nil }
+        }
+    }
+
+    /// Behind the value that starts at `start`, which must not be a space. Inside it only brackets and strings are looked at.
+    static func valueEnd(_ bytes: RawSpan, _ start: Int) -> Int? {
+        guard start < bytes.byteCount else { return nil }
+        switch bytes[start] {
+        case Ascii.quote: return stringEnd(bytes, start)
+        case Ascii.openBrace, Ascii.openBracket:
+            var depth = 0
+            var i = start
+            while i < bytes.byteCount {
+                switch bytes[i] {
+                case Ascii.quote:
+                    guard let end = stringEnd(bytes, i) else { return nil }
+                    i = end
+                    continue
+                case Ascii.openBrace, Ascii.openBracket: depth += 1
+                case Ascii.closeBrace, Ascii.closeBracket:
+                    depth -= 1
+                    if depth == 0 { return i + 1 }
+                default: break
+                }
+                i += 1
+            }
+            return nil
+        default:
+            var i = start
+            while i < bytes.byteCount {
+                let c = bytes[i]
+                if isSpace(c) || c == Ascii.comma || c == Ascii.closeBrace || c == Ascii.closeBracket { break }
+                if c == Ascii.quote || c == Ascii.colon || c == Ascii.openBrace || c == Ascii.openBracket { return nil }
+                i += 1
+            }
+            return i > start ? i : nil
+        }
+    }
+
+    /// The text between quotes.
+    static func unescaped(_ bytes: RawSpan, _ range: Range<Int>) -> String {
+        guard hasBackslash(bytes, range) else { return bytes.text(range) }
+        var out: [UInt8] = []
+        out.reserveCapacity(range.count)
+        var i = range.lowerBound
+        let end = range.upperBound
+        func unit(_ at: Int) -> UInt32? {
+            guard at + 4 <= end else { return nil }
+            var number: UInt32 = 0
+            for k in at..<at + 4 {
+                guard let digit = hexDigit(bytes[k]) else { return nil }
+                number = number << 4 | digit
+            }
+            return number
+        }
+        while i < end {
+            let c = bytes[i]
+            guard c == Ascii.backslash, i + 1 < end else {
+                out.append(c)
+                i += 1
+                continue
+            }
+            let escape = bytes[i + 1]
+            i += 2
+            switch escape {
+            case UInt8(ascii: "n"): out.append(0x0A)
+            case UInt8(ascii: "t"): out.append(0x09)
+            case UInt8(ascii: "r"): out.append(0x0D)
+            case UInt8(ascii: "b"): out.append(0x08)
+            case UInt8(ascii: "f"): out.append(0x0C)
+            case UInt8(ascii: "u"):
+                guard let first = unit(i) else { continue }
+                i += 4
+                var scalar = Unicode.Scalar(first)
+                if scalar == nil, first < 0xDC00, i + 1 < end, bytes[i] == Ascii.backslash, bytes[i + 1] == UInt8(ascii: "u"),
+                    let second = unit(i + 2), (0xDC00...0xDFFF).contains(second)
+                {
+                    scalar = Unicode.Scalar(0x10000 + (first - 0xD800) << 10 + (second - 0xDC00))
+                    i += 6
+                }
+                out.append(contentsOf: String(Character(scalar ?? "\u{FFFD}")).utf8)
+            default: out.append(escape)
+            }
+        }
+        return String(decoding: out, as: UTF8.self)
+    }
+}

@@ -1,0 +1,62 @@
+public import ControlWire
+public import Store
+public import Vocabulary
+
+/// Carries out the commands of the command line, in the writer or, with no server running, in the command itself.
+public enum StoreCommands {
+    public struct Outcome: Sendable {
+        public var reply: StoreReply
+        /// The state after a change; nil when nothing changed.
+        public var snapshot: Snapshot?
+    }
+
+    public static func perform(_ command: StoreCommand, on session: any StoreSession, now: WallTime) -> Outcome {
+        var reply = StoreReply()
+        var hasChanged = true
+        do throws(StoreError) {
+            switch command.body {
+            case .addAccount(let m):
+                guard let kind = Account.Kind(rawValue: m.kind) else { throw StoreError(.invalid, "no such kind of account: \(m.kind)") }
+                let credentials = Account.Credentials(
+                    bearer: m.bearer, refreshToken: m.hasRefreshToken ? m.refreshToken : nil, idToken: m.hasIDToken ? m.idToken : nil,
+                    chatGPTAccountID: m.hasChatgptAccountID ? m.chatgptAccountID : nil)
+                let account = try session.addAccount(
+                    NewAccount(name: m.name, kind: kind, baseURL: m.baseURL, credentials: credentials), now: now)
+                reply.accounts = [AccountMessage(withoutSecrets: account)]
+            case .setAccountState(let m):
+                guard let state = Account.State(rawValue: m.state) else { throw StoreError(.invalid, "no such state: \(m.state)") }
+                reply.accounts = [AccountMessage(withoutSecrets: try session.setAccountState(m.name, state, now: now))]
+            case .removeAccount(let m):
+                reply.accounts = [AccountMessage(withoutSecrets: try session.removeAccount(m.name, now: now))]
+            case .createClientKey(let m):
+                let (key, plain) = try session.createClientKey(
+                    m.name, models: m.limitsModels ? m.models : nil,
+                    expiresAt: m.hasExpiresAtMs ? WallTime(milliseconds: m.expiresAtMs) : nil, now: now)
+                reply.clientKeys = [ClientKeyMessage(key)]
+                reply.plainKey = plain
+            case .revokeClientKey(let m):
+                reply.clientKeys = [ClientKeyMessage(try session.revokeClientKey(m.name, now: now))]
+            case .listAccounts:
+                hasChanged = false
+                reply.accounts = try session.accounts().map { AccountMessage(withoutSecrets: $0) }
+            case .listClientKeys:
+                hasChanged = false
+                reply.clientKeys = try session.clientKeys().map { ClientKeyMessage($0) }
+            case .listUsage(let m):
+                hasChanged = false
+                reply.usage = try session.usage(last: Int(m.last)).map { listing in
+                    var row = UsageRow()
+                    row.record = UsageRecordMessage(listing.record)
+                    (row.key, row.account) = (listing.key, listing.account)
+                    return row
+                }
+            case nil:
+                throw StoreError(.invalid, "the server does not know this command; is it older than this program?")
+            }
+            return Outcome(reply: reply, snapshot: hasChanged ? try session.snapshot() : nil)
+        } catch {
+            reply.error = error.message
+            return Outcome(reply: reply, snapshot: nil)
+        }
+    }
+}

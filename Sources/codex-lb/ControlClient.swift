@@ -1,0 +1,65 @@
+import ArgumentParser
+import ControlWire
+import Platform
+import Settings
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+/// A blocking connection of the command line to the supervisor.
+final class ControlClient {
+    private let descriptor: Int32
+    private var reader = FrameReader()
+
+    private init(_ descriptor: Int32) { self.descriptor = descriptor }
+    deinit { close(descriptor) }
+
+    /// Nil when no server runs on this data directory.
+    static func connect(_ settings: Settings) throws -> ControlClient? {
+        do throws(SystemError) {
+            let fd = try Sockets.connectUnix(settings.controlSocket)
+            // No answer of the server takes longer: it only passes commands on.
+            var limit = timeval(tv_sec: 30, tv_usec: 0)
+            setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
+            return ControlClient(fd)
+        } catch {
+            if error.code == ENOENT || error.code == ECONNREFUSED { return nil }
+            complain("\(error)\(error.code == EACCES ? ". Run this as the user that the server runs as" : "")")
+            throw ExitCode(1)
+        }
+    }
+
+    /// Sends one frame and waits for the one that answers it.
+    func ask(_ frame: Frame) throws -> Frame {
+        var frame = frame
+        frame.correlation = 1
+        var out: [UInt8] = []
+        FrameCodec.encode(frame, into: &out)
+        var sent = 0
+        while sent < out.count {
+            let n = out.withUnsafeBytes { send(descriptor, $0.baseAddress! + sent, out.count - sent, Int32(MSG_NOSIGNAL)) }
+            guard n > 0 else { throw lost() }
+            sent += n
+        }
+        var buffer = [UInt8](repeating: 0, count: 64 * 1024)
+        while true {
+            let n = recv(descriptor, &buffer, buffer.count, 0)
+            if n < 0, errno == EINTR { continue }
+            guard n > 0 else { throw lost() }
+            var answer: Frame?
+            do throws(FrameError) {
+                try reader.feed(buffer[..<n].span.bytes) { frame throws(FrameError) in answer = frame }
+            } catch {
+                complain("the server's answer can't be read: \(error)")
+                throw ExitCode(1)
+            }
+            if let answer { return answer }
+        }
+    }
+
+    private func lost() -> ExitCode {
+        complain("the server ended the connection without an answer; its log says more")
+        return ExitCode(1)
+    }
+}

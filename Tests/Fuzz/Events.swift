@@ -1,0 +1,27 @@
+/// Events are the same however the stream is cut, and no byte is lost or made up.
+@_cdecl("LLVMFuzzerTestOneInput") public func fuzz(_ start: UnsafePointer<UInt8>?, _ count: Int) -> CInt {
+    let input = Array(UnsafeBufferPointer(start: start, count: count))
+    func read(step: Int) -> (events: [[UInt8]], held: [UInt8], end: String) {
+        var splitter = EventSplitter(eventBytesMax: 4096)
+        var events: [[UInt8]] = []
+        var at = 0
+        while at < count {
+            let end = min(count, at + step)
+            do {
+                try splitter.feed(input.span.bytes.extracting(at..<end)) { event in
+                    events.append(event.withUnsafeBytes { Array($0) })
+                    let one = EventFields.data(of: event).map { range in event.extracting(range).withUnsafeBytes { Array($0) } }
+                    if let one { precondition(one == EventFields.joinedData(of: event)) }
+                    _ = EventFields.name(of: event)
+                    _ = EventFields.isComment(event)
+                }
+            } catch { return (events, [], "\(error)") }
+            at = end
+        }
+        return (events, splitter.held, "")
+    }
+    let (whole, single) = (read(step: max(1, count)), read(step: 1))
+    precondition(whole == single)
+    if whole.end.isEmpty { precondition(Array(whole.events.joined()) + whole.held == input) }
+    return 0
+}

@@ -1,0 +1,31 @@
+#!/bin/sh
+# Fuzzes every codec for SECONDS each: run.sh SECONDS [NAME...]. Exit 1 when one of them traps, hangs or contradicts itself.
+# New inputs stay in $FUZZ_DIR (default .build/fuzz) and are the next run's start.
+set -eu
+[ $# -ge 1 ] || { echo "usage: $0 SECONDS [NAME...]" >&2; exit 2; }
+seconds=$1; shift
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+dir=${FUZZ_DIR:-$root/.build/fuzz}
+[ $# -gt 0 ] || set -- RequestHead ResponseHead ChunkedBody Events JSON
+mkdir -p "$dir"
+status=0
+for name; do
+    case $name in JSON) module=JSONWire ;; *) module=HTTPWire ;; esac
+    # One module of the sources and the harness: what the sources import of Vocabulary is the file of limits alone.
+    work=$dir/$name.sources
+    rm -rf "$work"; mkdir -p "$work" "$dir/$name.corpus"
+    cp "$root/Sources/$module"/*.swift "$root/Sources/Vocabulary/Limits.swift" "$work/"
+    cp "$here/$name.swift" "$work/Harness.swift"
+    sed -i -E '/^(public |internal )?import Vocabulary$/d' "$work"/*.swift
+    swiftc -swift-version 6 -O -sanitize=fuzzer -parse-as-library -module-name Fuzz -o "$dir/$name" "$work"/*.swift
+    echo "== $name, $seconds s"
+    # -rss_limit and -timeout end what grows or hangs.
+    if ! "$dir/$name" -max_total_time="$seconds" -timeout=5 -rss_limit_mb=1024 -max_len=65536 -print_final_stats=1 \
+        -artifact_prefix="$dir/$name." -dict="$here/$module.dict" "$dir/$name.corpus" >"$dir/$name.log" 2>&1; then
+        tail -n 30 "$dir/$name.log"
+        status=1
+    fi
+    grep -aE 'number_of_executed_units|new_units_added|peak_rss' "$dir/$name.log" || :
+done
+exit $status

@@ -1,0 +1,12 @@
+#!/bin/sh
+# All tests: builds, unit and integration tests in Swift, then the OpenAI SDK from PyPI as a client.
+set -eu
+cd "$(dirname "$0")/../.."
+swift build --build-tests
+swift build --product codex-lb
+CODEX_LB_TEST_BINARY="$(swift build --show-bin-path)/codex-lb"
+export CODEX_LB_TEST_BINARY
+swift test --skip-build
+[ -x .venv-test/bin/python ] || python3 -m venv .venv-test
+.venv-test/bin/pip install --quiet --disable-pip-version-check -r Tests/SDK/requirements.txt
+.venv-test/bin/python -m pytest -q Tests/SDK
