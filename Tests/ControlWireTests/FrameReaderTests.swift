@@ -16,7 +16,7 @@ import Vocabulary
     func splitAtEveryByte() throws {
         var bytes: [UInt8] = []
         let frames: [Frame] = [
-            Frame(.drain(.with { $0.milliseconds = 5 })), Frame(.usageBatch(UsageBatch(end: 99, records: [Self.record.journalBytes])), correlation: 7), Frame(),
+            Frame(.refused(Refused())), Frame(.usageBatch(UsageBatch(end: 99, records: [Self.record.journalBytes])), correlation: 7), Frame(),
         ]
         for frame in frames { FrameCodec.encode(frame, into: &bytes) }
         for cut in 0...bytes.count {
