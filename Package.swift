@@ -90,6 +90,10 @@ let package = Package(
             name: "codex-lb-load", dependencies: ["Vocabulary", "HTTPWire", "Loop", "Platform", arguments], path: "Benchmarks/LoadGenerator",
             swiftSettings: ours),
         // tests
+        .target(
+            name: "FakeUpstream", dependencies: ["Vocabulary", "HTTPWire", "Loop", "Platform"], path: "Tests/Support/FakeUpstream", swiftSettings: ours),
+        .target(name: "DaemonHarness", dependencies: ["Platform"], path: "Tests/Support/DaemonHarness", swiftSettings: ours),
+        .testTarget(name: "IntegrationTests", dependencies: ["FakeUpstream", "DaemonHarness", "Platform"], swiftSettings: ours),
         suite("ControlWire"),
         suite("Sealing"),
         suite("SQLiteStore", ["Vocabulary", "Schema", "Store", "Sealing", "CSQLite"]),
