@@ -90,7 +90,14 @@ let package = Package(
             name: "codex-lb-load", dependencies: ["Vocabulary", "HTTPWire", "Loop", "Platform", arguments], path: "Benchmarks/LoadGenerator",
             swiftSettings: ours),
         // tests
-        suite("ControlWire"),
+        suite("Exchange", ["Vocabulary", "JSONWire"]),
+        suite("Routing"),
+        suite("Admission"),
+        suite("Fleet"),
+        suite("Platform"),
+        suite("Settings", []),
+        suite("Translation", ["Vocabulary", "JSONWire"]),
+        suite("ControlWire", ["Vocabulary", protobuf]),
         suite("Sealing"),
         suite("SQLiteStore", ["Vocabulary", "Schema", "Store", "Sealing", "CSQLite"]),
         suite(
