@@ -92,9 +92,16 @@ let package = Package(
         // tests
         .target(
             name: "FakeUpstream", dependencies: ["Vocabulary", "HTTPWire", "Loop", "Platform"], path: "Tests/Support/FakeUpstream", swiftSettings: ours),
-        .target(name: "DaemonHarness", dependencies: ["Platform"], path: "Tests/Support/DaemonHarness", swiftSettings: ours),
+        .target(name: "DaemonHarness", path: "Tests/Support/DaemonHarness", swiftSettings: ours),
         .testTarget(name: "IntegrationTests", dependencies: ["FakeUpstream", "DaemonHarness", "Platform"], swiftSettings: ours),
-        suite("ControlWire"),
+        suite("Exchange", ["Vocabulary", "JSONWire"]),
+        suite("Routing"),
+        suite("Admission"),
+        suite("Fleet"),
+        suite("Platform"),
+        suite("Settings", []),
+        suite("Translation", ["Vocabulary", "JSONWire"]),
+        suite("ControlWire", ["Vocabulary", protobuf]),
         suite("Sealing"),
         suite("SQLiteStore", ["Vocabulary", "Schema", "Store", "Sealing", "CSQLite"]),
         suite(

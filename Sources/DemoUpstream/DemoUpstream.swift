@@ -1,6 +1,6 @@
 import HTTPWire
 import JSONWire
-import Loop
+public import Loop
 public import Platform
 import Vocabulary
 

@@ -1,4 +1,5 @@
 import ControlWire
+import SwiftProtobuf
 import Testing
 import Vocabulary
 

@@ -1,1 +1,0 @@
-// Written by the commits that follow.

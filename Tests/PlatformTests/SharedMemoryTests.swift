@@ -1,0 +1,101 @@
+import Platform
+import Testing
+import Vocabulary
+
+@Suite struct JournalTests {
+    private func make() throws -> (Journal, SharedMemory) {
+        let memory = try SharedMemory.create("test:journal", count: Journal.memoryBytes(capacity: 64 * 1024))
+        return (Journal(memory), memory)
+    }
+
+    @Test("Records come back whole and in order over many turns of the ring")
+    func ring() throws {
+        let (journal, _) = try make()
+        var next: UInt64 = 0
+        var wanted: UInt64 = 0
+        var random = SystemRandomNumberGenerator()
+        for _ in 0..<20_000 {
+            let size = Int.random(in: 8...600, using: &random)
+            var record = [UInt8](repeating: UInt8(truncatingIfNeeded: next), count: size)
+            for i in 0..<8 { record[i] = UInt8(truncatingIfNeeded: next >> (8 * UInt64(i))) }
+            if journal.append(record) { next += 1 }
+            if !journal.hasRoom(turns: 2) {
+                while !journal.isEmpty {
+                    let (records, end, damaged) = journal.read(from: journal.tail, count: 50)
+                    #expect(!damaged && !records.isEmpty)
+                    for record in records {
+                        let number = (0..<8).reduce(UInt64(0)) { $0 | UInt64(record[$1]) << (8 * UInt64($1)) }
+                        #expect(number == wanted)
+                        #expect(record.dropFirst(8).allSatisfy { $0 == UInt8(truncatingIfNeeded: number) })
+                        wanted += 1
+                    }
+                    journal.acknowledge(through: end)
+                }
+            }
+        }
+        #expect(wanted > 10_000)
+    }
+
+    @Test("A successor on the same memory finds what was not acknowledged, and only that")
+    func successor() throws {
+        let (journal, memory) = try make()
+        for i in 0..<10 { #expect(journal.append([UInt8(i)])) }
+        let (_, end, _) = journal.read(from: 0, count: 4)
+        journal.acknowledge(through: end)
+        let successor = Journal(try SharedMemory(descriptor: memory.descriptor, count: memory.bytes.count))
+        #expect(successor.read(from: successor.tail, count: 100).records == (4..<10).map { [UInt8($0)] })
+    }
+
+    @Test("A full journal takes nothing more and loses nothing; a damaged record is noticed")
+    func limits() throws {
+        let (journal, memory) = try make()
+        var count = 0
+        while journal.append([UInt8](repeating: 7, count: 1000)) { count += 1 }
+        #expect(count == 65)
+        #expect(!journal.hasRoom())
+        #expect(journal.read(from: 0, count: 1000).records.count == count)
+        memory.bytes[4096 + 500] ^= 1
+        #expect(journal.read(from: 0, count: 1000).damaged)
+    }
+}
+
+@Suite struct ScoreboardTests {
+    @Test("Turns on an account are summed over workers, and a dead worker's share is cleared")
+    func inFlight() throws {
+        let board = Scoreboard(try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        board.workerSlots = 3
+        for worker in 0..<3 { board.turnStarted(account: 5, worker: worker, now: Instant(nanoseconds: 9)) }
+        board.turnStarted(account: 5, worker: 1, now: Instant(nanoseconds: 10))
+        #expect(board.inFlight(account: 5) == 4 && board.lastUsed(account: 5) == Instant(nanoseconds: 10))
+        board.workerStarted(1)
+        #expect(board.inFlight(account: 5) == 2)
+        board.turnEnded(account: 5, worker: 0)
+        #expect(board.inFlight(account: 5) == 1 && board.inFlight(account: 4) == 0)
+    }
+
+    @Test("A cooldown is never shortened, tells its reason, and is not inherited by the slot's next account")
+    func cooldown() throws {
+        let board = Scoreboard(try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        board.claim(account: 1, owner: 11)
+        board.coolDown(account: 1, until: WallTime(milliseconds: 500), isLimit: true)
+        board.coolDown(account: 1, until: WallTime(milliseconds: 400), isLimit: false)
+        #expect(board.cooldownUntil(account: 1) == WallTime(milliseconds: 500) && board.isLimited(account: 1))
+        board.claim(account: 1, owner: 11)
+        #expect(board.cooldownUntil(account: 1).milliseconds == 500)
+        board.claim(account: 1, owner: 12)
+        #expect(board.cooldownUntil(account: 1).milliseconds == 0)
+    }
+}
+
+@Suite struct ListenAddressTests {
+    @Test("Addresses are parsed, and what is wrong with the others is said")
+    func parse() throws {
+        #expect(try ListenAddress.parse("127.0.0.1:2455").get() == .tcp(host: "127.0.0.1", port: 2455))
+        #expect(try ListenAddress.parse("[::1]:80").get() == .tcp(host: "::1", port: 80))
+        #expect(try ListenAddress.parse(":80").get() == .tcp(host: "0.0.0.0", port: 80))
+        #expect(try ListenAddress.parse("unix:/run/x.sock").get() == .unix(path: "/run/x.sock"))
+        for bad in ["127.0.0.1", "1.2.3.4:70000", "example.com:80", "unix:relative", ""] {
+            #expect(throws: ListenAddressError.self) { try ListenAddress.parse(bad).get() }
+        }
+    }
+}

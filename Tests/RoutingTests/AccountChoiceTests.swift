@@ -1,0 +1,40 @@
+import Routing
+import Testing
+import Vocabulary
+
+private let now = WallTime(milliseconds: 1_000_000)
+private func candidate(_ id: Int64, eligible: Bool = true, inFlight: Int = 0, used: UInt64 = 0, cools: Int64 = 0, limited: Bool = false) -> Candidate {
+    Candidate(
+        accountID: id, isEligible: eligible, inFlight: inFlight, lastUsed: Instant(nanoseconds: used),
+        cooldownUntil: WallTime(milliseconds: cools), isLimited: limited)
+}
+
+@Suite struct AccountChoiceTests {
+    @Test("Fewest open turns win, then the one not used for longest")
+    func order() {
+        #expect(Routing.choose([candidate(1, inFlight: 2), candidate(2, inFlight: 1, used: 9)], excluding: [], now: now) == .account(1))
+        #expect(Routing.choose([candidate(1, used: 9), candidate(2, used: 3), candidate(3, used: 5)], excluding: [], now: now) == .account(1))
+    }
+
+    @Test("What was tried, is paused or cools down is not chosen")
+    func filters() {
+        let all = [candidate(1), candidate(2, eligible: false), candidate(3, cools: 2_000_000), candidate(4, inFlight: 50)]
+        #expect(Routing.choose(all, excluding: [1], now: now) == .account(3))
+    }
+
+    @Test("Errors are forgiven when nothing else is left, the earliest first; used-up quota never is")
+    func lastResort() {
+        let cooling = [candidate(1, cools: 3_000_000), candidate(2, cools: 2_000_000), candidate(3, cools: 1_500_000, limited: true)]
+        #expect(Routing.choose(cooling, excluding: [], now: now) == .account(1))
+        #expect(Routing.choose(cooling, excluding: [1, 2], now: now) == .allLimited(until: WallTime(milliseconds: 1_500_000)))
+    }
+
+    @Test("None, all tried and all limited are told apart")
+    func nothing() {
+        #expect(Routing.choose([], excluding: [], now: now) == .noneEligible)
+        #expect(Routing.choose([candidate(1, eligible: false)], excluding: [], now: now) == .noneEligible)
+        #expect(Routing.choose([candidate(1)], excluding: [1], now: now) == .allTried)
+        let limited = [candidate(1, cools: 1_200_000, limited: true), candidate(2, cools: 1_100_000, limited: true)]
+        #expect(Routing.choose(limited, excluding: [], now: now) == .allLimited(until: WallTime(milliseconds: 1_100_000)))
+    }
+}
