@@ -123,7 +123,8 @@ final class DemoConnection: ByteStreamDelegate {
     }
 
     private func answer(_ head: RequestHead) {
-        let json = body.span.bytes
+        let request = body
+        let json = request.span.bytes
         let model = JSONScan.find(json, "model").flatMap { JSONScan.string(json, $0) } ?? "demo-1"
         let isStream = JSONScan.find(json, "stream").flatMap { JSONScan.bool(json, $0) } ?? false
         let path = head.path.hasPrefix("/v1/") ? String(head.path.dropFirst(3)) : head.path

@@ -56,7 +56,8 @@ struct TurnRequest {
     func upstreamBody(_ body: [UInt8], kind: Account.Kind) throws(ProxyError) -> [UInt8] {
         switch (kind, route) {
         case (.chatGPT, .chatCompletions):
-            return try ResponsesTranslation.codexRequest(from: try ChatTranslation.responsesRequest(fromChat: body.span.bytes).span.bytes)
+            let responses = try ChatTranslation.responsesRequest(fromChat: body.span.bytes)
+            return try ResponsesTranslation.codexRequest(from: responses.span.bytes)
         case (.chatGPT, _):
             return try ResponsesTranslation.codexRequest(from: body.span.bytes)
         case (.apiKey, .chatCompletions) where wantsStream && !includesUsage:

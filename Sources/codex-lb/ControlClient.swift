@@ -49,7 +49,7 @@ final class ControlClient {
             guard n > 0 else { throw lost() }
             var answer: Frame?
             do throws(FrameError) {
-                try reader.feed(buffer[..<n].span.bytes) { frame throws(FrameError) in answer = frame }
+                try reader.feed(buffer.span.bytes.extracting(0..<n)) { frame throws(FrameError) in answer = frame }
             } catch {
                 complain("the server's answer can't be read: \(error)")
                 throw ExitCode(1)

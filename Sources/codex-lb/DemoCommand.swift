@@ -35,7 +35,7 @@ struct DemoUpstreamCommand: ParsableCommand {
             do throws(SystemError) {
                 try DemoUpstream.run(listen: address, options: options) { name in
                     print("demo upstream on http://\(name)/v1")
-                    fflush(stdout)
+                    fflush(nil)
                 }
             } catch {
                 complain("\(error)")
@@ -91,7 +91,7 @@ struct Demo: ParsableCommand {
                 Ctrl-C ends it.
 
                 """)
-            fflush(stdout)
+            fflush(nil)
             // Signals of the terminal reach the server itself; this process only waits for it.
             signal(SIGINT, SIG_IGN)
             let server = try Process.spawnSelf(

@@ -40,7 +40,7 @@ struct CodexLB: ParsableCommand {
             // Usage errors are 2, as everywhere; help and version are 0.
             let code = exitCode(for: error)
             let text = fullMessage(for: error)
-            if code == .success { print(text) } else { fputs(text + "\n", stderr) }
+            if code == .success { print(text) } else { writeError(text) }
             Glibc.exit(code == .success ? 0 : code == .validationFailure ? 2 : 1)
         }
     }
@@ -77,7 +77,12 @@ func environmentWithDirectory() -> [String: String] {
     return environment
 }
 
-func complain(_ text: String) { fputs("codex-lb: \(text)\n", stderr) }
+func complain(_ text: String) { writeError("codex-lb: \(text)") }
+
+private func writeError(_ line: String) {
+    let bytes = Array((line + "\n").utf8)
+    _ = write(2, bytes, bytes.count)  // when stderr is gone there is nobody to tell
+}
 
 func makeLog(_ role: String, _ settings: Settings) -> Logger {
     Logs.make(role: role, json: settings.logFormat == .json, journal: settings.logsToJournal, level: settings.logLevel)
