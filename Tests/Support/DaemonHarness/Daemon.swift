@@ -82,14 +82,14 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
     }
 
     public func waitReady(_ seconds: Double = 20) throws {
-        let isUp = eventually(seconds) { child?.poll() != nil || log.contains(" ready ") }
+        let isUp = eventually(seconds) { child?.poll() != nil || log.contains(" supervisor ready ") || log.contains("\"message\":\"ready\"") }
         guard isUp, child?.poll() == nil else {
             throw HarnessError("codex-lb is not ready (\(child?.poll()?.description ?? "still starting")):\n\(log)")
         }
-        guard let line = log.split(separator: "\n").first(where: { $0.contains(" listening ") && $0.contains("address=") }),
-            let range = line.range(of: "address=")
+        guard let line = log.split(separator: "\n").first(where: { $0.contains("listening") && $0.contains("address") }),
+            let range = line.range(of: "address=") ?? line.range(of: "\"address\":\"")
         else { throw HarnessError("no listening address in the log:\n\(log)") }
-        address = String(line[range.upperBound...].prefix { $0 != " " })
+        address = String(line[range.upperBound...].prefix { $0 != " " && $0 != "\"" })
         for pid in childPIDs() { strays.insert(pid) }
     }
 
