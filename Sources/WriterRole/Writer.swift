@@ -18,7 +18,8 @@ final class Writer {
     private var snapshot: Snapshot
 
     private struct Intake {
-        var record: UsageRecord
+        /// Nil where the batch had only records that can't be read: its acknowledgement waits for its turn all the same.
+        var record: UsageRecord?
         var from: WorkerLink
         /// The sender's journal place after the batch that this record ends; nil inside a batch.
         var end: UInt64?
@@ -95,7 +96,7 @@ final class Writer {
         }
         if intake.isEmpty { firstWaitsSince = loop.now }
         for (i, record) in decoded.enumerated() { intake.append(Intake(record: record, from: worker, end: i == decoded.count - 1 ? batch.end : nil)) }
-        if decoded.isEmpty { worker.acknowledge(batch.end) }
+        if decoded.isEmpty { intake.append(Intake(record: nil, from: worker, end: batch.end)) }
         if intake.count > Self.intakeRecordsMax { for worker in workers.values { worker.pause() } }
         if intake.count >= Limits.batchRecordsMax { commit() } else if !isCommitting { batchTimer.start(milliseconds: Limits.batchMilliseconds) }
     }
@@ -105,7 +106,7 @@ final class Writer {
         guard !isCommitting, !intake.isEmpty else { return }
         isCommitting = true
         let part = Array(intake.prefix(Limits.batchRecordsMax))
-        let records = part.map(\.record)
+        let records = part.compactMap(\.record)
         queue.run({ session -> StoreError? in
             do throws(StoreError) {
                 _ = try session.append(records)
