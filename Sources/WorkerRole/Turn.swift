@@ -27,6 +27,8 @@ final class Turn: UpstreamUser, Answering {
     var heldBack: [UInt8] = []
     var sawCreated = false
     var responseHead: ResponseHead?
+    /// The last attempt's error answer, for the client when no account is left.
+    private var refused: (head: ResponseHead, body: [UInt8])?
     /// Output items of a stream, for answers whose terminal event leaves them out.
     var items: [[UInt8]] = []
     var itemsBytes = 0
@@ -143,6 +145,7 @@ final class Turn: UpstreamUser, Answering {
         firstByteBy = .never
         acceptedAt = .never
         connection = nil
+        if case .refusal(let body) = answer, let head = responseHead { refused = (head, body) } else { refused = nil }
         let wall = Clock.wall
         let (action, penalty) = exchange.attemptFailed(failure, now: wall, jitter: Double.random(in: -1...1))
         if let account { worker.penalise(account, penalty, failure, now: wall, requestID: request.id) }
@@ -366,7 +369,7 @@ final class Turn: UpstreamUser, Answering {
     private func surface(_ failure: Failure) {
         switch failure {
         case .refused(let refusal):
-            guard case .refusal(let body) = answer, let head = responseHead else { fallthrough }
+            guard let (head, body) = refused else { fallthrough }
             settle(status: head.status, errorCode: refusal.code.isEmpty ? "upstream_error" : refusal.code)
             exchange.finished()
             logRefused(head.status, refusal.code)

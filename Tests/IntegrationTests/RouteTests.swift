@@ -1,0 +1,310 @@
+import DaemonHarness
+import FakeUpstream
+import Foundation
+import Testing
+
+extension Integration {
+    /// What each route sends upstream and gives back.
+    @Suite struct Routes {
+        /// The codex route with a ChatGPT login: its identity upstream, the stream back byte by byte (S1).
+        @Test func codexPassThrough() throws {
+            let stage = try Stage()
+            try stage.daemon.importAccount("live", baseURL: stage.upstream.chatGPTBaseURL, token: "access-token", accountID: "acc_live")
+            let events = ["{\"type\":\"codex.rate_limits\",\"plan_type\":\"plus\"}"] + Canned.stream
+            stage.upstream.always("access-token", .events(events, headers: ["x-codex-primary-used-percent": "12"]))
+            #expect(try eventually(1) { try stage.metric("codex_lb_account_available{account=\"live\"}") == 1 })
+            let answer = try stage.daemon.post(
+                "/backend-api/codex/responses", "{\"model\":\"gpt-5.1\",\"instructions\":\"hi\",\"input\":[],\"stream\":false}",
+                headers: [
+                    ("x-request-id", "req_x"), ("User-Agent", "codex_cli_rs/0.150.0"), ("originator", "codex_cli_rs"), ("session_id", "s-1"),
+                    ("x-codex-turn-metadata", "{\"a\":1}"), ("x-codex-beta-features", "x"), ("Authorization", "Bearer own"), ("chatgpt-account-id", "mine"),
+                ])
+            #expect(answer.status == 200)
+            #expect(answer.header("content-type")?.hasPrefix("text/event-stream") == true)
+            #expect(answer.header("x-request-id") == "req_x")
+            #expect(answer.header("x-codex-primary-used-percent") == "12")
+            #expect(answer.text == events.map { Behaviour.event($0) }.joined())
+            let request = try #require(stage.upstream.requests("access-token").first)
+            #expect(request.path == "/backend-api/codex/responses")
+            #expect(request.header("chatgpt-account-id") == "acc_live")
+            #expect(request.headerCount("chatgpt-account-id") == 1 && request.headerCount("authorization") == 1)
+            #expect(request.header("accept") == "text/event-stream")
+            for (name, value) in [
+                ("originator", "codex_cli_rs"), ("session_id", "s-1"), ("x-codex-turn-metadata", "{\"a\":1}"), ("x-codex-beta-features", "x"),
+                ("x-request-id", "req_x"), ("user-agent", "codex_cli_rs/0.150.0"),
+            ] { #expect(request.header(name) == value, "\(name)") }
+            #expect(request.json["stream"] as? Bool == true)
+            #expect(request.json["store"] as? Bool == false)
+            let record = try stage.daemon.record("req_x")
+            #expect(record["status"] as? Int == 200)
+            #expect(record["input_tokens"] as? Int == 100 && record["output_tokens"] as? Int == 20)
+        }
+
+        /// A body for an API-key account goes on as it came, byte by byte, whatever is in it.
+        @Test func bodyIsUntouched() throws {
+            let stage = try Stage("a")
+            let body =
+                "{ \"stream\" : true,\"model\":\"gpt-5.4\", \"input\":[{\"type\":\"odd_item\",\"x\":1.0e5}],\n\"tools\":[{\"type\":\"function\",\"name\":\"f\",\"parameters\":{\"b\":1,\"a\":2}}],\"unknown\":{\"ü\":\"\\u00fc\"}}"
+            _ = try stage.daemon.post("/v1/responses", body)
+            let request = try #require(stage.requests("a").first)
+            #expect(request.text == body)
+            #expect(request.path == "/v1/responses")
+        }
+
+        /// /v1/responses gives what an SDK understands: vendor events are left out, everything else is passed on in order.
+        @Test func vendorEventsAreDropped() throws {
+            let stage = try Stage("a")
+            stage.always("a", .events(["{\"type\":\"codex.rate_limits\"}"] + Canned.stream + ["{\"type\":\"codex.other\"}"]))
+            let answer = try stage.turn()
+            #expect(answer.text == Canned.stream.map { Behaviour.event($0) }.joined())
+            #expect(answer.header("cache-control")?.contains("no-cache") == true)
+        }
+
+        /// A stream that begins with text gets the `response.created` that SDKs insist on.
+        @Test func createdIsPutFirst() throws {
+            let stage = try Stage("a")
+            stage.always("a", .events([Canned.delta("early"), Canned.completed()]))
+            let answer = try stage.turn()
+            #expect(answer.types == ["response.created", "response.output_text.delta", "response.completed"])
+        }
+
+        /// A stream that consists of a failure gets it too.
+        @Test func createdBeforeFailure() throws {
+            let stage = try Stage("a")
+            stage.always("a", .events([Canned.failed("server_error")]))
+            #expect(try stage.turn().types == ["response.created", "response.failed"])
+        }
+
+        /// The terminal event's empty output is filled from the items that came before it (ChatGPT logins leave it out).
+        @Test func outputIsRebuilt() throws {
+            let stage = try Stage()
+            try stage.daemon.importAccount("live", baseURL: stage.upstream.chatGPTBaseURL, token: "t", accountID: "acc")
+            stage.upstream.always("t", .events([Canned.created(), Canned.itemAdded, Canned.delta("Hello"), Canned.itemDone, Canned.completed(output: "")]))
+            #expect(try eventually(1) { try stage.metric("codex_lb_account_available{account=\"live\"}") == 1 })
+            let stream = try stage.turn()
+            let last = try #require(stream.events.last?.json["response"] as? [String: Any])
+            #expect((last["output"] as? [[String: Any]])?.first?["id"] as? String == "msg_1")
+            let whole = try stage.turn("req-2", stream: false)
+            #expect(whole.status == 200)
+            #expect(whole.json["status"] as? String == "completed")
+            #expect((whole.json["output"] as? [[String: Any]])?.count == 1)
+            #expect(try stage.daemon.record("req-2")["input_tokens"] as? Int == 100)
+        }
+
+        /// A failed answer that had to be assembled is an HTTP error with the failure's code.
+        @Test(arguments: [("rate_limit_exceeded", 429), ("server_error", 502), ("invalid_request_error", 400)])
+        func assembledFailure(_ code: String, _ status: Int) throws {
+            let stage = try Stage()
+            try stage.daemon.importAccount("live", baseURL: stage.upstream.chatGPTBaseURL, token: "t", accountID: "acc")
+            stage.upstream.always("t", .events([Canned.created(), Canned.failed(code)]))
+            #expect(try eventually(1) { try stage.metric("codex_lb_account_available{account=\"live\"}") == 1 })
+            let answer = try stage.turn(stream: false)
+            #expect(answer.status == status)
+            #expect(answer.errorCode == code)
+        }
+
+        /// A chat stream's usage is accounted although the client did not ask for it, and the client sees no chunk more than it asked for.
+        @Test func chatUsageIsTakenOut() throws {
+            let stage = try Stage("a")
+            let answer = try stage.daemon.post("/v1/chat/completions", Stage.chat(stream: true), headers: [("X-Request-Id", "chat-1")])
+            #expect(answer.text == [Canned.chatChunk("Hel"), Canned.chatChunk("lo"), Canned.chatChunk("", finish: "\"stop\""), "[DONE]"].map { "data: \($0)\n\n" }.joined())
+            let options = stage.requests("a").first?.json["stream_options"] as? [String: Any]
+            #expect(options?["include_usage"] as? Bool == true)
+            let record = try stage.daemon.record("chat-1")
+            #expect(record["input_tokens"] as? Int == 100 && record["cached_input_tokens"] as? Int == 40)
+            #expect(record["output_tokens"] as? Int == 20 && record["reasoning_tokens"] as? Int == 5)
+            #expect(record["cost_microdollars"] as? Int == 460)
+        }
+
+        /// A client that asks for the usage chunk sees it, and its body goes upstream as it is.
+        @Test func chatUsageIsGiven() throws {
+            let stage = try Stage("a")
+            let body = Stage.chat(stream: true, more: ",\"stream_options\":{\"include_usage\":true}")
+            let answer = try stage.daemon.post("/v1/chat/completions", body)
+            #expect(answer.text.contains(Canned.chatUsageChunk))
+            #expect(stage.requests("a").first?.text == body)
+        }
+
+        /// A chat answer without stream is passed on as it is and accounted.
+        @Test func chatWhole() throws {
+            let stage = try Stage("a")
+            let answer = try stage.daemon.post("/v1/chat/completions", Stage.chat(stream: false), headers: [("X-Request-Id", "chat-1")])
+            #expect(answer.text == Canned.chat)
+            #expect(try stage.daemon.record("chat-1")["output_tokens"] as? Int == 20)
+        }
+
+        /// A chat request served by a ChatGPT login is translated both ways.
+        @Test func chatByChatGPT() throws {
+            let stage = try Stage()
+            try stage.daemon.importAccount("live", baseURL: stage.upstream.chatGPTBaseURL, token: "t", accountID: "acc")
+            #expect(try eventually(1) { try stage.metric("codex_lb_account_available{account=\"live\"}") == 1 })
+            let stream = try stage.daemon.post(
+                "/v1/chat/completions", Stage.chat(stream: true, more: ",\"stream_options\":{\"include_usage\":true}"), headers: [("X-Request-Id", "chat-1")])
+            #expect(stream.status == 200)
+            #expect(stream.events.last?.data == "[DONE]")
+            let chunks = stream.events.dropLast().map(\.json)
+            #expect(chunks.allSatisfy { $0["object"] as? String == "chat.completion.chunk" })
+            let text = chunks.compactMap { (($0["choices"] as? [[String: Any]])?.first?["delta"] as? [String: Any])?["content"] as? String }.joined()
+            #expect(text == "Hello")
+            #expect((chunks.last?["usage"] as? [String: Any])?["total_tokens"] as? Int == 120)
+            let sent = try #require(stage.upstream.requests("t").first)
+            #expect(sent.json["stream"] as? Bool == true && sent.json["store"] as? Bool == false)
+            #expect(sent.json["messages"] == nil && sent.json["tools"] == nil)
+            let whole = try stage.daemon.post("/v1/chat/completions", Stage.chat(stream: false))
+            #expect(whole.json["object"] as? String == "chat.completion")
+            let message = (whole.json["choices"] as? [[String: Any]])?.first?["message"] as? [String: Any]
+            #expect(message?["content"] as? String == "Hello")
+            #expect(try stage.daemon.record("chat-1")["output_tokens"] as? Int == 20)
+        }
+
+        /// A chat stream that breaks tells so and then says [DONE] (S6).
+        @Test func chatTruncated() throws {
+            let stage = try Stage("a")
+            stage.always("a", .cut(after: [Canned.chatChunk("Hel")]))
+            let stream = try stage.daemon.post("/v1/chat/completions", Stage.chat(stream: true), headers: [("X-Request-Id", "chat-1")])
+            #expect(stream.isWhole)
+            #expect(stream.events.last?.data == "[DONE]")
+            let error = stream.events.dropLast().last?.json["error"] as? [String: Any]
+            #expect(error?["code"] as? String == "upstream_stream_truncated")
+            #expect(try stage.daemon.record("chat-1")["error_code"] as? String == "upstream_stream_truncated")
+        }
+
+        /// Embeddings go through and are accounted.
+        @Test func embeddings() throws {
+            let stage = try Stage("a")
+            let answer = try stage.daemon.post(
+                "/v1/embeddings", "{\"model\":\"text-embedding-3-small\",\"input\":\"x\"}", headers: [("X-Request-Id", "emb-1")])
+            #expect(answer.text == Canned.embeddings)
+            let record = try stage.daemon.record("emb-1")
+            #expect(record["input_tokens"] as? Int == 7 && record["output_tokens"] as? Int == 0)
+            #expect(record["route"] as? String == "/v1/embeddings")
+        }
+
+        /// Embeddings are never sent to a ChatGPT login.
+        @Test func embeddingsNeedAnAPIKey() throws {
+            let stage = try Stage()
+            try stage.daemon.importAccount("live", baseURL: stage.upstream.chatGPTBaseURL, token: "t", accountID: "acc")
+            #expect(try eventually(1) { try stage.metric("codex_lb_account_available{account=\"live\"}") == 1 })
+            let answer = try stage.daemon.post("/v1/embeddings", "{\"model\":\"text-embedding-3-small\",\"input\":\"x\"}")
+            #expect(answer.status == 503 && answer.errorCode == "no_accounts")
+            #expect(stage.upstream.calls("t") == 0)
+        }
+
+        /// The models of all accounts are one list, each once; an account that fails does not spoil it.
+        @Test func modelsUnion() throws {
+            let stage = try Stage("a", "b", "c")
+            stage.upstream.always(path: "/v1/models", bearer: "sk-up-a", .status(200, Canned.models("gpt-5.4", "gpt-5.5")))
+            stage.upstream.always(path: "/v1/models", bearer: "sk-up-b", .status(200, Canned.models("gpt-5.5", "local-model")))
+            stage.upstream.always(path: "/v1/models", bearer: "sk-up-c", .status(500, "{}"))
+            let answer = try stage.daemon.get("/v1/models")
+            #expect(answer.status == 200)
+            #expect(answer.json["object"] as? String == "list")
+            let ids = (answer.json["data"] as? [[String: Any]])?.compactMap { $0["id"] as? String }
+            #expect(ids == ["gpt-5.4", "gpt-5.5", "local-model"])
+            let before = stage.upstream.requests.count
+            _ = try stage.daemon.get("/v1/models")
+            #expect(stage.upstream.requests.count == before, "the list is kept for a while")
+        }
+
+        /// The codex form of the list has `models`, from a ChatGPT login's own list too.
+        @Test func codexModels() throws {
+            let stage = try Stage("a")
+            try stage.daemon.importAccount("live", baseURL: stage.upstream.chatGPTBaseURL, token: "t", accountID: "acc")
+            stage.upstream.always(path: "/backend-api/codex/models", .status(200, "{\"models\":[{\"slug\":\"gpt-5.4-codex\",\"display_name\":\"x\"}]}"))
+            #expect(try eventually(1) { try stage.metric("codex_lb_account_available{account=\"live\"}") == 1 })
+            let answer = try stage.daemon.get("/backend-api/codex/models?client_version=0.150.0")
+            let slugs = (answer.json["models"] as? [[String: Any]])?.compactMap { ($0["slug"] ?? $0["id"]) as? String }
+            #expect(Set(slugs ?? []) == ["gpt-5.4", "gpt-5.4-codex"])
+            #expect(stage.upstream.requests("t").first?.header("chatgpt-account-id") == "acc")
+        }
+
+        /// No such path: 404. The wrong method: 405 with Allow.
+        @Test func unknownPaths() throws {
+            let stage = try Stage("a")
+            let missing = try stage.daemon.get("/v1/nothing")
+            #expect(missing.status == 404 && missing.errorCode == "not_found")
+            let wrong = try stage.daemon.get("/v1/responses")
+            #expect(wrong.status == 405 && wrong.header("allow") == "POST")
+        }
+
+        /// A body that can't be a turn is refused here, with what is wrong in the message, and not sent.
+        @Test(arguments: [
+            ("", "empty"), ("{", "JSON"), ("[]", "object"), ("{\"input\":\"x\"}", "model"), ("{\"model\":5}", "model"),
+            ("{\"model\":\"\"}", "model"), ("{\"model\":\"m\",\"stream\":\"yes\"}", "stream"), ("{\"model\":\"m\"}x", "JSON"),
+        ]) func badBodies(_ body: String, _ word: String) throws {
+            let stage = try Stage("a")
+            let answer = try stage.daemon.post("/v1/responses", body)
+            #expect(answer.status == 400)
+            #expect(answer.errorCode == "invalid_request_error")
+            #expect((answer.error["message"] as? String)?.contains(word) == true)
+            #expect(stage.calls("a") == 0)
+        }
+    }
+
+    /// Which fields pass, either way.
+    @Suite struct Headers {
+        /// Hop-by-hop fields, those that `Connection` names and those that tell of the client never reach the upstream; others do, once.
+        @Test func towardsUpstream() throws {
+            let stage = try Stage("a")
+            let key = try stage.daemon.createKey("remote")
+            #expect(try eventually(1) { try stage.daemon.get("/v1/models", headers: [("Forwarded", "for=192.0.2.1"), ("Authorization", "Bearer \(key)")]).status == 200 })
+            stage.upstream.forgetRequests()
+            let answer = try stage.daemon.post(
+                "/v1/responses", Stage.body(),
+                headers: [
+                    ("Connection", "keep-alive, X-Nominated"), ("X-Nominated", "1"), ("Keep-Alive", "timeout=5"), ("TE", "trailers"), ("Trailer", "X-T"),
+                    ("Proxy-Authorization", "Basic eDp5"), ("Proxy-Connection", "keep-alive"), ("Upgrade", "h2c"), ("Forwarded", "for=192.0.2.1"),
+                    ("X-Forwarded-For", "192.0.2.1"), ("X-Forwarded-Host", "h"), ("X-Forwarded-Whatever", "h"), ("X-Real-IP", "192.0.2.1"),
+                    ("True-Client-IP", "192.0.2.1"), ("CF-Connecting-IP", "192.0.2.1"), ("CF-Ray", "1"), ("Authorization", "Bearer \(key)"),
+                    ("chatgpt-account-id", "mine"), ("X-Codex-Installation-Id", "i"), ("X-Codex-LB-Required-Capability", "c"), ("Cookie", "a=b"),
+                    ("X-Stainless-Lang", "python"), ("X-OpenAI-Client-User-Agent", "x"), ("Accept-Encoding", "gzip"), ("X-Custom", "stays"),
+                    ("OpenAI-Beta", "stays too"),
+                ])
+            #expect(answer.status == 200)
+            let request = try #require(stage.requests("a").first)
+            for name in [
+                "connection", "x-nominated", "keep-alive", "te", "trailer", "proxy-authorization", "proxy-connection", "upgrade", "forwarded", "x-forwarded-for",
+                "x-forwarded-host", "x-forwarded-whatever", "x-real-ip", "true-client-ip", "cf-connecting-ip", "cf-ray", "chatgpt-account-id",
+                "x-codex-installation-id", "x-codex-lb-required-capability", "cookie", "x-stainless-lang", "x-openai-client-user-agent", "accept-encoding",
+                "transfer-encoding",
+            ] { #expect(request.header(name) == nil, "\(name) reached the upstream") }
+            #expect(request.header("authorization") == "Bearer sk-up-a" && request.headerCount("authorization") == 1)
+            #expect(request.header("host") == stage.upstream.host && request.headerCount("host") == 1)
+            #expect(request.headerCount("content-length") == 1)
+            #expect(request.header("x-custom") == "stays")
+            #expect(request.header("openai-beta") == "stays too")
+            #expect(request.header("x-request-id")?.isEmpty == false)
+            #expect(!request.headers.contains { $0.value.contains(key) }, "the client's key reached the upstream")
+        }
+
+        /// The same towards the client; framing fields are the proxy's own.
+        @Test func towardsClient() throws {
+            let stage = try Stage("a")
+            stage.always(
+                "a",
+                .status(
+                    200, Canned.response(),
+                    headers: [
+                        "Connection": "x-secret-hop", "X-Secret-Hop": "1", "Keep-Alive": "timeout=5", "Set-Cookie": "session=1", "Upgrade": "h2c",
+                        "OpenAI-Processing-Ms": "5", "X-RateLimit-Remaining-Requests": "9", "Strict-Transport-Security": "max-age=1", "Alt-Svc": "h3",
+                    ]))
+            let answer = try stage.turn(stream: false)
+            for name in ["x-secret-hop", "keep-alive", "set-cookie", "upgrade", "strict-transport-security", "alt-svc"] {
+                #expect(answer.header(name) == nil, "\(name) reached the client")
+            }
+            #expect(answer.header("openai-processing-ms") == "5")
+            #expect(answer.header("x-ratelimit-remaining-requests") == "9")
+            #expect(answer.header("x-request-id") == "req-1")
+            #expect(answer.headers.count { $0.name == "content-length" } == 1)
+        }
+
+        /// A request id is kept when it is usable and made when it isn't.
+        @Test func requestID() throws {
+            let stage = try Stage("a")
+            #expect(try stage.turn("mine-1").header("x-request-id") == "mine-1")
+            let made = try stage.daemon.post("/v1/responses", Stage.body(), headers: [("X-Request-Id", String(repeating: "x", count: 500))])
+            let id = try #require(made.header("x-request-id"))
+            #expect(id.hasPrefix("req_") && id.utf8.count <= 128)
+        }
+    }
+}

@@ -1,0 +1,58 @@
+import DaemonHarness
+import FakeUpstream
+import Foundation
+import Testing
+
+/// Real processes, one test at a time: the machine that runs them has two cores.
+@Suite(.serialized) enum Integration {}
+
+/// A running server whose accounts all live on one scripted upstream. Account `a` has the key `sk-up-a`.
+struct Stage {
+    let upstream: FakeUpstream
+    let daemon: Daemon
+
+    init(_ accounts: String..., workers: Int = 1, environment: [String: String] = [:]) throws {
+        upstream = try FakeUpstream()
+        daemon = try Daemon(environment)
+        for name in accounts { try daemon.addAccount(name, baseURL: upstream.baseURL, key: Self.key(name)) }
+        try daemon.start(workers: workers)
+    }
+
+    static func key(_ name: String) -> String { "sk-up-\(name)" }
+
+    func script(_ account: String, _ behaviours: Behaviour...) { for b in behaviours { upstream.script(Self.key(account), b) } }
+    func always(_ account: String, _ behaviour: Behaviour) { upstream.always(Self.key(account), behaviour) }
+    /// POSTs that came with this account's key.
+    func calls(_ account: String) -> Int { upstream.calls(Self.key(account)) }
+    func requests(_ account: String) -> [RecordedRequest] { upstream.requests(Self.key(account)).filter { $0.method == "POST" } }
+
+    /// One streamed Responses turn under this request id.
+    func turn(_ id: String = "req-1", path: String = "/v1/responses", stream: Bool = true, seconds: Double = 20) throws -> Answer {
+        try daemon.post(path, Self.body(stream: stream), headers: [("X-Request-Id", id)], seconds: seconds)
+    }
+
+    static func body(stream: Bool = true, model: String = "gpt-5.4", more: String = "") -> String {
+        "{\"model\":\"\(model)\",\"input\":\"hi\",\"stream\":\(stream)\(more)}"
+    }
+    static func chat(stream: Bool, more: String = "") -> String {
+        "{\"model\":\"gpt-5.4\",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"stream\":\(stream)\(more)}"
+    }
+
+    /// The value of a metric's line, `name{labels}`.
+    func metric(_ name: String) throws -> Double? {
+        let text = try daemon.get("/metrics").text
+        return text.split(separator: "\n").first { $0.hasPrefix(name + " ") }.flatMap { Double($0.split(separator: " ").last!) }
+    }
+
+    func isAvailable(_ account: String) throws -> Bool { try metric("codex_lb_account_available{account=\"\(account)\"}") == 1 }
+}
+
+extension Answer {
+    var types: [String] { events.map(\.type) }
+    /// The error code of the one `response.failed`.
+    var failedCode: String? {
+        let failed = events.filter { $0.type == "response.failed" }
+        guard failed.count == 1 else { return nil }
+        return ((failed[0].json["response"] as? [String: Any])?["error"] as? [String: Any])?["code"] as? String
+    }
+}

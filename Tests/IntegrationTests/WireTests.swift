@@ -1,0 +1,383 @@
+import DaemonHarness
+import FakeUpstream
+import Foundation
+import Testing
+
+extension Integration {
+    /// HTTP/1.1 towards clients, as bytes.
+    @Suite struct Wire {
+        private static let json = "{\"model\":\"gpt-5.4\",\"input\":\"hi\",\"stream\":true}"
+
+        private static func request(_ path: String = "/v1/responses", _ body: String = json, id: String = "req-1") -> String {
+            HTTPConnection.head("POST", path, bodyCount: body.utf8.count, headers: [("X-Request-Id", id)]) + body
+        }
+
+        /// A request may come in any pieces.
+        @Test func byteByByte() throws {
+            let stage = try Stage("a")
+            let connection = try stage.daemon.connect()
+            for byte in Self.request().utf8 { try connection.send([byte]) }
+            #expect(try connection.answer().types.last == "response.completed")
+        }
+
+        /// A connection serves one request after the other.
+        @Test func keepAlive() throws {
+            let stage = try Stage("a")
+            let connection = try stage.daemon.connect()
+            for i in 0..<5 {
+                try connection.send(Self.request(id: "req-\(i)"))
+                let answer = try connection.answer()
+                #expect(answer.types.last == "response.completed" && answer.header("x-request-id") == "req-\(i)")
+            }
+            #expect(Set(stage.requests("a").map(\.connection)).count == 1, "the upstream's connection is kept too")
+        }
+
+        /// Pipelined requests are answered in order, however long the first takes.
+        @Test func pipelined() throws {
+            let stage = try Stage("a")
+            let gate = Gate()
+            stage.script("a", .stall([Canned.created()], gate, [Canned.completed()]))
+            let connection = try stage.daemon.connect()
+            try connection.send(Self.request(id: "req-1") + Self.request(id: "req-2") + "GET /health/live HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: req-3\r\n\r\n" + Self.request(id: "req-4"))
+            #expect(stage.upstream.wait(requests: 1))
+            #expect(try connection.head().header("x-request-id") == "req-1")
+            #expect(stage.calls("a") == 1, "the second request waits for the first answer")
+            gate.open()
+            _ = try connection.body()
+            for i in 2...4 {
+                let answer = try connection.answer()
+                #expect(answer.status == 200 && answer.header("x-request-id") == "req-\(i)")
+            }
+        }
+
+        /// `Expect: 100-continue` gets its interim answer before the body is sent.
+        @Test func expectContinue() throws {
+            let stage = try Stage("a")
+            let connection = try stage.daemon.connect()
+            try connection.send(HTTPConnection.head("POST", "/v1/responses", bodyCount: Self.json.utf8.count, headers: [("Expect", "100-continue")]))
+            #expect(try connection.head().status == 100)
+            try connection.send(Self.json)
+            #expect(try connection.answer().types.last == "response.completed")
+        }
+
+        /// A body that would be refused is not asked for.
+        @Test func expectContinueTooLarge() throws {
+            let stage = try Stage("a")
+            let connection = try stage.daemon.connect()
+            try connection.send(HTTPConnection.head("POST", "/v1/chat/completions", bodyCount: 40 << 20, headers: [("Expect", "100-continue")]))
+            #expect(try connection.head().status == 413)
+        }
+
+        /// A chunked body with extensions and trailers is the same body.
+        @Test func chunkedBody() throws {
+            let stage = try Stage("a")
+            let connection = try stage.daemon.connect()
+            let (first, second) = (Self.json.prefix(10), Self.json.dropFirst(10))
+            try connection.send(
+                "POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\n\r\na;x=\"y\"\r\n\(first)\r\n"
+                    + String(second.utf8.count, radix: 16) + "\r\n\(second)\r\n0\r\nX-T: 1\r\n\r\n")
+            #expect(try connection.answer().types.last == "response.completed")
+            let request = try #require(stage.requests("a").first)
+            #expect(request.text == Self.json)
+            #expect(request.header("content-length") == String(Self.json.utf8.count))
+            #expect(request.header("x-t") == nil)
+        }
+
+        /// HTTP/1.0 gets an answer without chunks whose end is the connection's.
+        @Test func http10() throws {
+            let stage = try Stage("a")
+            let connection = try stage.daemon.connect()
+            try connection.send("POST /v1/responses HTTP/1.0\r\nContent-Length: \(Self.json.utf8.count)\r\n\r\n\(Self.json)")
+            let answer = try connection.answer()
+            #expect(answer.header("transfer-encoding") == nil)
+            #expect(answer.types.last == "response.completed")
+        }
+
+        /// `Connection: close` is kept.
+        @Test func connectionClose() throws {
+            let stage = try Stage("a")
+            let connection = try stage.daemon.connect()
+            try connection.send("GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            #expect(try connection.answer().header("connection") == "close")
+            #expect(connection.waitEnd(3))
+        }
+
+        /// HEAD has a head only.
+        @Test func head() throws {
+            let stage = try Stage("a")
+            let connection = try stage.daemon.connect()
+            try connection.send("HEAD /health/live HTTP/1.1\r\nHost: localhost\r\n\r\nGET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            #expect(try connection.head().status == 200)
+            #expect(try connection.answer().json["status"] as? String == "ok")
+        }
+
+        /// A half-closed client still gets its whole answer.
+        @Test func halfClosed() throws {
+            let stage = try Stage("a")
+            let gate = Gate()
+            stage.script("a", .stall([Canned.created(), Canned.delta("x")], gate, [Canned.completed()]))
+            let connection = try stage.daemon.connect()
+            try connection.send(Self.request())
+            connection.shutdownWrite()
+            #expect(try connection.head().status == 200)
+            #expect(try connection.event()?.type == "response.created")
+            gate.open()
+            #expect(try connection.event()?.type == "response.output_text.delta")
+            #expect(try connection.event()?.type == "response.completed")
+            #expect(try connection.event() == nil)
+            #expect(connection.waitEnd(3))
+        }
+
+        /// A head that is not complete in time: 408, however steadily its bytes drip.
+        @Test func headTimeout() throws {
+            let stage = try Stage("a", environment: ["CODEX_LB_HEAD_TIMEOUT_SECONDS": "0.3"])
+            let connection = try stage.daemon.connect()
+            try connection.send("POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
+            let start = Date()
+            while Date().timeIntervalSince(start) < 5, connection.isSilent(0.05) { try connection.send("x") }
+            let answer = try connection.answer()
+            #expect(answer.status == 408)
+            #expect(Date().timeIntervalSince(start) < 2)
+            #expect(connection.waitEnd(5))
+        }
+
+        /// A body that makes no progress: 408.
+        @Test func bodyTimeout() throws {
+            let stage = try Stage("a", environment: ["CODEX_LB_BODY_PROGRESS_TIMEOUT_SECONDS": "0.3"])
+            let connection = try stage.daemon.connect()
+            try connection.send(HTTPConnection.head("POST", "/v1/responses", bodyCount: 1000) + "{")
+            #expect(try connection.answer().status == 408)
+            #expect(stage.calls("a") == 0)
+        }
+
+        /// A slow body that makes progress is waited for.
+        @Test func slowBody() throws {
+            let stage = try Stage("a", environment: ["CODEX_LB_BODY_PROGRESS_TIMEOUT_SECONDS": "0.3"])
+            let connection = try stage.daemon.connect()
+            let body = "{\"model\":\"gpt-5.4\",\"stream\":true,\"input\":\"" + String(repeating: "x", count: 200_000) + "\"}"
+            try connection.send(HTTPConnection.head("POST", "/v1/responses", bodyCount: body.utf8.count))
+            let bytes = Array(body.utf8)
+            for start in stride(from: 0, to: bytes.count, by: 20_000) {
+                try connection.send(Array(bytes[start..<min(bytes.count, start + 20_000)]))
+                #expect(connection.isSilent(0.1))
+            }
+            #expect(try connection.answer().types.last == "response.completed")
+        }
+
+        /// An idle connection is closed after its time.
+        @Test func idleTimeout() throws {
+            let stage = try Stage("a", environment: ["CODEX_LB_IDLE_TIMEOUT_SECONDS": "0.3"])
+            let connection = try stage.daemon.connect()
+            try connection.send(Self.request())
+            _ = try connection.answer()
+            #expect(connection.waitEnd(3))
+        }
+
+        /// Each limit has its status.
+        @Test func limits() throws {
+            let stage = try Stage("a")
+            func status(_ bytes: String) throws -> Int {
+                let connection = try stage.daemon.connect()
+                try? connection.send(bytes)  // the answer may come and the connection end before all is sent
+                return try connection.answer().status
+            }
+            #expect(try status("GET /\(String(repeating: "x", count: 9000)) HTTP/1.1\r\nHost: localhost\r\n\r\n") == 414)
+            #expect(try status("GET /health/live HTTP/1.1\r\nHost: localhost\r\nX: \(String(repeating: "x", count: 40_000))\r\n\r\n") == 431)
+            let many = (0..<120).map { "X-\($0): 1\r\n" }.joined()
+            #expect(try status("GET /health/live HTTP/1.1\r\nHost: localhost\r\n\(many)\r\n") == 431)
+            #expect(try status(HTTPConnection.head("POST", "/v1/chat/completions", bodyCount: 33 << 20)) == 413)
+            #expect(try status(HTTPConnection.head("POST", "/v1/responses", bodyCount: 129 << 20)) == 413)
+            #expect(try status("GET /health/live HTTP/2.0\r\nHost: localhost\r\n\r\n") == 505)
+            #expect(try status("POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nExpect: tea\r\nContent-Length: 1\r\n\r\n") == 417)
+        }
+
+        /// A chunked body beyond the limit is refused as soon as it is too large, with a JSON error.
+        @Test func chunkedTooLarge() throws {
+            let stage = try Stage("a")
+            let connection = try stage.daemon.connect()
+            try connection.send("POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+            let piece = Behaviour.chunk([UInt8](repeating: 0x20, count: 1 << 20))
+            for _ in 0..<40 {
+                do { try connection.send(piece) } catch { break }
+            }
+            let answer = try connection.answer()
+            #expect(answer.status == 413)
+            #expect(answer.errorCode == "payload_too_large")
+            #expect(stage.calls("a") == 0)
+        }
+
+        /// What two parsers could read differently is refused with 400, the connection ends, and nothing of it reaches an upstream.
+        @Test func smuggling() throws {
+            let stage = try Stage("a")
+            let body = Self.json
+            let n = body.utf8.count
+            let chunked = String(n, radix: 16) + "\r\n" + body + "\r\n0\r\n\r\n"
+            let line = "POST /v1/responses HTTP/1.1\r\n"
+            let host = "Host: localhost\r\n"
+            let refused: [(String, String)] = [
+                ("length and chunked", line + host + "Content-Length: \(n)\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked),
+                ("chunked and length", line + host + "Transfer-Encoding: chunked\r\nContent-Length: \(n)\r\n\r\n" + chunked),
+                ("unknown coding", line + host + "Transfer-Encoding: xchunked\r\n\r\n" + chunked),
+                ("chunked not last", line + host + "Transfer-Encoding: chunked, identity\r\n\r\n" + chunked),
+                ("chunked twice", line + host + "Transfer-Encoding: chunked, chunked\r\n\r\n" + chunked),
+                ("two codings", line + host + "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n" + chunked),
+                ("coding with a control", line + host + "Transfer-Encoding:\u{0B}chunked\r\n\r\n" + chunked),
+                ("two lengths", line + host + "Content-Length: \(n)\r\nContent-Length: \(n + 1)\r\n\r\n" + body),
+                ("list of lengths", line + host + "Content-Length: \(n), \(n + 1)\r\n\r\n" + body),
+                ("signed length", line + host + "Content-Length: +\(n)\r\n\r\n" + body),
+                ("negative length", line + host + "Content-Length: -1\r\n\r\n" + body),
+                ("hexadecimal length", line + host + "Content-Length: 0x2e\r\n\r\n" + body),
+                ("empty length", line + host + "Content-Length: \r\n\r\n" + body),
+                ("huge length", line + host + "Content-Length: 99999999999999999999\r\n\r\n" + body),
+                ("space before colon", line + host + "Content-Length : \(n)\r\n\r\n" + body),
+                ("folded field", line + host + "X-A: 1\r\n  2\r\nContent-Length: \(n)\r\n\r\n" + body),
+                ("field without colon", line + host + "nonsense\r\nContent-Length: \(n)\r\n\r\n" + body),
+                ("bare LF", "POST /v1/responses HTTP/1.1\n" + "Host: localhost\nContent-Length: \(n)\n\n" + body),
+                ("bare CR in value", line + host + "X-A: a\rb\r\nContent-Length: \(n)\r\n\r\n" + body),
+                ("NUL in value", line + host + "X-A: a\0b\r\nContent-Length: \(n)\r\n\r\n" + body),
+                ("no Host", line + "Content-Length: \(n)\r\n\r\n" + body),
+                ("two Hosts", line + host + "Host: other\r\nContent-Length: \(n)\r\n\r\n" + body),
+                ("space in target", "POST /v1/ responses HTTP/1.1\r\n" + host + "Content-Length: \(n)\r\n\r\n" + body),
+                ("two spaces", "POST  /v1/responses HTTP/1.1\r\n" + host + "Content-Length: \(n)\r\n\r\n" + body),
+                ("chunk size with 0x", line + host + "Transfer-Encoding: chunked\r\n\r\n0x" + chunked),
+                ("chunk size with sign", line + host + "Transfer-Encoding: chunked\r\n\r\n+" + chunked),
+                ("chunk size with space", line + host + "Transfer-Encoding: chunked\r\n\r\n " + chunked),
+                ("chunk ended by LF", line + host + "Transfer-Encoding: chunked\r\n\r\n" + chunked.replacingOccurrences(of: "\r\n", with: "\n")),
+                ("chunk longer than its size", line + host + "Transfer-Encoding: chunked\r\n\r\n5\r\n" + body + "\r\n0\r\n\r\n"),
+                ("chunk size too large", line + host + "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n"),
+                ("endless chunk extension", line + host + "Transfer-Encoding: chunked\r\n\r\n1;a=" + String(repeating: "x", count: 5000) + "\r\n"),
+                ("chunked in HTTP/1.0", "POST /v1/responses HTTP/1.0\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n" + chunked),
+            ]
+            for (name, bytes) in refused {
+                let connection = try stage.daemon.connect()
+                try? connection.send(bytes + Self.request("/v1/responses", id: "smuggled"))  // the connection may already have ended
+                let answer = try connection.answer(5)
+                #expect(answer.status == 400, "\(name): \(answer.status)")
+                #expect(answer.header("connection") == "close", "\(name)")
+                #expect(answer.errorCode == "invalid_request_error", "\(name): \(answer.text)")
+                #expect(connection.buffer.isEmpty && connection.waitEnd(5), "\(name): the connection goes on")
+            }
+            #expect(stage.calls("a") == 0)
+        }
+
+        /// Request bodies may be packed; the upstream gets them unpacked.
+        @Test(arguments: [
+            ("gzip", "H4sIAAAAAAACA6tWys1PSc1RslJKLyjRNdUzUdJRyswrKC0BimRkAjnFJUWpiblKViVFpam1AOZqaX8uAAAA"),
+            ("deflate", "eJyrVsrNT0nNUbJSSi8o0TXVM1HSUcrMKygtAYpkZAI5xSVFqYm5SlYlRaWptQBOZg7A"),
+            ("zstd", "KLUv/QRocQEAeyJtb2RlbCI6ImdwdC01LjQiLCJpbnB1dCI6ImhpIiwic3RyZWFtIjp0cnVlfXOqohk="),
+        ]) func packedBody(_ coding: String, _ base64: String) throws {
+            let stage = try Stage("a")
+            let connection = try stage.daemon.connect()
+            let packed = Array(Data(base64Encoded: base64)!)
+            try connection.send("POST", "/v1/responses", body: packed, headers: [("Content-Encoding", coding)])
+            #expect(try connection.answer().types.last == "response.completed")
+            let request = try #require(stage.requests("a").first)
+            #expect(request.text == Self.json)
+            #expect(request.header("content-encoding") == nil)
+        }
+
+        /// A large zstd body, as Codex CLI sends them, is the same for the upstream.
+        @Test func largeZstd() throws {
+            let stage = try Stage("a")
+            let plain = Array("{\"model\":\"gpt-5.4\",\"stream\":true,\"input\":\"\((0..<200_000).map { String($0) }.joined(separator: " "))\"}".utf8)
+            let file = stage.daemon.directory + "/body"
+            try Data(plain).write(to: URL(fileURLWithPath: file))
+            let zstd = try Child("/usr/bin/zstd", ["-q", file, "-o", file + ".zst"], environment: [:])
+            try #require(zstd.wait() == .code(0))
+            let packed = Array(try Data(contentsOf: URL(fileURLWithPath: file + ".zst")))
+            let connection = try stage.daemon.connect()
+            try connection.send("POST", "/backend-api/codex/responses", body: packed, headers: [("Content-Encoding", "zstd")])
+            #expect(try connection.answer().types.last == "response.completed")
+            #expect(stage.requests("a").first?.body == plain)
+        }
+
+        /// A small body that unpacks to 140 MiB is refused with 413; one that is damaged or of an unknown coding with 400.
+        @Test func packedNonsense() throws {
+            let stage = try Stage("a")
+            func post(_ coding: String, _ bytes: [UInt8]) throws -> Answer {
+                let connection = try stage.daemon.connect()
+                try connection.send("POST", "/v1/responses", body: bytes, headers: [("Content-Encoding", coding)])
+                return try connection.answer()
+            }
+            let bomb = Array(
+                Data(
+                    base64Encoded:
+                        "KLUv/QRoBQIANAMotS/9BGicAABYeyJtb2RlbCI6IiABAPL/OfACAgAQIEQAAAABAP3/zAsQUwAAIEuPEukCAI5VIPse9VX3CQtLm24=")!)
+            #expect(try post("zstd, zstd", bomb).status == 413)
+            #expect(try post("gzip", Array("no gzip at all".utf8)).status == 400)
+            #expect(try post("br", Array("x".utf8)).status == 400)
+            #expect(stage.calls("a") == 0)
+        }
+
+        /// Bodies of 1 MB and 30 MB arrive whole, with a length and in chunks.
+        @Test(arguments: [1_000_000, 30_000_000]) func largeBody(_ size: Int) throws {
+            let stage = try Stage("a")
+            let body = "{\"model\":\"gpt-5.4\",\"stream\":true,\"input\":\"" + String(repeating: "0123456789", count: size / 10) + "\"}"
+            let bytes = Array(body.utf8)
+            let connection = try stage.daemon.connect()
+            try connection.send("POST", "/v1/responses", body: bytes)
+            #expect(try connection.answer(60).types.last == "response.completed")
+            #expect(stage.requests("a").first?.body == bytes)
+            stage.upstream.forgetRequests()
+            try connection.send("POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for start in stride(from: 0, to: bytes.count, by: 100_000) { try connection.send(Behaviour.chunk(Array(bytes[start..<min(bytes.count, start + 100_000)]))) }
+            try connection.send(Behaviour.chunkEnd)
+            #expect(try connection.answer(60).types.last == "response.completed")
+            #expect(stage.requests("a").first?.body == bytes)
+        }
+
+        /// An answer of 20 MB without stream arrives whole.
+        @Test func largeAnswer() throws {
+            let stage = try Stage("a")
+            let text = String(repeating: "0123456789", count: 2_000_000)
+            let body = Canned.response(output: Canned.item.replacingOccurrences(of: "Hello", with: text))
+            stage.always("a", .status(200, body))
+            let answer = try stage.turn(stream: false, seconds: 60)
+            #expect(answer.body == Array(body.utf8))
+            #expect(try stage.daemon.record("req-1")["input_tokens"] as? Int == 100)
+        }
+
+        /// An upstream that talks no HTTP, or whose answer has two meanings, is a 502; none of its bytes reach the client.
+        @Test func upstreamNonsense() throws {
+            let stage = try Stage("a")
+            let cases = [
+                "SSH-2.0-OpenSSH_9.2\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", "HTTP/1.1 99 Odd\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nX-Big: " + String(repeating: "x", count: 100_000) + "\r\n\r\n",
+            ]
+            for bytes in cases {
+                stage.script("a", .raw(Array(bytes.utf8)))
+                let answer = try stage.turn(stream: false)
+                #expect(answer.status == 502, "\(bytes.prefix(60))")
+                #expect(answer.errorCode == "upstream_unavailable", "\(bytes.prefix(60))")
+            }
+        }
+
+        /// An upstream's answer may come in any pieces and with any of the line ends of server-sent events.
+        @Test(arguments: ["\n", "\r\n", "\r"]) func eventLineEnds(_ end: String) throws {
+            let stage = try Stage("a")
+            let text = Canned.stream.map { Behaviour.event($0).replacingOccurrences(of: "\n", with: end) }.joined()
+            stage.always("a", Behaviour(steps: [.bytes(Behaviour.streamHead([:]))] + Array(text.utf8).map { .bytes(Behaviour.chunk([$0])) } + [.bytes(Behaviour.chunkEnd)]))
+            let answer = try stage.turn()
+            let normal = answer.text.replacingOccurrences(of: "\r\n", with: "\n").replacingOccurrences(of: "\r", with: "\n")
+            #expect(ServerEvent.parse(normal).map(\.type) == ["response.created"] + Canned.stream.dropFirst().map { Behaviour.event($0).components(separatedBy: "\n")[0].replacingOccurrences(of: "event: ", with: "") })
+            #expect(try stage.daemon.record("req-1")["input_tokens"] as? Int == 100)
+        }
+
+        /// A body whose end is the connection's is passed on whole.
+        @Test func upstreamUntilClose() throws {
+            let stage = try Stage("a")
+            stage.always("a", .raw(Array("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n\(Canned.response())".utf8)))
+            let answer = try stage.turn(stream: false)
+            #expect(answer.text == Canned.response())
+            #expect(answer.isWhole)
+        }
+
+        /// An interim answer of the upstream is not the answer.
+        @Test func upstreamInterim() throws {
+            let stage = try Stage("a")
+            stage.always("a", .raw(Array("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n".utf8) + Behaviour.whole(200, Canned.response(), [:]), thenEnd: false))
+            #expect(try stage.turn(stream: false).text == Canned.response())
+        }
+    }
+}

@@ -1,0 +1,106 @@
+import Foundation
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+public struct HarnessError: Error, CustomStringConvertible {
+    public var description: String
+    public init(_ text: String) { description = text }
+}
+
+/// Polls a condition until it holds; false when `seconds` pass first. For facts of other processes, which can't signal us.
+@discardableResult
+public func eventually(_ seconds: Double = 10, every: Double = 0.005, _ condition: () throws -> Bool) rethrows -> Bool {
+    let end = Date(timeIntervalSinceNow: seconds)
+    while true {
+        if try condition() { return true }
+        if Date() >= end { return false }
+        usleep(UInt32(every * 1_000_000))
+    }
+}
+
+/// A process of ours, started with posix_spawn and reaped by its pid.
+public final class Child: @unchecked Sendable {  // `lock` guards the exit
+    public enum Exit: Equatable, Sendable, CustomStringConvertible {
+        case code(Int32)
+        case signal(Int32)
+        public var description: String {
+            switch self {
+            case .code(let c): "exit code \(c)"
+            case .signal(let s): "signal \(s)"
+            }
+        }
+    }
+
+    public let pid: Int32
+    private let lock = NSLock()
+    private var exit: Exit?
+
+    /// Output goes to files, input comes from one.
+    public init(
+        _ executable: String, _ arguments: [String], environment: [String: String], input: String = "/dev/null", output: String = "/dev/null",
+        errors: String = "/dev/null"
+    ) throws {
+        var actions = posix_spawn_file_actions_t()
+        posix_spawn_file_actions_init(&actions)
+        defer { posix_spawn_file_actions_destroy(&actions) }
+        posix_spawn_file_actions_addopen(&actions, 0, input, O_RDONLY, 0)
+        posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT | O_APPEND, 0o600)
+        posix_spawn_file_actions_addopen(&actions, 2, errors, O_WRONLY | O_CREAT | O_APPEND, 0o600)
+        // The test runner's threads block signals that the daemon must get.
+        var attributes = posix_spawnattr_t()
+        posix_spawnattr_init(&attributes)
+        defer { posix_spawnattr_destroy(&attributes) }
+        var none = sigset_t()
+        sigemptyset(&none)
+        posix_spawnattr_setsigmask(&attributes, &none)
+        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
+        var argv = ([executable] + arguments).map { strdup($0) } + [nil]
+        var envp = environment.sorted { $0.key < $1.key }.map { strdup("\($0.key)=\($0.value)") } + [nil]
+        defer {
+            for p in argv { free(p) }
+            for p in envp { free(p) }
+        }
+        var pid: pid_t = 0
+        let code = posix_spawn(&pid, executable, &actions, &attributes, &argv, &envp)
+        guard code == 0 else { throw HarnessError("cannot start \(executable): \(String(cString: strerror(code)))") }
+        self.pid = pid
+    }
+
+    deinit {
+        guard poll() == nil else { return }
+        Glibc.kill(pid, SIGKILL)
+        _ = wait(5)
+    }
+
+    /// The exit if it has ended.
+    public func poll() -> Exit? {
+        lock.lock()
+        defer { lock.unlock() }
+        if exit == nil {
+            var status: Int32 = 0
+            if waitpid(pid, &status, WNOHANG) == pid {
+                let signal = status & 0x7F
+                exit = signal == 0 ? .code((status >> 8) & 0xFF) : .signal(signal)
+            }
+        }
+        return exit
+    }
+
+    /// Waits for the end; nil when `seconds` pass first.
+    public func wait(_ seconds: Double = 10) -> Exit? {
+        eventually(seconds) { poll() != nil }
+        return poll()
+    }
+
+    public func signal(_ number: Int32) { if poll() == nil { Glibc.kill(pid, number) } }
+}
+
+/// What a finished command left.
+public struct CommandResult: Sendable {
+    public var exit: Child.Exit
+    public var output: String
+    public var errors: String
+    public var isGood: Bool { exit == .code(0) }
+}
