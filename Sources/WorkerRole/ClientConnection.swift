@@ -72,7 +72,7 @@ final class ClientConnection: ByteStreamDelegate {
     private var answerHead: [UInt8] = []
     private var isChunked = false
     private var pending: [UInt8] = []
-    private(set) var answerBytes = 0
+    private var answerBytes = 0
     private(set) var lastWrite: Instant
     private var stalledSince: Instant
     private var unsentMark = 0
@@ -188,7 +188,7 @@ final class ClientConnection: ByteStreamDelegate {
         isHTTP10 = head.minorVersion == 0
         isHead = head.method == .head
         var id = head.fields.first(.requestID) ?? ""
-        if id.isEmpty || id.utf8.count > 128 || !id.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) { id = "req_" + worker.makeID().description }
+        if id.isEmpty || id.utf8.count > Limits.requestIDBytesMax || !id.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) { id = "req_" + worker.makeID().description }
         // A body that nobody will read ends the connection after the answer.
         func answerAtOnce(_ error: ProxyError, _ extra: [(String, String)] = []) {
             if head.framing != .none { keepsAlive = false }
@@ -295,6 +295,7 @@ final class ClientConnection: ByteStreamDelegate {
 
     /// A whole answer at once.
     func respond(_ status: Int, _ contentType: String, _ body: [UInt8], requestID: String?, _ extra: [(String, String)] = []) {
+        guard !isClosed else { return }  // it went while the answer was made
         phase = .answering
         beginAnswer(status: status, length: body.count) { head in
             HeadWriter.field("Content-Type", contentType, into: &head)
@@ -350,6 +351,9 @@ final class ClientConnection: ByteStreamDelegate {
         if stream.queuedBytes == 0 { stalledSince = lastWrite }
         stream.write(worker.scratch)
     }
+
+    /// Body bytes of the present answer, those not yet sent included.
+    var bodyBytes: Int { answerBytes + pending.count }
 
     /// Bytes the client has not taken yet.
     var queuedBytes: Int { stream.queuedBytes }

@@ -139,17 +139,18 @@ extension Turn {
             translator.event(json, into: &out)
             translator.finish(into: &out)
             answer = .chatEvents(translator)
-            settle(status: 200, errorCode: findings.errorCode ?? "")
             beginStream()
             client?.append(out.span.bytes)
-        default:
             settle(status: 200, errorCode: findings.errorCode ?? "")
+        default:
             if isChatGPT, request.route == .responses, !items.isEmpty, let rebuilt = withRebuiltOutput(json) {
                 if exchange.isInvisible, !sawCreated { beginWithCreated() } else { beginStream() }
                 client?.append(rebuilt.span.bytes)
             } else {
                 pass(event)
             }
+            // What was appended goes out at the end of this call: after the record.
+            settle(status: 200, errorCode: findings.errorCode ?? "")
         }
     }
 
@@ -227,8 +228,8 @@ extension Turn {
         let json = event.extracting(range)
         let isDone = json.withUnsafeBytes { $0.elementsEqual("[DONE]".utf8) }
         if isDone {
-            settle(status: 200, errorCode: findings.errorCode ?? "")
-            return pass(event)
+            pass(event)
+            return settle(status: 200, errorCode: findings.errorCode ?? "")
         }
         if let usage = JSONScan.find(json, "usage"), JSONScan.kind(json, usage) == .object {
             UsageTap.chatChunk(json, into: &findings)

@@ -42,6 +42,7 @@ final class Turn: UpstreamUser, Answering {
     private var acceptedAt = Instant.never
     private var isPaused = false
     private var isSettled = false
+    private var settledAt = Instant.never
     /// Rises when an attempt is given up: what its answer still brings is ignored.
     private var attemptNumber = 0
     private var firstByteMilliseconds: Int?
@@ -112,7 +113,7 @@ final class Turn: UpstreamUser, Answering {
         connecting = worker.pool.connection(to: account.origin, fresh: fresh) { [weak self] result in
             guard let self else { return }
             guard !isSettled, !exchange.isFinished else {
-                if case .success(let unused) = result { worker.pool.returned(unused) }
+                if case .success(let unused) = result { unused.giveBack() }
                 return
             }
             connecting = nil
@@ -129,7 +130,7 @@ final class Turn: UpstreamUser, Answering {
         do throws(ProxyError) {
             body = try ask.upstreamBody(request.body, kind: account.value.kind)
         } catch {
-            worker.pool.returned(connection)
+            connection.giveBack()
             return fail(error)
         }
         if !isAgain { exchange.requestDispatched() }
@@ -460,6 +461,12 @@ final class Turn: UpstreamUser, Answering {
             client?.flush()
         }
         guard connection != nil, !isPaused else { return }
+        if isSettled, exchange.state == .visible, now.milliseconds(since: settledAt) >= Limits.afterTerminalMilliseconds {
+            // The answer is complete; an upstream that does not end its body must not keep the client waiting.
+            connection?.close()
+            connection = nil
+            return finishAnswer()
+        }
         if exchange.state == .accepted || exchange.state == .visible,
             now.milliseconds(since: idleSince) >= worker.settings.times.upstreamIdle
         {
@@ -530,13 +537,14 @@ final class Turn: UpstreamUser, Answering {
         isSettled = true
         release()
         let now = worker.loop.now
+        settledAt = now
         var record = UsageRecord(id: worker.makeID(request.time), time: request.time, route: request.route.rawValue, requestID: request.id)
         record.keyID = request.key?.id
         record.accountID = exchange.attempts > 0 || account != nil ? account?.value.id : nil
-        record.modelAsked = String(ask.model.prefix(256))
-        record.modelServed = String(findings.modelServed.prefix(256))
+        record.modelAsked = ask.model.cut(utf8: Limits.recordModelBytesMax)
+        record.modelServed = findings.modelServed.cut(utf8: Limits.recordModelBytesMax)
         record.status = status
-        record.errorCode = String(errorCode.prefix(128))
+        record.errorCode = errorCode.cut(utf8: Limits.recordCodeBytesMax)
         if let usage = findings.usage {
             record.inputTokens = usage.input
             record.cachedInputTokens = usage.cachedInput
@@ -551,7 +559,7 @@ final class Turn: UpstreamUser, Answering {
         record.durationMilliseconds = Int64(now.milliseconds(since: request.start))
         record.attempts = exchange.attempts
         record.requestBytes = Int64(request.receivedBytes)
-        record.responseBytes = Int64(client?.answerBytes ?? 0)
+        record.responseBytes = Int64(client?.bodyBytes ?? 0)
         worker.journal(record)
         worker.scoreboard.add(.turnsFinished, worker: worker.slot)
         if !errorCode.isEmpty { worker.scoreboard.add(.turnsFailed, worker: worker.slot) }

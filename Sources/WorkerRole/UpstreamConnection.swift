@@ -76,6 +76,12 @@ final class UpstreamConnection: ByteStreamDelegate {
         }
     }
 
+    /// Gives it to the pool unused.
+    func giveBack() {
+        pool.returned(self)
+        stream.startReading()  // to notice when the upstream closes it
+    }
+
     /// Backpressure: the client takes no more for now.
     func pause() {
         isPaused = true
@@ -198,8 +204,7 @@ final class UpstreamConnection: ByteStreamDelegate {
         if keepsAlive, leftOver == 0, waiting.isEmpty {
             idleSince = stream.loop.now
             isPaused = false
-            pool.returned(self)
-            stream.startReading()  // to notice when the upstream closes it
+            giveBack()
         } else {
             close()
         }
