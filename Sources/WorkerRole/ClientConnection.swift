@@ -226,7 +226,7 @@ final class ClientConnection: ByteStreamDelegate {
         let request = ClientRequest(head, route, id: id, time: Clock.wall, start: now, key: key)
         if head.expectsContinue, head.framing != .none, !isHTTP10 { stream.write(Array("HTTP/1.1 100 Continue\r\n\r\n".utf8)) }
         switch head.framing {
-        case .none:
+        case .none, .length(0):
             complete(request)
         default:
             if case .length(let count) = head.framing { request.body.reserveCapacity(min(count, 1 << 20)) }
