@@ -39,6 +39,8 @@ public enum Limits {
     public static let eventBytesMax = 16 * 1024 * 1024
     /// An upstream's error body is read up to this; the rest is cut.
     public static let errorBodyBytesMax = 256 * 1024
+    /// From an error answer's head to its end; then what has come of its body must do.
+    public static let errorBodyMilliseconds = 10_000
     /// A JSON answer that must be assembled from a stream.
     public static let assembledBodyBytesMax = 64 * 1024 * 1024
     public static let dnsCacheMilliseconds = 30_000

@@ -79,7 +79,9 @@ final class ClientConnection: ByteStreamDelegate {
     private var answerBytes = 0
     private(set) var lastWrite: Instant
     private var stalledSince: Instant
-    private var unsentMark = 0
+    /// Everything written on this connection, and how much of it the client had taken when it was last seen to take some.
+    private var writtenBytes = 0
+    private var takenMark = 0
 
     /// Bytes of further requests that are kept while one is answered; above it the client is not read.
     static let pipelinedBytesMax = 64 * 1024
@@ -125,6 +127,16 @@ final class ClientConnection: ByteStreamDelegate {
         var offset = 0
         advance(whole.span.bytes, &offset)
         if offset < whole.count { input.insert(contentsOf: whole[offset...], at: 0) }
+        endIfHalfClosed()
+    }
+
+    /// Of a client that has sent its end nothing follows what is here: a request that is not whole by now never will be.
+    private func endIfHalfClosed() {
+        guard isHalfClosed else { return }
+        switch phase {
+        case .idle, .head, .body: linger()
+        case .answering, .lingering, .closed: break
+        }
     }
 
     /// Takes requests from `bytes` for as long as they can be answered at once.
@@ -315,12 +327,13 @@ final class ClientConnection: ByteStreamDelegate {
     /// Starts an answer; nothing is sent before `flush`. `length` nil: as long as it takes.
     func beginAnswer(status: Int, length: Int?, _ fields: (inout [UInt8]) -> Void) {
         precondition(answerHead.isEmpty)
-        isChunked = length == nil && !isHTTP10
+        let isBodiless = status == 204 || status == 304  // RFC 9112 §6.3: what looked like a body would be read as the next answer
+        isChunked = length == nil && !isHTTP10 && !isBodiless
         if length == nil, isHTTP10 { keepsAlive = false }
         if worker.isDraining { keepsAlive = false }
         HeadWriter.status(status, into: &answerHead)
         fields(&answerHead)
-        if let length { HeadWriter.field("Content-Length", String(length), into: &answerHead) }
+        if let length, !isBodiless { HeadWriter.field("Content-Length", String(length), into: &answerHead) }
         if isChunked { HeadWriter.field("Transfer-Encoding", "chunked", into: &answerHead) }
         if !keepsAlive { HeadWriter.field("Connection", "close", into: &answerHead) }
         HeadWriter.end(into: &answerHead)
@@ -355,6 +368,7 @@ final class ClientConnection: ByteStreamDelegate {
         if isLast, isChunked, !isHead { worker.scratch += HeadWriter.lastChunk }
         lastWrite = worker.loop.now
         if stream.queuedBytes == 0 { stalledSince = lastWrite }
+        writtenBytes += worker.scratch.count
         stream.write(worker.scratch)
     }
 
@@ -371,20 +385,22 @@ final class ClientConnection: ByteStreamDelegate {
         answering = nil
         answerBytes = 0
         pending = []
-        if !keepsAlive || worker.isDraining && input.isEmpty {
-            phase = .lingering
-            deadline = worker.loop.now.adding(milliseconds: Self.lingerMilliseconds)
-            input = []
-            stream.shutdown()
-            stream.startReading()
-            if isHalfClosed, stream.queuedBytes == 0 { close() }
-            return
-        }
+        if !keepsAlive || worker.isDraining && input.isEmpty { return linger() }
         phase = .idle
         deadline = worker.loop.now.adding(milliseconds: worker.settings.times.idle)
-        if isHalfClosed, input.isEmpty { return close() }
+        if isAdvancing { return }  // it has the bytes of further requests and goes on with them
         if !isHalfClosed { stream.startReading() }
-        if !isAdvancing { advanceInput() }
+        if input.isEmpty { endIfHalfClosed() } else { advanceInput() }
+    }
+
+    /// Nothing more will be answered: the connection ends once the client has taken what was written.
+    private func linger() {
+        phase = .lingering
+        deadline = worker.loop.now.adding(milliseconds: Self.lingerMilliseconds)
+        input = []
+        if isHalfClosed, stream.queuedBytes == 0 { return close() }
+        stream.shutdown()
+        if !isHalfClosed { stream.startReading() }
     }
 
     /// The answer can't be completed: the client must see that it is cut.
@@ -400,10 +416,9 @@ final class ClientConnection: ByteStreamDelegate {
     func streamEnded(_ stream: ByteStream) {
         isHalfClosed = true
         switch phase {
-        case .answering: break  // a client may close its sending side and wait for the answer
-        case .idle, .head, .body: close()
-        case .lingering: close()
-        case .closed: break
+        case .answering, .closed: break  // a client may close its sending side and wait for the answer
+        case .lingering: if stream.queuedBytes == 0 { close() }
+        case .idle, .head, .body: linger()
         }
     }
 
@@ -434,9 +449,15 @@ final class ClientConnection: ByteStreamDelegate {
 
     /// Enforces the deadlines. Their precision is the sweep's period.
     func sweep(_ now: Instant) {
+        if isStalled(now) { return }
         switch phase {
         case .idle, .lingering:
-            if now >= deadline { close() }
+            if stream.queuedBytes > 0 {
+                // The end of an answer is still on its way.
+                deadline = max(deadline, now.adding(milliseconds: Self.lingerMilliseconds))
+            } else if now >= deadline {
+                close()
+            }
         case .head:
             if now >= deadline {
                 refuse(WireError(408, "The request head was not complete after \(worker.settings.times.head / 1000) seconds"))
@@ -452,27 +473,32 @@ final class ClientConnection: ByteStreamDelegate {
                 deadline = now.adding(milliseconds: worker.settings.times.bodyProgress)
             }
         case .answering:
-            let unsent = stream.queuedBytes
-            if unsent == 0 || unsent + stream.unacknowledgedBytes != unsentMark {
-                unsentMark = unsent == 0 ? 0 : unsent + stream.unacknowledgedBytes
-                stalledSince = now
-            } else if now.milliseconds(since: stalledSince) >= worker.settings.times.writeStalled {
-                worker.log.info("client takes no bytes, disconnected", metadata: ["unsent_bytes": "\(unsent)"])
-                let answering = self.answering
-                abort()
-                answering?.clientGone()
-                return
-            }
             answering?.sweep(now)
         case .closed:
             break
         }
     }
 
+    /// Ends a client that has taken no byte for too long.
+    private func isStalled(_ now: Instant) -> Bool {
+        let queued = stream.queuedBytes
+        let taken = queued == 0 ? writtenBytes : writtenBytes - queued - stream.unacknowledgedBytes
+        if queued == 0 || taken != takenMark {
+            (takenMark, stalledSince) = (taken, now)
+            return false
+        }
+        guard now.milliseconds(since: stalledSince) >= worker.settings.times.writeStalled else { return false }
+        worker.log.info("client takes no bytes, disconnected", metadata: ["unsent_bytes": "\(queued)"])
+        let answering = self.answering
+        abort()
+        answering?.clientGone()
+        return true
+    }
+
     /// The worker drains: an idle connection ends, a busy one after its answer.
     func drain() {
         switch phase {
-        case .idle: close()
+        case .idle: if stream.queuedBytes > 0 { linger() } else { close() }
         default: keepsAlive = false
         }
     }

@@ -147,14 +147,11 @@ final class WriterLink: ByteStreamDelegate {
         guard isConnected, let stream, stream.queuedBytes < 1 << 20 else { return }
         while sent < worker.usageJournal.head {
             let (records, end, damaged) = worker.usageJournal.read(from: sent, count: Limits.batchRecordsMax)
-            if damaged {
-                worker.log.critical("the journal is damaged: what follows this place is given up", metadata: ["place": "\(end)"])
-                worker.usageJournal.acknowledge(through: worker.usageJournal.head)
-                return
-            }
-            let batch = UsageBatch(end: end, records: records)
-            sent = end
-            unacknowledged.append((end, records.count))
+            if damaged { worker.log.critical("the journal is damaged: what follows this place is given up", metadata: ["place": "\(end)"]) }
+            // The acknowledgement of what could still be read forgets what could not.
+            sent = damaged ? worker.usageJournal.head : end
+            let batch = UsageBatch(end: sent, records: records)
+            unacknowledged.append((sent, records.count))
             send { $0.usageBatch = batch }
         }
     }

@@ -19,6 +19,13 @@ extension Turn {
 
     func received(event: RawSpan) {
         guard !exchange.isFinished else { return }
+        if hasSettled {
+            // An answer of our making ended with the terminal event.
+            switch answer {
+            case .assembled, .chatEvents: return
+            default: break
+            }
+        }
         if request.route == .chatCompletions, !isChatGPT { return receivedChat(event) }
         if let range = EventFields.data(of: event) { return responses(event, event.extracting(range)) }
         let joined = EventFields.joinedData(of: event)
@@ -163,7 +170,6 @@ extension Turn {
             if exchange.isInvisible { return fail(error) }
             settle(status: 200, errorCode: error.code)
             client?.append(ErrorEnvelope.chatFailure(error).span.bytes)
-            finishAnswer()
         default:
             settle(status: 200, errorCode: error.code)
             if request.route == .responses, JSONScan.find(json, "type").map({ JSONScan.equals(json, $0, "error") }) == true {
@@ -215,11 +221,15 @@ extension Turn {
         return Array("event: \(name)\ndata: ".utf8) + edited + Array("\n\n".utf8)
     }
 
+    /// The answer that was gathered, whole. The turn goes on until the upstream's body has ended, so that its connection can be kept.
     private func answerWhole(_ body: [UInt8]) {
-        settle(status: 200, errorCode: findings.errorCode ?? "")
         becomeVisible()
-        client?.respond(200, "application/json", body, requestID: request.id)
-        exchange.finished()
+        client?.beginAnswer(status: 200, length: body.count) { head in
+            HeadWriter.field("Content-Type", "application/json", into: &head)
+            HeadWriter.field("X-Request-Id", request.id, into: &head)
+        }
+        client?.append(body.span.bytes)
+        settle(status: 200, errorCode: findings.errorCode ?? "")
     }
 
     /// A chat stream of an OpenAI-compatible upstream.

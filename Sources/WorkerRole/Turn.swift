@@ -38,6 +38,8 @@ final class Turn: UpstreamUser, Answering {
     private var connecting: ConnectAttempt?
     private var wakeAt = Instant.never
     private var firstByteBy = Instant.never
+    /// The body of an error answer is awaited until then.
+    private var refusalBy = Instant.never
     var idleSince: Instant
     private var acceptedAt = Instant.never
     private var isPaused = false
@@ -144,6 +146,7 @@ final class Turn: UpstreamUser, Answering {
     /// Nothing has been seen by the client: what now?
     func attemptFailed(_ failure: Failure) {
         firstByteBy = .never
+        refusalBy = .never
         acceptedAt = .never
         connection = nil
         if case .refusal(let body) = answer, let head = responseHead { refused = (head, body) } else { refused = nil }
@@ -191,6 +194,7 @@ final class Turn: UpstreamUser, Answering {
         responseHead = head
         guard (200..<300).contains(head.status) else {
             answer = .refusal([])
+            refusalBy = worker.loop.now.adding(milliseconds: Limits.errorBodyMilliseconds)
             return
         }
         exchange.responseAccepted()
@@ -291,7 +295,7 @@ final class Turn: UpstreamUser, Answering {
         switch exchange.state {
         case .dispatched:
             if case .refusal(let body) = answer, answered {
-                return attemptFailed(.refused(refusal(body)))  // the status is known, only its body is cut
+                return refusedInPart(body)
             }
             if !answered, wasReused, exchange.staleConnectionFound() { return dispatch(fresh: true) }
             attemptFailed(.broken(why))
@@ -313,6 +317,13 @@ final class Turn: UpstreamUser, Answering {
     private var brokenCode: String {
         if exchange.isInvisible, !sawCreated { return "upstream_unavailable" }
         return request.route == .codexResponses ? "stream_incomplete" : "upstream_stream_truncated"
+    }
+
+    /// The status is known, only its body is cut: no client can read that, so it gets one of ours.
+    private func refusedInPart(_ body: [UInt8]) {
+        let refusal = refusal(body)
+        answer = .none
+        attemptFailed(.refused(refusal))
     }
 
     private func refusal(_ body: [UInt8]) -> UpstreamRefusal {
@@ -418,7 +429,7 @@ final class Turn: UpstreamUser, Answering {
             "proxy_error_response",
             metadata: [
                 "request_id": "\(request.id)", "method": "POST", "path": "\(request.route.rawValue)", "status": "\(status)", "code": "\(code)",
-                "model": "\(ask.model)", "account": "\(account?.value.name ?? "")", "attempts": "\(exchange.attempts)",
+                "model": "\(ask.model.cut(utf8: Limits.recordModelBytesMax))", "account": "\(account?.value.name ?? "")", "attempts": "\(exchange.attempts)",
             ])
     }
 
@@ -456,6 +467,10 @@ final class Turn: UpstreamUser, Answering {
             connection?.close()
             return attemptFailed(.timedOut)
         }
+        if now >= refusalBy, case .refusal(let body) = answer {
+            connection?.close()
+            return refusedInPart(body)
+        }
         if acceptedAt != .never, now.milliseconds(since: acceptedAt) >= worker.settings.times.holdBack, !heldBack.isEmpty, case .events = answer {
             beginStream()
             client?.flush()
@@ -480,7 +495,7 @@ final class Turn: UpstreamUser, Answering {
     }
 
     private func commentIfSilent(_ now: Instant) {
-        guard exchange.state == .visible, let client, splitter.heldBytes == 0 || isRebuilt else { return }
+        guard exchange.state == .visible, let client, client.queuedBytes == 0 else { return }
         switch answer {
         case .events, .chatEvents: break
         default: return
@@ -493,8 +508,7 @@ final class Turn: UpstreamUser, Answering {
         worker.scoreboard.add(.keepaliveComments, worker: worker.slot)
     }
 
-    /// Whole events only are ever written, so between writes there is always a border.
-    private var isRebuilt: Bool { true }
+    /// Whole events only are ever written, so between writes there is always a border for it.
     private static let comment = Array(": keepalive\n\n".utf8)
 
     func clientGone() {
@@ -513,6 +527,7 @@ final class Turn: UpstreamUser, Answering {
         if exchange.isInvisible { return fail(error) }
         switch answer {
         case .events, .chatEvents: streamBroke(code: "proxy_unavailable", message: error.message)
+        case .assembled where isSettled: streamBroke(code: "", message: "")
         default:
             let client = self.client
             abandon(errorCode: "proxy_unavailable", status: 503)
@@ -568,7 +583,7 @@ final class Turn: UpstreamUser, Answering {
         worker.log.debug(
             "turn finished",
             metadata: [
-                "request_id": "\(request.id)", "route": "\(request.route.rawValue)", "model": "\(ask.model)", "status": "\(status)",
+                "request_id": "\(request.id)", "route": "\(request.route.rawValue)", "model": "\(ask.model.cut(utf8: Limits.recordModelBytesMax))", "status": "\(status)",
                 "code": "\(errorCode)", "account": "\(account?.value.name ?? "")", "attempts": "\(exchange.attempts)",
                 "duration_ms": "\(record.durationMilliseconds)",
             ])

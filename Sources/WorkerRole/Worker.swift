@@ -327,7 +327,7 @@ final class Worker {
             if !turns.isEmpty { log.warning("drain deadline reached, open turns are cut", metadata: ["turns": "\(turns.count)"]) }
             for connection in connections.values { connection.cut() }
         }
-        if turns.isEmpty, connections.isEmpty || now >= exitBy, usageJournal.isEmpty || now >= exitBy {
+        if turns.isEmpty || now >= exitBy, connections.isEmpty || now >= exitBy, usageJournal.isEmpty || now >= exitBy {
             if !usageJournal.isEmpty {
                 log.warning("usage records are left in the journal; the supervisor keeps it", metadata: ["bytes": "\(usageJournal.usedBytes)"])
             }

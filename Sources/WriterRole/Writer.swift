@@ -25,7 +25,6 @@ final class Writer {
         var end: UInt64?
     }
     private var intake: [Intake] = []
-    private var firstWaitsSince = Instant.never
     private var isCommitting = false
     private var batchTimer: LoopTimer!
     private var retryTimer: LoopTimer!
@@ -94,11 +93,15 @@ final class Writer {
                 log.critical("a usage record can't be read and is set aside", metadata: ["error": "\(error)", "bytes": "\(hex)"])
             }
         }
-        if intake.isEmpty { firstWaitsSince = loop.now }
+        let isFirst = intake.isEmpty
         for (i, record) in decoded.enumerated() { intake.append(Intake(record: record, from: worker, end: i == decoded.count - 1 ? batch.end : nil)) }
         if decoded.isEmpty { intake.append(Intake(record: nil, from: worker, end: batch.end)) }
         if intake.count > Self.intakeRecordsMax { for worker in workers.values { worker.pause() } }
-        if intake.count >= Limits.batchRecordsMax { commit() } else if !isCommitting { batchTimer.start(milliseconds: Limits.batchMilliseconds) }
+        if intake.count >= Limits.batchRecordsMax {
+            commit()
+        } else if isFirst {
+            batchTimer.start(milliseconds: Limits.batchMilliseconds)
+        }
     }
 
     /// Commits up to a batch of records in one transaction; the rest follows when it is done.
