@@ -46,7 +46,8 @@ proto:
 install: build
 	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/bin/codex-lb
 	install -D -m 0644 etc/codex-lb.env $(DESTDIR)$(PREFIX)/share/codex-lb/codex-lb.env
-	install -D -m 0644 systemd/codex-lb.service $(DESTDIR)$(PREFIX)/lib/systemd/system/codex-lb.service
+	sed 's|/usr/local/|$(PREFIX)/|' systemd/codex-lb.service > .build/codex-lb.service
+	install -D -m 0644 .build/codex-lb.service $(DESTDIR)$(PREFIX)/lib/systemd/system/codex-lb.service
 	install -D -m 0644 systemd/codex-lb.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/codex-lb.socket
 
 clean:

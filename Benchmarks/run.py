@@ -137,7 +137,7 @@ try:
     for name, body in (("not streamed", plain), ("stream of 20 events", streamed)):
         for connections in (1, 16, 64):
             compare(f"{name}, {connections} connections", ours, theirs, connections, body)
-    slow = upstream(50, events=100000)
+    slow = upstream(50, events=2000)
     ours2, theirs2 = Proxy("ours2", slow), Nginx("nginx2", slow)
     for proxy, name in ((ours2, "codex-lb"), (theirs2, "nginx")):
         row = measure(proxy, 1000, streamed, seconds=max(5, seconds), warmup=4)

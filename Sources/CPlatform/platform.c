@@ -10,6 +10,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static void child(const char *path, char *const argv[], char *const envp[], const int *fds, const int *targets, size_t count, int report) {
@@ -53,7 +54,9 @@ pid_t codexlb_spawn(const char *path, char *const argv[], char *const envp[], co
     ssize_t n;
     do n = read(report[0], &failure, sizeof failure); while (n < 0 && errno == EINTR);
     close(report[0]);
-    return n == sizeof failure ? -failure : pid;  // the dead child is reaped by the caller's SIGCHLD loop or never was his
+    if (n != sizeof failure) return pid;
+    while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) {}
+    return -failure;
 }
 
 int codexlb_memfd(const char *name, size_t bytes) {

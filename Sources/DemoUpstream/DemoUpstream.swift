@@ -21,6 +21,8 @@ public final class DemoUpstream {
     /// Connections with a stream in progress.
     private var streaming: [ObjectIdentifier: DemoConnection] = [:]
     private var timer: LoopTimer?
+    /// Streams made so far, as chunks, by what was asked for.
+    private var streams: [String: [[UInt8]]] = [:]
 
     /// Serves on a bound descriptor for as long as the loop runs.
     public init(_ loop: EventLoop, descriptor: Int32, options: Options) throws(SystemError) {
@@ -44,6 +46,14 @@ public final class DemoUpstream {
     func closed(_ connection: DemoConnection) {
         connections[ObjectIdentifier(connection)] = nil
         streaming[ObjectIdentifier(connection)] = nil
+    }
+
+    /// The chunks of a stream, made once.
+    func chunks(_ name: String, _ make: () -> [String]) -> [[UInt8]] {
+        if let known = streams[name] { return known }
+        let made = make().map { DemoConnection.chunk($0) }
+        if streams.count < 64 { streams[name] = made }
+        return made
     }
 
     func setStreaming(_ connection: DemoConnection, _ isOn: Bool) { streaming[ObjectIdentifier(connection)] = isOn ? connection : nil }
@@ -129,12 +139,12 @@ final class DemoConnection: ByteStreamDelegate {
         let isStream = JSONScan.find(json, "stream").flatMap { JSONScan.bool(json, $0) } ?? false
         let path = head.path.hasPrefix("/v1/") ? String(head.path.dropFirst(3)) : head.path
         switch path {
-        case "/responses": isStream ? begin(Self.responseEvents(model, server.options.events)) : whole(Self.response(model, server.options.events))
-        case "/codex/responses": begin(Self.responseEvents(model, server.options.events))
+        case "/responses": isStream ? begin("responses \(model)") { Self.responseEvents(model, server.options.events) } : whole(Self.response(model, server.options.events))
+        case "/codex/responses": begin("responses \(model)") { Self.responseEvents(model, server.options.events) }
         case "/chat/completions":
             if isStream {
                 let usage = JSONScan.find(json, "stream_options", "include_usage").flatMap { JSONScan.bool(json, $0) } ?? false
-                begin(Self.chatChunks(model, server.options.events, usage))
+                begin("chat \(usage) \(model)") { Self.chatChunks(model, server.options.events, usage) }
             } else {
                 whole(Self.chat(model, server.options.events))
             }
@@ -159,13 +169,13 @@ final class DemoConnection: ByteStreamDelegate {
         stream.write(out)
     }
 
-    private func begin(_ events: [String]) {
+    private func begin(_ name: String, _ events: () -> [String]) {
         var out: [UInt8] = []
         HeadWriter.status(200, into: &out)
         HeadWriter.field("Content-Type", "text/event-stream; charset=utf-8", into: &out)
         HeadWriter.field("Transfer-Encoding", "chunked", into: &out)
         HeadWriter.end(into: &out)
-        pieces = events.map { Self.chunk($0) }
+        pieces = server.chunks(name, events)
         nextPiece = 0
         if server.options.intervalMilliseconds == 0 {
             for piece in pieces { out += piece }
@@ -189,7 +199,7 @@ final class DemoConnection: ByteStreamDelegate {
         work()
     }
 
-    private static func chunk(_ text: String) -> [UInt8] {
+    static func chunk(_ text: String) -> [UInt8] {
         var out: [UInt8] = []
         HeadWriter.chunkStart(count: text.utf8.count, into: &out)
         out += text.utf8

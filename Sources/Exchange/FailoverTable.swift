@@ -37,7 +37,7 @@ public enum FailoverTable {
     static let quotaCooldownMilliseconds = 120_000
     static let unauthorizedCooldownMilliseconds = 60_000
     static let errorCooldownMilliseconds = 5_000
-    static let cooldownMillisecondsMax = 366 * 86_400_000
+    static let cooldownSecondsMax: Int64 = 366 * 86_400
 
     /// Decides on one failure. `attemptsOnAccount` counts this one; `jitter` is in -1 … 1.
     public static func verdict(_ failure: Failure, attemptsOnAccount: Int, now: WallTime, jitter: Double) -> Verdict {
@@ -83,16 +83,17 @@ public enum FailoverTable {
         let isQuota = quotaCodes.contains(refusal.code)
         guard refusal.status == 429 || rateCodes.contains(refusal.code) || isQuota else { return nil }
         var wait = isQuota ? quotaCooldownMilliseconds : rateCooldownMilliseconds
-        if let at = refusal.resetsAt, at * 1000 > now.milliseconds {
-            wait = Int(at * 1000 - now.milliseconds)
+        // Whatever number an upstream sends, the sum stays in range.
+        if let at = refusal.resetsAt, at > now.seconds {
+            wait = Int(min(at - now.seconds, cooldownSecondsMax)) * 1000 - Int(now.milliseconds % 1000)
         } else if let seconds = refusal.resetsInSeconds, seconds > 0 {
-            wait = Int(clamping: seconds) * 1000
+            wait = Int(min(seconds, cooldownSecondsMax)) * 1000
         } else if let seconds = refusal.retryAfterSeconds, seconds >= 0 {
-            wait = max(1, min(seconds, 31_622_400)) * 1000
+            wait = max(1, min(seconds, Int(cooldownSecondsMax))) * 1000
         } else if let milliseconds = delay(inMessage: refusal.message) {
             wait = milliseconds
         }
-        return .limited(milliseconds: min(wait, cooldownMillisecondsMax))
+        return .limited(milliseconds: min(wait, Int(cooldownSecondsMax) * 1000))
     }
 
     /// "try again in 6m0s", "1.5s", "500ms", "1h2m3s": milliseconds.
@@ -110,10 +111,10 @@ public enum FailoverTable {
             let unitStart = at
             while at < text.count, (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(text[at]) { at += 1 }
             switch String(decoding: text[unitStart..<at], as: UTF8.self) {
-            case "ms": total += number
-            case "s": total += number * 1000
-            case "m": total += number * 60_000
-            case "h": total += number * 3_600_000
+            case "ms": total += min(number, 1e12)
+            case "s": total += min(number, 1e9) * 1000
+            case "m": total += min(number, 1e8) * 60_000
+            case "h": total += min(number, 1e6) * 3_600_000
             default: return found ? Int(total) : nil
             }
             found = true

@@ -68,6 +68,8 @@ public struct Fleet: Sendable {
         public var restarts = 0
         /// Exits in a row without `healthyMilliseconds` between them.
         var failures = 0
+        /// Its last process left records in the journal, which a successor must bring home.
+        var hasRecords = false
         var heartbeat = 0
         var heartbeatAt = Instant.never
         var abortedAt: Instant?
@@ -136,6 +138,7 @@ public struct Fleet: Sendable {
         guard case .waiting = children[i].state else { preconditionFailure("illegal transition: state=\(children[i].state) event=spawned") }
         children[i].state = .starting(pid: pid, by: now.adding(milliseconds: readyMilliseconds))
         children[i].since = now
+        children[i].hasRecords = false
         children[i].heartbeatAt = .never
         children[i].abortedAt = nil
         // Started only to bring its predecessor's records home: it drains from the beginning.
@@ -143,8 +146,11 @@ public struct Fleet: Sendable {
         return []
     }
 
-    /// The process could not even be started.
-    public mutating func spawnFailed(_ slot: ChildSlot, now: Instant) -> [Action] { gone(index(slot), hasRecords: true, now) }
+    /// The process could not even be started. What is due is left to the next tick: the actions that this one was part of go on.
+    public mutating func spawnFailed(_ slot: ChildSlot, now: Instant) -> [Action] {
+        let i = index(slot)
+        return gone(i, hasRecords: children[i].hasRecords, now).filter { if case .spawn = $0 { false } else { true } }
+    }
 
     public mutating func ready(_ slot: ChildSlot, now: Instant) -> [Action] {
         let i = index(slot)
@@ -185,6 +191,7 @@ public struct Fleet: Sendable {
         case .stoppingWriter, .stopped: isWanted = false
         }
         children[i].since = now
+        children[i].hasRecords = hasRecords
         if isWanted {
             children[i].restarts += 1
             children[i].state = .waiting(until: now.adding(milliseconds: Self.restartMilliseconds(failures: children[i].failures)))
@@ -205,7 +212,11 @@ public struct Fleet: Sendable {
         phase = .stoppingWorkers
         var actions: [Action] = []
         for i in children.indices where children[i].slot.role == .worker {
-            if children[i].state.pid == nil { children[i].state = .ended } else { actions += drain(i, now) }
+            if children[i].state.pid != nil {
+                actions += drain(i, now)
+            } else {
+                children[i].state = children[i].hasRecords ? .waiting(until: now) : .ended
+            }
         }
         return actions + advanceStop(now)
     }

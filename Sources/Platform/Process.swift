@@ -78,7 +78,8 @@ public enum Process {
             for p in argv { free(p) }
             for p in envp { free(p) }
         }
-        let pid = codexlb_spawn(path, &argv, &envp, descriptors, targets, descriptors.count)
+        // By this name, not by its path: the file may have been replaced since, and a generation is of one build.
+        let pid = codexlb_spawn("/proc/self/exe", &argv, &envp, descriptors, targets, descriptors.count)
         if pid < 0 { throw SystemError(-pid, "starting \(path) \(arguments.joined(separator: " "))") }
         return pid
     }

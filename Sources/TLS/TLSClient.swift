@@ -73,6 +73,7 @@ public final class TLSClient {
     /// Goes on with the handshake; true once it is done. Afterwards send what `takeOutgoing` gives.
     public func handshake() throws(TLSError) -> Bool {
         if isEstablished { return true }
+        ERR_clear_error()  // SSL_get_error reads the thread's queue, where another call may have left something
         let n = SSL_do_handshake(ssl)
         if n == 1 {
             isEstablished = true
@@ -97,6 +98,7 @@ public final class TLSClient {
 
     /// Decrypts into `buffer`: the count, or 0 when more ciphertext is needed or the peer closed.
     public func read(into buffer: UnsafeMutableRawBufferPointer) throws(TLSError) -> Int {
+        ERR_clear_error()
         let n = SSL_read(ssl, buffer.baseAddress, Int32(buffer.count))
         if n > 0 { return Int(n) }
         switch SSL_get_error(ssl, n) {

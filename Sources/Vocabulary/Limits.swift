@@ -20,9 +20,8 @@ public enum Limits {
     public static let idleMilliseconds = 75_000
     /// A client that takes no byte for this long is disconnected.
     public static let writeStalledMilliseconds = 60_000
-    /// Bytes waiting for a client; reading from its upstream stops above the high mark and starts again below the low one.
+    /// Bytes waiting for a client; reading from its upstream stops above this and starts again when all are taken.
     public static let downstreamHighBytes = 64 * 1024
-    public static let downstreamLowBytes = 16 * 1024
     /// Silence after which a stream gets a comment, so that no proxy on the way gives it up.
     public static let keepaliveCommentMilliseconds = 10_000
 
@@ -40,6 +39,8 @@ public enum Limits {
     public static let eventBytesMax = 16 * 1024 * 1024
     /// An upstream's error body is read up to this; the rest is cut.
     public static let errorBodyBytesMax = 256 * 1024
+    /// From an error answer's head to its end; then what has come of its body must do.
+    public static let errorBodyMilliseconds = 10_000
     /// A JSON answer that must be assembled from a stream.
     public static let assembledBodyBytesMax = 64 * 1024 * 1024
     public static let dnsCacheMilliseconds = 30_000
@@ -56,10 +57,16 @@ public enum Limits {
     // Processes
     public static let workersMax = 64
     public static let accountsMax = 1024
-    /// Usage records of one worker that the store has not acknowledged; a full journal refuses new turns with 503.
-    public static let journalBytes = 8 * 1024 * 1024
-    /// One usage record in the journal.
-    public static let journalRecordBytesMax = 4 * 1024
+    /// Usage records of one worker that the store has not acknowledged; a journal without room for the records of all open turns
+    /// refuses new ones with 503.
+    public static let journalBytes = 16 * 1024 * 1024
+    /// One usage record in the journal: its texts are cut to the sizes below, the rest is numbers.
+    public static let journalRecordBytesMax = 1280
+    public static let recordModelBytesMax = 256
+    public static let recordCodeBytesMax = 128
+    public static let requestIDBytesMax = 128
+    /// A response from its terminal event to the end of its body; then the client gets its end all the same.
+    public static let afterTerminalMilliseconds = 1_000
     /// Records of one COMMIT, and how long the first of them waits for company.
     public static let batchRecordsMax = 200
     public static let batchMilliseconds = 5

@@ -47,3 +47,13 @@ public struct UsageRecord: Sendable, Equatable {
         (durationMilliseconds, attempts, requestBytes, responseBytes) = (0, 0, 0, 0)
     }
 }
+
+extension String {
+    /// The longest beginning of at most `count` bytes of UTF-8 that splits no scalar.
+    public func cut(utf8 count: Int) -> String {
+        guard utf8.count > count else { return self }
+        var end = utf8.index(utf8.startIndex, offsetBy: count)
+        while end.samePosition(in: unicodeScalars) == nil { end = utf8.index(before: end) }
+        return String(self[..<end])
+    }
+}

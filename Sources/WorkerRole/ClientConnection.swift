@@ -13,6 +13,9 @@ import Vocabulary
 final class ClientRequest {
     let head: RequestHead
     let route: Route
+    /// Of its usage record.
+    let recordID: RecordID
+    /// The client's `x-request-id`, or `req_` and the record's id.
     let id: String
     let time: WallTime
     let start: Instant
@@ -21,8 +24,9 @@ final class ClientRequest {
     var body: [UInt8] = []
     var receivedBytes = 0
 
-    init(_ head: RequestHead, _ route: Route, id: String, time: WallTime, start: Instant, key: ClientKey?) {
-        (self.head, self.route, self.id, self.time, self.start, self.key) = (head, route, id, time, start, key)
+    init(_ head: RequestHead, _ route: Route, recordID: RecordID, id: String, time: WallTime, start: Instant, key: ClientKey?) {
+        (self.head, self.route, self.recordID, self.id) = (head, route, recordID, id)
+        (self.time, self.start, self.key) = (time, start, key)
     }
 }
 
@@ -72,10 +76,12 @@ final class ClientConnection: ByteStreamDelegate {
     private var answerHead: [UInt8] = []
     private var isChunked = false
     private var pending: [UInt8] = []
-    private(set) var answerBytes = 0
+    private var answerBytes = 0
     private(set) var lastWrite: Instant
     private var stalledSince: Instant
-    private var unsentMark = 0
+    /// Everything written on this connection, and how much of it the client had taken when it was last seen to take some.
+    private var writtenBytes = 0
+    private var takenMark = 0
 
     /// Bytes of further requests that are kept while one is answered; above it the client is not read.
     static let pipelinedBytesMax = 64 * 1024
@@ -121,6 +127,16 @@ final class ClientConnection: ByteStreamDelegate {
         var offset = 0
         advance(whole.span.bytes, &offset)
         if offset < whole.count { input.insert(contentsOf: whole[offset...], at: 0) }
+        endIfHalfClosed()
+    }
+
+    /// Of a client that has sent its end nothing follows what is here: a request that is not whole by now never will be.
+    private func endIfHalfClosed() {
+        guard isHalfClosed else { return }
+        switch phase {
+        case .idle, .head, .body: linger()
+        case .answering, .lingering, .closed: break
+        }
     }
 
     /// Takes requests from `bytes` for as long as they can be answered at once.
@@ -187,8 +203,10 @@ final class ClientConnection: ByteStreamDelegate {
         keepsAlive = head.keepsAlive && !worker.isDraining
         isHTTP10 = head.minorVersion == 0
         isHead = head.method == .head
+        let time = Clock.wall
+        let recordID = worker.makeID(time)
         var id = head.fields.first(.requestID) ?? ""
-        if id.isEmpty || id.utf8.count > 128 || !id.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) { id = "req_" + worker.makeID().description }
+        if id.isEmpty || id.utf8.count > Limits.requestIDBytesMax || !id.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) { id = "req_" + recordID.description }
         // A body that nobody will read ends the connection after the answer.
         func answerAtOnce(_ error: ProxyError, _ extra: [(String, String)] = []) {
             if head.framing != .none { keepsAlive = false }
@@ -223,7 +241,7 @@ final class ClientConnection: ByteStreamDelegate {
             return answerAtOnce(
                 ProxyError(status: 413, code: "payload_too_large", type: "invalid_request_error", message: error.reason, origin: .downstream))
         }
-        let request = ClientRequest(head, route, id: id, time: Clock.wall, start: now, key: key)
+        let request = ClientRequest(head, route, recordID: recordID, id: id, time: time, start: now, key: key)
         if head.expectsContinue, head.framing != .none, !isHTTP10 { stream.write(Array("HTTP/1.1 100 Continue\r\n\r\n".utf8)) }
         switch head.framing {
         case .none, .length(0):
@@ -295,6 +313,7 @@ final class ClientConnection: ByteStreamDelegate {
 
     /// A whole answer at once.
     func respond(_ status: Int, _ contentType: String, _ body: [UInt8], requestID: String?, _ extra: [(String, String)] = []) {
+        guard !isClosed else { return }  // it went while the answer was made
         phase = .answering
         beginAnswer(status: status, length: body.count) { head in
             HeadWriter.field("Content-Type", contentType, into: &head)
@@ -308,12 +327,13 @@ final class ClientConnection: ByteStreamDelegate {
     /// Starts an answer; nothing is sent before `flush`. `length` nil: as long as it takes.
     func beginAnswer(status: Int, length: Int?, _ fields: (inout [UInt8]) -> Void) {
         precondition(answerHead.isEmpty)
-        isChunked = length == nil && !isHTTP10
+        let isBodiless = status == 204 || status == 304  // RFC 9112 §6.3: what looked like a body would be read as the next answer
+        isChunked = length == nil && !isHTTP10 && !isBodiless
         if length == nil, isHTTP10 { keepsAlive = false }
         if worker.isDraining { keepsAlive = false }
         HeadWriter.status(status, into: &answerHead)
         fields(&answerHead)
-        if let length { HeadWriter.field("Content-Length", String(length), into: &answerHead) }
+        if let length, !isBodiless { HeadWriter.field("Content-Length", String(length), into: &answerHead) }
         if isChunked { HeadWriter.field("Transfer-Encoding", "chunked", into: &answerHead) }
         if !keepsAlive { HeadWriter.field("Connection", "close", into: &answerHead) }
         HeadWriter.end(into: &answerHead)
@@ -348,8 +368,12 @@ final class ClientConnection: ByteStreamDelegate {
         if isLast, isChunked, !isHead { worker.scratch += HeadWriter.lastChunk }
         lastWrite = worker.loop.now
         if stream.queuedBytes == 0 { stalledSince = lastWrite }
+        writtenBytes += worker.scratch.count
         stream.write(worker.scratch)
     }
+
+    /// Body bytes of the present answer, those not yet sent included.
+    var bodyBytes: Int { answerBytes + pending.count }
 
     /// Bytes the client has not taken yet.
     var queuedBytes: Int { stream.queuedBytes }
@@ -361,20 +385,22 @@ final class ClientConnection: ByteStreamDelegate {
         answering = nil
         answerBytes = 0
         pending = []
-        if !keepsAlive || worker.isDraining && input.isEmpty {
-            phase = .lingering
-            deadline = worker.loop.now.adding(milliseconds: Self.lingerMilliseconds)
-            input = []
-            stream.shutdown()
-            stream.startReading()
-            if isHalfClosed, stream.queuedBytes == 0 { close() }
-            return
-        }
+        if !keepsAlive || worker.isDraining && input.isEmpty { return linger() }
         phase = .idle
         deadline = worker.loop.now.adding(milliseconds: worker.settings.times.idle)
-        if isHalfClosed, input.isEmpty { return close() }
+        if isAdvancing { return }  // it has the bytes of further requests and goes on with them
         if !isHalfClosed { stream.startReading() }
-        if !isAdvancing { advanceInput() }
+        if input.isEmpty { endIfHalfClosed() } else { advanceInput() }
+    }
+
+    /// Nothing more will be answered: the connection ends once the client has taken what was written.
+    private func linger() {
+        phase = .lingering
+        deadline = worker.loop.now.adding(milliseconds: Self.lingerMilliseconds)
+        input = []
+        if isHalfClosed, stream.queuedBytes == 0 { return close() }
+        stream.shutdown()
+        if !isHalfClosed { stream.startReading() }
     }
 
     /// The answer can't be completed: the client must see that it is cut.
@@ -390,10 +416,9 @@ final class ClientConnection: ByteStreamDelegate {
     func streamEnded(_ stream: ByteStream) {
         isHalfClosed = true
         switch phase {
-        case .answering: break  // a client may close its sending side and wait for the answer
-        case .idle, .head, .body: close()
-        case .lingering: close()
-        case .closed: break
+        case .answering, .closed: break  // a client may close its sending side and wait for the answer
+        case .lingering: if stream.queuedBytes == 0 { close() }
+        case .idle, .head, .body: linger()
         }
     }
 
@@ -424,9 +449,15 @@ final class ClientConnection: ByteStreamDelegate {
 
     /// Enforces the deadlines. Their precision is the sweep's period.
     func sweep(_ now: Instant) {
+        if isStalled(now) { return }
         switch phase {
         case .idle, .lingering:
-            if now >= deadline { close() }
+            if stream.queuedBytes > 0 {
+                // The end of an answer is still on its way.
+                deadline = max(deadline, now.adding(milliseconds: Self.lingerMilliseconds))
+            } else if now >= deadline {
+                close()
+            }
         case .head:
             if now >= deadline {
                 refuse(WireError(408, "The request head was not complete after \(worker.settings.times.head / 1000) seconds"))
@@ -442,27 +473,32 @@ final class ClientConnection: ByteStreamDelegate {
                 deadline = now.adding(milliseconds: worker.settings.times.bodyProgress)
             }
         case .answering:
-            let unsent = stream.queuedBytes
-            if unsent == 0 || unsent + stream.unacknowledgedBytes != unsentMark {
-                unsentMark = unsent == 0 ? 0 : unsent + stream.unacknowledgedBytes
-                stalledSince = now
-            } else if now.milliseconds(since: stalledSince) >= worker.settings.times.writeStalled {
-                worker.log.info("client takes no bytes, disconnected", metadata: ["unsent_bytes": "\(unsent)"])
-                let answering = self.answering
-                abort()
-                answering?.clientGone()
-                return
-            }
             answering?.sweep(now)
         case .closed:
             break
         }
     }
 
+    /// Ends a client that has taken no byte for too long.
+    private func isStalled(_ now: Instant) -> Bool {
+        let queued = stream.queuedBytes
+        let taken = queued == 0 ? writtenBytes : writtenBytes - queued - stream.unacknowledgedBytes
+        if queued == 0 || taken != takenMark {
+            (takenMark, stalledSince) = (taken, now)
+            return false
+        }
+        guard now.milliseconds(since: stalledSince) >= worker.settings.times.writeStalled else { return false }
+        worker.log.info("client takes no bytes, disconnected", metadata: ["unsent_bytes": "\(queued)"])
+        let answering = self.answering
+        abort()
+        answering?.clientGone()
+        return true
+    }
+
     /// The worker drains: an idle connection ends, a busy one after its answer.
     func drain() {
         switch phase {
-        case .idle: close()
+        case .idle: if stream.queuedBytes > 0 { linger() } else { close() }
         default: keepsAlive = false
         }
     }

@@ -18,6 +18,8 @@ final class ModelCatalogue {
     private var waiting: [(ClientRequest, ClientConnection)] = []
     private var fetches: [ModelFetch] = []
     private var problems: [String] = []
+    /// The accounts have changed since the fetches began: what they bring is answered, not kept.
+    private var isOutdated = false
 
     static let cacheMilliseconds = 300_000
     /// After a refresh in which an account failed, ask again sooner.
@@ -27,7 +29,10 @@ final class ModelCatalogue {
     init(_ worker: Worker) { self.worker = worker }
 
     /// Accounts have changed.
-    func forget() { validUntil = Instant(nanoseconds: 0) }
+    func forget() {
+        validUntil = Instant(nanoseconds: 0)
+        isOutdated = true
+    }
 
     func answer(_ request: ClientRequest, on client: ClientConnection) {
         if worker.loop.now < validUntil { return respond(request, client) }
@@ -40,6 +45,7 @@ final class ModelCatalogue {
         // Accounts of one origin with one kind may still differ in their models: each is asked.
         guard !active.isEmpty else { return finish([]) }
         problems = []
+        isOutdated = false
         var found: [[Model]?] = Array(repeating: nil, count: active.count)
         var open = active.count
         fetches = active.map { ModelFetch(worker, $0) }
@@ -61,7 +67,7 @@ final class ModelCatalogue {
         let fresh = found.compactMap { $0 }.joined().filter { seen.insert($0.id).inserted }
         let failed = found.contains { $0 == nil }
         if !fresh.isEmpty || !failed { models = Array(fresh) }
-        validUntil = worker.loop.now.adding(milliseconds: failed ? Self.partialCacheMilliseconds : Self.cacheMilliseconds)
+        if !isOutdated { validUntil = worker.loop.now.adding(milliseconds: failed ? Self.partialCacheMilliseconds : Self.cacheMilliseconds) }
         if failed { worker.log.notice("models of some accounts could not be listed", metadata: ["problems": "\(problems.joined(separator: "; "))"]) }
         let all = waiting
         waiting = []
@@ -125,7 +131,10 @@ private final class ModelFetch: UpstreamUser {
     func start(_ done: @escaping (Result<[UInt8], ProxyError>) -> Void) {
         self.done = done
         worker.pool.connection(to: account.origin, fresh: true) { [weak self] result in
-            guard let self, self.done != nil else { return }
+            guard let self, self.done != nil else {
+                if case .success(let unused) = result { unused.giveBack() }
+                return
+            }
             switch result {
             case .success(let connection): send(connection)
             case .failure(.unreachable(let why)), .failure(.untrusted(let why)): fail(why)

@@ -19,6 +19,13 @@ extension Turn {
 
     func received(event: RawSpan) {
         guard !exchange.isFinished else { return }
+        if hasSettled {
+            // An answer of our making ended with the terminal event.
+            switch answer {
+            case .assembled, .chatEvents: return
+            default: break
+            }
+        }
         if request.route == .chatCompletions, !isChatGPT { return receivedChat(event) }
         if let range = EventFields.data(of: event) { return responses(event, event.extracting(range)) }
         let joined = EventFields.joinedData(of: event)
@@ -139,17 +146,18 @@ extension Turn {
             translator.event(json, into: &out)
             translator.finish(into: &out)
             answer = .chatEvents(translator)
-            settle(status: 200, errorCode: findings.errorCode ?? "")
             beginStream()
             client?.append(out.span.bytes)
-        default:
             settle(status: 200, errorCode: findings.errorCode ?? "")
+        default:
             if isChatGPT, request.route == .responses, !items.isEmpty, let rebuilt = withRebuiltOutput(json) {
                 if exchange.isInvisible, !sawCreated { beginWithCreated() } else { beginStream() }
                 client?.append(rebuilt.span.bytes)
             } else {
                 pass(event)
             }
+            // What was appended goes out at the end of this call: after the record.
+            settle(status: 200, errorCode: findings.errorCode ?? "")
         }
     }
 
@@ -162,7 +170,6 @@ extension Turn {
             if exchange.isInvisible { return fail(error) }
             settle(status: 200, errorCode: error.code)
             client?.append(ErrorEnvelope.chatFailure(error).span.bytes)
-            finishAnswer()
         default:
             settle(status: 200, errorCode: error.code)
             if request.route == .responses, JSONScan.find(json, "type").map({ JSONScan.equals(json, $0, "error") }) == true {
@@ -214,11 +221,15 @@ extension Turn {
         return Array("event: \(name)\ndata: ".utf8) + edited + Array("\n\n".utf8)
     }
 
+    /// The answer that was gathered, whole. The turn goes on until the upstream's body has ended, so that its connection can be kept.
     private func answerWhole(_ body: [UInt8]) {
-        settle(status: 200, errorCode: findings.errorCode ?? "")
         becomeVisible()
-        client?.respond(200, "application/json", body, requestID: request.id)
-        exchange.finished()
+        client?.beginAnswer(status: 200, length: body.count) { head in
+            HeadWriter.field("Content-Type", "application/json", into: &head)
+            HeadWriter.field("X-Request-Id", request.id, into: &head)
+        }
+        client?.append(body.span.bytes)
+        settle(status: 200, errorCode: findings.errorCode ?? "")
     }
 
     /// A chat stream of an OpenAI-compatible upstream.
@@ -227,8 +238,8 @@ extension Turn {
         let json = event.extracting(range)
         let isDone = json.withUnsafeBytes { $0.elementsEqual("[DONE]".utf8) }
         if isDone {
-            settle(status: 200, errorCode: findings.errorCode ?? "")
-            return pass(event)
+            pass(event)
+            return settle(status: 200, errorCode: findings.errorCode ?? "")
         }
         if let usage = JSONScan.find(json, "usage"), JSONScan.kind(json, usage) == .object {
             UsageTap.chatChunk(json, into: &findings)

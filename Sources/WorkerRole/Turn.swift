@@ -38,10 +38,13 @@ final class Turn: UpstreamUser, Answering {
     private var connecting: ConnectAttempt?
     private var wakeAt = Instant.never
     private var firstByteBy = Instant.never
+    /// The body of an error answer is awaited until then.
+    private var refusalBy = Instant.never
     var idleSince: Instant
     private var acceptedAt = Instant.never
     private var isPaused = false
     private var isSettled = false
+    private var settledAt = Instant.never
     /// Rises when an attempt is given up: what its answer still brings is ignored.
     private var attemptNumber = 0
     private var firstByteMilliseconds: Int?
@@ -112,7 +115,7 @@ final class Turn: UpstreamUser, Answering {
         connecting = worker.pool.connection(to: account.origin, fresh: fresh) { [weak self] result in
             guard let self else { return }
             guard !isSettled, !exchange.isFinished else {
-                if case .success(let unused) = result { worker.pool.returned(unused) }
+                if case .success(let unused) = result { unused.giveBack() }
                 return
             }
             connecting = nil
@@ -129,7 +132,7 @@ final class Turn: UpstreamUser, Answering {
         do throws(ProxyError) {
             body = try ask.upstreamBody(request.body, kind: account.value.kind)
         } catch {
-            worker.pool.returned(connection)
+            connection.giveBack()
             return fail(error)
         }
         if !isAgain { exchange.requestDispatched() }
@@ -143,6 +146,7 @@ final class Turn: UpstreamUser, Answering {
     /// Nothing has been seen by the client: what now?
     func attemptFailed(_ failure: Failure) {
         firstByteBy = .never
+        refusalBy = .never
         acceptedAt = .never
         connection = nil
         if case .refusal(let body) = answer, let head = responseHead { refused = (head, body) } else { refused = nil }
@@ -190,6 +194,7 @@ final class Turn: UpstreamUser, Answering {
         responseHead = head
         guard (200..<300).contains(head.status) else {
             answer = .refusal([])
+            refusalBy = worker.loop.now.adding(milliseconds: Limits.errorBodyMilliseconds)
             return
         }
         exchange.responseAccepted()
@@ -290,7 +295,7 @@ final class Turn: UpstreamUser, Answering {
         switch exchange.state {
         case .dispatched:
             if case .refusal(let body) = answer, answered {
-                return attemptFailed(.refused(refusal(body)))  // the status is known, only its body is cut
+                return refusedInPart(body)
             }
             if !answered, wasReused, exchange.staleConnectionFound() { return dispatch(fresh: true) }
             attemptFailed(.broken(why))
@@ -312,6 +317,13 @@ final class Turn: UpstreamUser, Answering {
     private var brokenCode: String {
         if exchange.isInvisible, !sawCreated { return "upstream_unavailable" }
         return request.route == .codexResponses ? "stream_incomplete" : "upstream_stream_truncated"
+    }
+
+    /// The status is known, only its body is cut: no client can read that, so it gets one of ours.
+    private func refusedInPart(_ body: [UInt8]) {
+        let refusal = refusal(body)
+        answer = .none
+        attemptFailed(.refused(refusal))
     }
 
     private func refusal(_ body: [UInt8]) -> UpstreamRefusal {
@@ -417,7 +429,7 @@ final class Turn: UpstreamUser, Answering {
             "proxy_error_response",
             metadata: [
                 "request_id": "\(request.id)", "method": "POST", "path": "\(request.route.rawValue)", "status": "\(status)", "code": "\(code)",
-                "model": "\(ask.model)", "account": "\(account?.value.name ?? "")", "attempts": "\(exchange.attempts)",
+                "model": "\(ask.model.cut(utf8: Limits.recordModelBytesMax))", "account": "\(account?.value.name ?? "")", "attempts": "\(exchange.attempts)",
             ])
     }
 
@@ -455,11 +467,21 @@ final class Turn: UpstreamUser, Answering {
             connection?.close()
             return attemptFailed(.timedOut)
         }
+        if now >= refusalBy, case .refusal(let body) = answer {
+            connection?.close()
+            return refusedInPart(body)
+        }
         if acceptedAt != .never, now.milliseconds(since: acceptedAt) >= worker.settings.times.holdBack, !heldBack.isEmpty, case .events = answer {
             beginStream()
             client?.flush()
         }
         guard connection != nil, !isPaused else { return }
+        if isSettled, exchange.state == .visible, now.milliseconds(since: settledAt) >= Limits.afterTerminalMilliseconds {
+            // The answer is complete; an upstream that does not end its body must not keep the client waiting.
+            connection?.close()
+            connection = nil
+            return finishAnswer()
+        }
         if exchange.state == .accepted || exchange.state == .visible,
             now.milliseconds(since: idleSince) >= worker.settings.times.upstreamIdle
         {
@@ -473,7 +495,7 @@ final class Turn: UpstreamUser, Answering {
     }
 
     private func commentIfSilent(_ now: Instant) {
-        guard exchange.state == .visible, let client, splitter.heldBytes == 0 || isRebuilt else { return }
+        guard exchange.state == .visible, let client, client.queuedBytes == 0 else { return }
         switch answer {
         case .events, .chatEvents: break
         default: return
@@ -486,8 +508,7 @@ final class Turn: UpstreamUser, Answering {
         worker.scoreboard.add(.keepaliveComments, worker: worker.slot)
     }
 
-    /// Whole events only are ever written, so between writes there is always a border.
-    private var isRebuilt: Bool { true }
+    /// Whole events only are ever written, so between writes there is always a border for it.
     private static let comment = Array(": keepalive\n\n".utf8)
 
     func clientGone() {
@@ -506,6 +527,7 @@ final class Turn: UpstreamUser, Answering {
         if exchange.isInvisible { return fail(error) }
         switch answer {
         case .events, .chatEvents: streamBroke(code: "proxy_unavailable", message: error.message)
+        case .assembled where isSettled: streamBroke(code: "", message: "")
         default:
             let client = self.client
             abandon(errorCode: "proxy_unavailable", status: 503)
@@ -530,13 +552,14 @@ final class Turn: UpstreamUser, Answering {
         isSettled = true
         release()
         let now = worker.loop.now
-        var record = UsageRecord(id: worker.makeID(request.time), time: request.time, route: request.route.rawValue, requestID: request.id)
+        settledAt = now
+        var record = UsageRecord(id: request.recordID, time: request.time, route: request.route.rawValue, requestID: request.id)
         record.keyID = request.key?.id
         record.accountID = exchange.attempts > 0 || account != nil ? account?.value.id : nil
-        record.modelAsked = String(ask.model.prefix(256))
-        record.modelServed = String(findings.modelServed.prefix(256))
+        record.modelAsked = ask.model.cut(utf8: Limits.recordModelBytesMax)
+        record.modelServed = findings.modelServed.cut(utf8: Limits.recordModelBytesMax)
         record.status = status
-        record.errorCode = String(errorCode.prefix(128))
+        record.errorCode = errorCode.cut(utf8: Limits.recordCodeBytesMax)
         if let usage = findings.usage {
             record.inputTokens = usage.input
             record.cachedInputTokens = usage.cachedInput
@@ -551,7 +574,7 @@ final class Turn: UpstreamUser, Answering {
         record.durationMilliseconds = Int64(now.milliseconds(since: request.start))
         record.attempts = exchange.attempts
         record.requestBytes = Int64(request.receivedBytes)
-        record.responseBytes = Int64(client?.answerBytes ?? 0)
+        record.responseBytes = Int64(client?.bodyBytes ?? 0)
         worker.journal(record)
         worker.scoreboard.add(.turnsFinished, worker: worker.slot)
         if !errorCode.isEmpty { worker.scoreboard.add(.turnsFailed, worker: worker.slot) }
@@ -560,7 +583,7 @@ final class Turn: UpstreamUser, Answering {
         worker.log.debug(
             "turn finished",
             metadata: [
-                "request_id": "\(request.id)", "route": "\(request.route.rawValue)", "model": "\(ask.model)", "status": "\(status)",
+                "request_id": "\(request.id)", "route": "\(request.route.rawValue)", "model": "\(ask.model.cut(utf8: Limits.recordModelBytesMax))", "status": "\(status)",
                 "code": "\(errorCode)", "account": "\(account?.value.name ?? "")", "attempts": "\(exchange.attempts)",
                 "duration_ms": "\(record.durationMilliseconds)",
             ])

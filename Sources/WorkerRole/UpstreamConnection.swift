@@ -38,8 +38,8 @@ final class UpstreamConnection: ByteStreamDelegate {
     private var scanned = 0
     private var keepsAlive = true
     private var answered = false
-    /// Requests it has carried before the present one.
-    private(set) var requestsServed = 0
+    /// It has been in the pool, so its upstream may have closed it unnoticed.
+    private(set) var isReused = false
     private(set) var idleSince: Instant
     private var isPaused = false
     /// Plaintext that came while paused (TLS only: the network side stops at once, records already read do not).
@@ -51,7 +51,6 @@ final class UpstreamConnection: ByteStreamDelegate {
         stream.delegate = self
     }
 
-    var isReused: Bool { requestsServed > 0 }
     var isClosed: Bool { if case .closed = phase { true } else { false } }
     var session: TLSSession? { tls?.session() }
 
@@ -74,6 +73,13 @@ final class UpstreamConnection: ByteStreamDelegate {
         } catch {
             fail(error.description)
         }
+    }
+
+    /// Gives it to the pool unused.
+    func giveBack() {
+        isReused = true
+        pool.returned(self)
+        stream.startReading()  // to notice when the upstream closes it
     }
 
     /// Backpressure: the client takes no more for now.
@@ -149,7 +155,8 @@ final class UpstreamConnection: ByteStreamDelegate {
                 if !isCopy { bytes.withUnsafeBytes { headBytes += $0 } }
                 return
             }
-            if (100..<200).contains(head.status), head.status != 101 {  // interim: not the answer yet
+            guard head.status != 101 else { return fail("the upstream switched protocols unasked") }
+            if (100..<200).contains(head.status) {  // interim: not the answer yet
                 scanned = 0
                 headBytes.removeAll(keepingCapacity: true)
                 if consumed < bytes.byteCount { takeHead(bytes.extracting(droppingFirst: consumed)) }
@@ -194,12 +201,11 @@ final class UpstreamConnection: ByteStreamDelegate {
         let user = self.user
         self.user = nil
         phase = .idle
-        requestsServed += 1
-        if keepsAlive, leftOver == 0, waiting.isEmpty {
+        // An answer that came before its request was taken whole leaves the rest of that request on the way.
+        if keepsAlive, leftOver == 0, waiting.isEmpty, stream.queuedBytes == 0 {
             idleSince = stream.loop.now
             isPaused = false
-            pool.returned(self)
-            stream.startReading()  // to notice when the upstream closes it
+            giveBack()
         } else {
             close()
         }

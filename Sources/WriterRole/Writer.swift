@@ -18,13 +18,13 @@ final class Writer {
     private var snapshot: Snapshot
 
     private struct Intake {
-        var record: UsageRecord
+        /// Nil where the batch had only records that can't be read: its acknowledgement waits for its turn all the same.
+        var record: UsageRecord?
         var from: WorkerLink
         /// The sender's journal place after the batch that this record ends; nil inside a batch.
         var end: UInt64?
     }
     private var intake: [Intake] = []
-    private var firstWaitsSince = Instant.never
     private var isCommitting = false
     private var batchTimer: LoopTimer!
     private var retryTimer: LoopTimer!
@@ -93,11 +93,15 @@ final class Writer {
                 log.critical("a usage record can't be read and is set aside", metadata: ["error": "\(error)", "bytes": "\(hex)"])
             }
         }
-        if intake.isEmpty { firstWaitsSince = loop.now }
+        let isFirst = intake.isEmpty
         for (i, record) in decoded.enumerated() { intake.append(Intake(record: record, from: worker, end: i == decoded.count - 1 ? batch.end : nil)) }
-        if decoded.isEmpty { worker.acknowledge(batch.end) }
+        if decoded.isEmpty { intake.append(Intake(record: nil, from: worker, end: batch.end)) }
         if intake.count > Self.intakeRecordsMax { for worker in workers.values { worker.pause() } }
-        if intake.count >= Limits.batchRecordsMax { commit() } else if !isCommitting { batchTimer.start(milliseconds: Limits.batchMilliseconds) }
+        if intake.count >= Limits.batchRecordsMax {
+            commit()
+        } else if isFirst {
+            batchTimer.start(milliseconds: Limits.batchMilliseconds)
+        }
     }
 
     /// Commits up to a batch of records in one transaction; the rest follows when it is done.
@@ -105,7 +109,7 @@ final class Writer {
         guard !isCommitting, !intake.isEmpty else { return }
         isCommitting = true
         let part = Array(intake.prefix(Limits.batchRecordsMax))
-        let records = part.map(\.record)
+        let records = part.compactMap(\.record)
         queue.run({ session -> StoreError? in
             do throws(StoreError) {
                 _ = try session.append(records)

@@ -55,7 +55,9 @@ private func verdict(_ failure: Failure, attempts: Int = 1) -> Verdict {
         #expect(limited(UpstreamRefusal(status: 429, message: "Rate limit. Please try again in 1h2m3s.")) == 3_723_000)
         #expect(limited(UpstreamRefusal(status: 429, message: "try again in 500ms")) == 500)
         #expect(limited(UpstreamRefusal(status: 429, resetsAt: 5)) == 30_000)  // long ago: says nothing
-        #expect(limited(UpstreamRefusal(status: 429, resetsInSeconds: .max)) == FailoverTable.cooldownMillisecondsMax)
+        #expect(limited(UpstreamRefusal(status: 429, resetsInSeconds: .max)) == 366 * 86_400_000)
+        #expect(limited(UpstreamRefusal(status: 429, resetsAt: .max)) == 366 * 86_400_000)
+        #expect(limited(UpstreamRefusal(status: 429, message: "try again in 99999999999999999999h")) == 366 * 86_400_000)
     }
 
     @Test("Refusals are read from error bodies, events and plain details")

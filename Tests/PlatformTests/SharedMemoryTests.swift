@@ -19,7 +19,7 @@ import Vocabulary
             var record = [UInt8](repeating: UInt8(truncatingIfNeeded: next), count: size)
             for i in 0..<8 { record[i] = UInt8(truncatingIfNeeded: next >> (8 * UInt64(i))) }
             if journal.append(record) { next += 1 }
-            if !journal.hasRoom(turns: 2) {
+            if !journal.hasRoom(turns: 8) {
                 while !journal.isEmpty {
                     let (records, end, damaged) = journal.read(from: journal.tail, count: 50)
                     #expect(!damaged && !records.isEmpty)
