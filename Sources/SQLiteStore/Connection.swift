@@ -105,6 +105,7 @@ final class Connection {
 
     /// SQLite's URI form, so that no character of a path means anything.
     private static func uri(_ path: String, _ mode: Mode) -> String {
+        if path == ":memory:" { return path }
         var out = "file:"
         for byte in path.utf8 {
             switch byte {

@@ -19,6 +19,8 @@ public struct Settings: Sendable, Equatable {
     /// The SQLite file.
     public var databasePath: String
     public var keyFile: String
+    /// Copies made before migrations that are kept; 0: none is made.
+    public var preMigrateBackups: Int
     public var listen: [String]
     public var workers: Int
     public var logFormat: LogFormat
@@ -95,6 +97,16 @@ public struct Settings: Sendable, Equatable {
             databasePath = dataDirectory + "/store.db"
         }
         keyFile = try absolute(value("CODEX_LB_ENCRYPTION_KEY_FILE") ?? dataDirectory + "/encryption.key", "CODEX_LB_ENCRYPTION_KEY_FILE")
+
+        let backups = value("CODEX_LB_DATABASE_SQLITE_PRE_MIGRATE_BACKUP_MAX_FILES") ?? "5"
+        guard let kept = Int(backups), (1...1000).contains(kept) else {
+            throw SettingsError("CODEX_LB_DATABASE_SQLITE_PRE_MIGRATE_BACKUP_MAX_FILES", "\"\(backups)\"; give 1 to 1000")
+        }
+        switch value("CODEX_LB_DATABASE_SQLITE_PRE_MIGRATE_BACKUP_ENABLED")?.lowercased() ?? "true" {
+        case "true", "1", "yes", "on": preMigrateBackups = kept
+        case "false", "0", "no", "off": preMigrateBackups = 0
+        case let other: throw SettingsError("CODEX_LB_DATABASE_SQLITE_PRE_MIGRATE_BACKUP_ENABLED", "\"\(other)\"; give true or false")
+        }
 
         if !flags.listen.isEmpty {
             listen = flags.listen

@@ -66,16 +66,23 @@ enum LocalStore {
         try failing {
             let store = try open(settings, waitMilliseconds: 5_000)
             defer { store.close() }
+            if let backup = store.backup { complain("database \(settings.databasePath): copied to \(backup) before the upgrade") }
             if !store.applied.isEmpty { complain("database \(settings.databasePath): revision \(store.applied.joined(separator: ", ")) applied") }
         }
     }
 
     private static func open(_ settings: Settings, waitMilliseconds: Int) throws -> SQLiteStore {
         try SQLiteStore.open(
-            path: settings.databasePath, keyPath: settings.keyFile, appVersion: Version.text, lockWaitMilliseconds: waitMilliseconds, now: Clock.wall)
+            path: settings.databasePath, keyPath: settings.keyFile, appVersion: Version.text, lockWaitMilliseconds: waitMilliseconds, now: Clock.wall,
+            backupsKept: settings.preMigrateBackups)
     }
 
-    private static func failing<T>(_ body: () throws -> T) throws -> T {
+    static func history(_ settings: Settings) throws -> [AppliedRevision] {
+        try failing { try SQLiteStore.history(path: settings.databasePath) }
+    }
+
+    /// Runs `body`; a failure of the store is told and ends the command with 1.
+    static func failing<T>(_ body: () throws -> T) throws -> T {
         do {
             return try body()
         } catch let error as StoreError {

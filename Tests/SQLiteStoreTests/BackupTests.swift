@@ -1,0 +1,111 @@
+import Store
+import Testing
+import Vocabulary
+
+@testable import SQLiteStore
+@testable import Schema
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+private let second = Revision(id: "0002", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER PRIMARY KEY) STRICT"]])
+
+@Suite struct BackupTests {
+    @Test("A copy made while the writer is open holds everything committed, opens, and is one private file under its final name")
+    func make() throws {
+        let scratch = Scratch()
+        let store = try scratch.open()
+        #expect(try store.append((0..<500).map(record)) == 500)
+        let file = try Backup.make(database: scratch.database, now: now)
+        #expect(file.path == scratch.database + ".backup.20270115-080000" && file.problem.isEmpty && file.revision == "0001")
+        var info = stat()
+        #expect(stat(file.path, &info) == 0 && info.st_mode & 0o777 == 0o600)
+        #expect(access(file.path + "-wal", F_OK) != 0)
+        #expect(try store.append([record(999)]) == 1)  // the writer goes on
+        let copy = try SQLiteStore.openReadOnly(path: file.path)
+        #expect(try copy.usage(last: 1000).count == 500)
+        copy.close()
+        // The same second again gets a name of its own.
+        #expect(try Backup.make(database: scratch.database, now: now).path == file.path + "-1")
+        #expect(Backup.list(database: scratch.database).map(\.stamp) == ["20270115-080000-1", "20270115-080000"])
+        store.close()
+    }
+
+    @Test("Only the newest are kept, and foreign files stay")
+    func prune() throws {
+        let scratch = Scratch()
+        try scratch.open().close()
+        for i in 0..<4 { _ = try Backup.make(database: scratch.database, now: WallTime(milliseconds: now.milliseconds + Int64(i) * 1000)) }
+        let foreign = [".backup.mine", ".backup.20270115-08000x", ".backup.20270115-080000.old"].map { scratch.database + $0 }
+        for path in foreign { Scratch.write(path, [1]) }
+        try Backup.prune(database: scratch.database, keeping: 2)
+        #expect(Backup.list(database: scratch.database).map(\.stamp) == ["20270115-080003", "20270115-080002"])
+        for path in foreign { #expect(access(path, F_OK) == 0) }
+    }
+
+    @Test("An upgrade of an existing database makes a copy of the old revision first; a first start and a start without upgrade make none")
+    func beforeUpgrade() throws {
+        let scratch = Scratch()
+        try scratch.open().close()
+        try scratch.open().close()
+        #expect(Backup.list(database: scratch.database).isEmpty)
+        let store = try scratch.open(revisions: Schema.revisions + [second])
+        #expect(store.applied == ["0002"])
+        let backups = Backup.list(database: scratch.database)
+        #expect(backups.map(\.path) == [store.backup] && backups.first?.revision == "0001")
+        store.close()
+    }
+
+    @Test("Restore puts the copy in place, keeps the present database, and refuses while a writer has it")
+    func restore() throws {
+        let scratch = Scratch()
+        let store = try scratch.open()
+        _ = try store.append([record(1)])
+        let backup = try Backup.make(database: scratch.database, now: now).path
+        _ = try store.append([record(2)])
+        #expect { _ = try Backup.restore(backup, database: scratch.database, now: now) } throws: { ($0 as? StoreError)?.kind == .busy }
+        store.close()
+        let aside = try #require(try Backup.restore(backup, database: scratch.database, now: now))
+        let restored = try scratch.open()
+        #expect(try restored.usage(last: 10).map(\.record) == [record(1)])
+        restored.close()
+        let kept = try SQLiteStore.openReadOnly(path: aside)
+        #expect(try kept.usage(last: 10).count == 2)
+        kept.close()
+    }
+
+    @Test("A damaged or foreign copy is refused and nothing is changed")
+    func refused() throws {
+        let scratch = Scratch()
+        let store = try scratch.open()
+        _ = try store.append((0..<2_000).map(record))
+        let backup = try Backup.make(database: scratch.database, now: now).path
+        store.close()
+        let before = Scratch.bytes(scratch.database)
+        var bytes = Scratch.bytes(backup)
+        for i in 8_192..<20_000 { bytes[i] = 0x5A }
+        Scratch.write(backup, bytes)
+        #expect(throws: StoreError.self) { _ = try Backup.restore(backup, database: scratch.database, now: now) }
+        #expect(Backup.list(database: scratch.database).first?.problem.isEmpty == false)
+        Scratch.write(scratch.path + "/data/text", Array("hello, not a database, by no means".utf8))
+        #expect(throws: StoreError.self) { _ = try Backup.restore(scratch.path + "/data/text", database: scratch.database, now: now) }
+        #expect(Scratch.bytes(scratch.database) == before)
+    }
+}
+
+@Suite struct DatabaseCheckTests {
+    @Test("A sound database has no problems; a missing index, a hand-made table and damage are named")
+    func check() throws {
+        let scratch = Scratch()
+        let store = try scratch.open()
+        _ = try store.append((0..<2_000).map(record))
+        store.close()
+        #expect(try DatabaseCheck.run(path: scratch.database) == [])
+        #expect(try SQLiteStore.history(path: scratch.database).map(\.id) == ["0001"])
+        let hand = try Connection(scratch.database, .readWrite)
+        try hand.execute("DROP INDEX accounts_live_name; CREATE TABLE mine (x)")
+        hand.close()
+        #expect(try DatabaseCheck.run(path: scratch.database) == ["index accounts_live_name is missing", "table mine was added by hand"])
+    }
+}
