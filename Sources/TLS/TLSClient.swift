@@ -68,7 +68,11 @@ public final class TLSClient {
         if let session { SSL_set_session(ssl, session.raw) }
     }
 
-    deinit { SSL_free(ssl) }
+    deinit {
+        // SSL_free makes the session of a connection without a sent close_notify unusable, and we hold on to that very session.
+        if isEstablished { SSL_set_shutdown(ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN) }
+        SSL_free(ssl)
+    }
 
     /// Goes on with the handshake; true once it is done. Afterwards send what `takeOutgoing` gives.
     public func handshake() throws(TLSError) -> Bool {
