@@ -37,10 +37,10 @@ public final class Child: @unchecked Sendable {  // `lock` guards the exit
     private let lock = NSLock()
     private var exit: Exit?
 
-    /// Output goes to files, input comes from one.
+    /// Output goes to files, input comes from one. `passing` becomes descriptor 3.
     public init(
         _ executable: String, _ arguments: [String], environment: [String: String], input: String = "/dev/null", output: String = "/dev/null",
-        errors: String = "/dev/null"
+        errors: String = "/dev/null", passing: Int32? = nil
     ) throws {
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
@@ -48,6 +48,7 @@ public final class Child: @unchecked Sendable {  // `lock` guards the exit
         posix_spawn_file_actions_addopen(&actions, 0, input, O_RDONLY, 0)
         posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT | O_APPEND, 0o600)
         posix_spawn_file_actions_addopen(&actions, 2, errors, O_WRONLY | O_CREAT | O_APPEND, 0o600)
+        if let passing { posix_spawn_file_actions_adddup2(&actions, passing, 3) }
         // The test runner's threads block signals that the daemon must get.
         var attributes = posix_spawnattr_t()
         posix_spawnattr_init(&attributes)
@@ -55,7 +56,9 @@ public final class Child: @unchecked Sendable {  // `lock` guards the exit
         var none = sigset_t()
         sigemptyset(&none)
         posix_spawnattr_setsigmask(&attributes, &none)
-        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
+        sigaddset(&none, SIGPIPE)
+        posix_spawnattr_setsigdefault(&attributes, &none)
+        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF))
         var argv = ([executable] + arguments).map { strdup($0) } + [nil]
         var envp = environment.sorted { $0.key < $1.key }.map { strdup("\($0.key)=\($0.value)") } + [nil]
         defer {

@@ -77,6 +77,18 @@ public final class HTTPConnection {
         }
     }
 
+    /// Over a Unix-domain socket.
+    public init(unix path: String) throws {
+        fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        var a = sockaddr_un()
+        a.sun_family = sa_family_t(AF_UNIX)
+        withUnsafeMutableBytes(of: &a.sun_path) { $0.copyBytes(from: path.utf8) }
+        let code = withUnsafePointer(to: &a) { p in
+            p.withMemoryRebound(to: sockaddr.self, capacity: 1) { Glibc.connect(fd, $0, socklen_t(MemoryLayout<sockaddr_un>.size)) }
+        }
+        guard code == 0 else { throw HarnessError("connecting to \(path): \(String(cString: strerror(errno)))") }
+    }
+
     deinit { close() }
 
     public func close() {
@@ -282,4 +294,28 @@ public final class HTTPConnection {
         }
         return nil
     }
+}
+
+/// A listening socket to pass on, as systemd does.
+public final class PassedListener {
+    public let descriptor: Int32
+    public let port: UInt16
+
+    public init() throws {
+        descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        var a = sockaddr_in()
+        a.sin_family = sa_family_t(AF_INET)
+        inet_pton(AF_INET, "127.0.0.1", &a.sin_addr)
+        var size = socklen_t(MemoryLayout<sockaddr_in>.size)
+        let descriptor = descriptor
+        let isBound = withUnsafeMutablePointer(to: &a) { p in
+            p.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                bind(descriptor, $0, size) == 0 && listen(descriptor, 128) == 0 && getsockname(descriptor, $0, &size) == 0
+            }
+        }
+        guard isBound else { throw HarnessError("listening: \(String(cString: strerror(errno)))") }
+        port = UInt16(bigEndian: a.sin_port)
+    }
+
+    deinit { Glibc.close(descriptor) }
 }
