@@ -6,7 +6,7 @@ SWIFT ?= swift
 PREFIX ?= /usr/local
 BIN := .build/release/codex-lb
 PACKAGES := libuv1-dev libsqlite3-dev libpq-dev libssl-dev libzstd-dev zlib1g-dev
-TEST_PACKAGES := $(PACKAGES) postgresql python3-venv curl
+TEST_PACKAGES := $(PACKAGES) postgresql python3-venv curl sqlite3 zstd
 BENCH_PACKAGES := $(PACKAGES) nginx-light
 
 .PHONY: run demo build test bench format lint proto install clean
@@ -46,7 +46,8 @@ proto:
 install: build
 	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/bin/codex-lb
 	install -D -m 0644 etc/codex-lb.env $(DESTDIR)$(PREFIX)/share/codex-lb/codex-lb.env
-	install -D -m 0644 systemd/codex-lb.service $(DESTDIR)$(PREFIX)/lib/systemd/system/codex-lb.service
+	sed 's|/usr/local/|$(PREFIX)/|' systemd/codex-lb.service > .build/codex-lb.service
+	install -D -m 0644 .build/codex-lb.service $(DESTDIR)$(PREFIX)/lib/systemd/system/codex-lb.service
 	install -D -m 0644 systemd/codex-lb.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/codex-lb.socket
 
 clean:

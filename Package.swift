@@ -95,6 +95,7 @@ let package = Package(
         .target(name: "DaemonHarness", path: "Tests/Support/DaemonHarness", swiftSettings: ours),
         .testTarget(name: "IntegrationTests", dependencies: ["FakeUpstream", "DaemonHarness", "Platform"], swiftSettings: ours),
         suite("Exchange", ["Vocabulary", "JSONWire"]),
+        .testTarget(name: "TidyTests", swiftSettings: ours),
         suite("Routing"),
         suite("Admission"),
         suite("Fleet"),

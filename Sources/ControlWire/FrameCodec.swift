@@ -28,7 +28,7 @@ public enum FrameCodec {
 
     /// Appends the frame to `out`.
     public static func encode(_ frame: Frame, into out: inout [UInt8]) {
-        guard let body: [UInt8] = try? frame.serializedBytes() else {
+        guard let body: [UInt8] = try? frame.serializedBytes() else {  // cannot fail
             preconditionFailure("a proto3 message without required fields always serialises")
         }
         let n = UInt32(body.count)
@@ -74,7 +74,9 @@ public struct FrameReader {
             guard length <= frameBytesMax else { throw .tooLarge(bytes: length) }
             let start = at + FrameCodec.headBytes
             guard pending.count - start >= length else { break }
-            guard let message = try? Frame(serializedBytes: Array(pending[start..<start + length])) else { throw .undecodable(bytes: length) }
+            guard let message = try? Frame(serializedBytes: Array(pending[start..<start + length])) else {  // why it fails says nothing more
+                throw .undecodable(bytes: length)
+            }
             at = start + length
             try frame(message)
         }

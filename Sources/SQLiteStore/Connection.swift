@@ -163,6 +163,15 @@ final class Connection {
         guard code == SQLITE_OK else { throw error(code) }
     }
 
+    /// Makes this database a copy of `source` as it is at this moment.
+    func copy(from source: Connection) throws(StoreError) {
+        guard let backup = sqlite3_backup_init(handle, "main", source.handle, "main") else { throw error(sqlite3_errcode(handle), "copying") }
+        let step = sqlite3_backup_step(backup, -1)
+        let finish = sqlite3_backup_finish(backup)
+        guard step == SQLITE_DONE else { throw error(step, "copying \(source.path)") }
+        guard finish == SQLITE_OK else { throw error(finish, "copying \(source.path)") }
+    }
+
     var changes: Int { Int(sqlite3_changes64(handle)) }
     var lastRowID: Int64 { sqlite3_last_insert_rowid(handle) }
 

@@ -13,28 +13,34 @@ public final class SQLiteStore: StoreSession, @unchecked Sendable {  // one call
     public let revision: String
     /// The revisions that opening it applied.
     public let applied: [String]
+    /// The copy that was made before the upgrade.
+    public let backup: String?
 
     let connection: Connection
     private let key: SealingKey?
     private var lock: WriterLock?
 
-    private init(_ connection: Connection, key: SealingKey?, lock: WriterLock?, revision: String, applied: [String]) {
-        (self.connection, self.key, self.lock) = (connection, key, lock)
+    private init(
+        _ connection: Connection, key: SealingKey?, lock: WriterLock?, revision: String, applied: [String], backup: String? = nil
+    ) {
+        (self.connection, self.key, self.lock, self.backup) = (connection, key, lock, backup)
         (self.revision, self.applied, path) = (revision, applied, connection.path)
     }
 
     /// Opens the database as its writer: makes what is missing (directory, database, key), upgrades the schema, checks the key.
     /// A file that is not ours is refused before anything is made or changed.
+    ///
+    /// Before an existing database is upgraded a copy of it is made, of which the newest `backupsKept` are kept; 0 makes none.
     public static func open(
-        path: String, keyPath: String, appVersion: String, lockWaitMilliseconds: Int, now: WallTime
+        path: String, keyPath: String, appVersion: String, lockWaitMilliseconds: Int, now: WallTime, backupsKept: Int = 5
     ) throws(StoreError) -> SQLiteStore {
         try open(
             path: path, keyPath: keyPath, appVersion: appVersion, lockWaitMilliseconds: lockWaitMilliseconds, now: now,
-            revisions: Schema.revisions)
+            backupsKept: backupsKept, revisions: Schema.revisions)
     }
 
     static func open(
-        path: String, keyPath: String, appVersion: String, lockWaitMilliseconds: Int, now: WallTime, revisions: [Revision]
+        path: String, keyPath: String, appVersion: String, lockWaitMilliseconds: Int, now: WallTime, backupsKept: Int = 5, revisions: [Revision]
     ) throws(StoreError) -> SQLiteStore {
         _ = try Inspection.of(path)
         let lock = try WriterLock.acquire(database: path, waitMilliseconds: lockWaitMilliseconds)
@@ -45,7 +51,7 @@ public final class SQLiteStore: StoreSession, @unchecked Sendable {  // one call
         try connection.execute("PRAGMA trusted_schema = OFF")
         try connection.execute("PRAGMA foreign_keys = ON")
         // A ledger that does not fit stops here, before the first write.
-        _ = try connection.checkHistory(revisions)
+        let known = try connection.checkHistory(revisions)
         let key = try key(for: connection, keyPath: keyPath)
         let mode = try connection.rows("PRAGMA journal_mode = WAL") { $0.text(0) }.first ?? ""
         guard mode == "wal" else {
@@ -54,9 +60,14 @@ public final class SQLiteStore: StoreSession, @unchecked Sendable {  // one call
         // With groups of records FULL costs nothing, and a power cut loses nothing that was acknowledged.
         try connection.execute("PRAGMA synchronous = FULL")
         try connection.execute("PRAGMA wal_autocheckpoint = 4000")
+        var backup: String?
+        if known > 0, known < revisions.count, backupsKept > 0 {
+            backup = try Backup.make(database: path, now: now).path
+            try Backup.prune(database: path, keeping: backupsKept)
+        }
         let applied = try connection.upgrade(revisions, appVersion: appVersion, now: now)
         try initialise(connection, key)
-        return SQLiteStore(connection, key: key, lock: lock, revision: revisions.last?.id ?? "0000", applied: applied)
+        return SQLiteStore(connection, key: key, lock: lock, revision: revisions.last?.id ?? "0000", applied: applied, backup: backup)
     }
 
     /// Opens an existing database for lists. It has no key: `snapshot()` is not for it.

@@ -13,6 +13,9 @@ import Vocabulary
 final class ClientRequest {
     let head: RequestHead
     let route: Route
+    /// Of its usage record.
+    let recordID: RecordID
+    /// The client's `x-request-id`, or `req_` and the record's id.
     let id: String
     let time: WallTime
     let start: Instant
@@ -21,8 +24,9 @@ final class ClientRequest {
     var body: [UInt8] = []
     var receivedBytes = 0
 
-    init(_ head: RequestHead, _ route: Route, id: String, time: WallTime, start: Instant, key: ClientKey?) {
-        (self.head, self.route, self.id, self.time, self.start, self.key) = (head, route, id, time, start, key)
+    init(_ head: RequestHead, _ route: Route, recordID: RecordID, id: String, time: WallTime, start: Instant, key: ClientKey?) {
+        (self.head, self.route, self.recordID, self.id) = (head, route, recordID, id)
+        (self.time, self.start, self.key) = (time, start, key)
     }
 }
 
@@ -199,8 +203,10 @@ final class ClientConnection: ByteStreamDelegate {
         keepsAlive = head.keepsAlive && !worker.isDraining
         isHTTP10 = head.minorVersion == 0
         isHead = head.method == .head
+        let time = Clock.wall
+        let recordID = worker.makeID(time)
         var id = head.fields.first(.requestID) ?? ""
-        if id.isEmpty || id.utf8.count > Limits.requestIDBytesMax || !id.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) { id = "req_" + worker.makeID().description }
+        if id.isEmpty || id.utf8.count > Limits.requestIDBytesMax || !id.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) { id = "req_" + recordID.description }
         // A body that nobody will read ends the connection after the answer.
         func answerAtOnce(_ error: ProxyError, _ extra: [(String, String)] = []) {
             if head.framing != .none { keepsAlive = false }
@@ -235,10 +241,10 @@ final class ClientConnection: ByteStreamDelegate {
             return answerAtOnce(
                 ProxyError(status: 413, code: "payload_too_large", type: "invalid_request_error", message: error.reason, origin: .downstream))
         }
-        let request = ClientRequest(head, route, id: id, time: Clock.wall, start: now, key: key)
+        let request = ClientRequest(head, route, recordID: recordID, id: id, time: time, start: now, key: key)
         if head.expectsContinue, head.framing != .none, !isHTTP10 { stream.write(Array("HTTP/1.1 100 Continue\r\n\r\n".utf8)) }
         switch head.framing {
-        case .none:
+        case .none, .length(0):
             complete(request)
         default:
             if case .length(let count) = head.framing { request.body.reserveCapacity(min(count, 1 << 20)) }

@@ -67,11 +67,33 @@ final class WriterLink: ByteStreamDelegate {
     /// Ends of sent batches with their counts, oldest first.
     private var unacknowledged: [(end: UInt64, count: Int)] = []
     private var hasComplained = false
+    private var gatherTimer: LoopTimer!
+    private var isGathering = false
+
+    /// Records wait this long for company, unless there is much: a wake-up of the writer per turn would cost more than the record.
+    static let gatherMilliseconds = 3
+    static let gatherBytes = 32 * 1024
 
     init(_ worker: Worker) {
         self.worker = worker
         retryAt = worker.loop.now
+        gatherTimer = LoopTimer(worker.loop) { [unowned self] in
+            isGathering = false
+            flush()
+        }
         connect()
+    }
+
+    /// Called at the end of each turn of the loop.
+    func turnEnded() {
+        let waiting = worker.usageJournal.head &- sent
+        guard waiting > 0, isConnected else { return }
+        if waiting >= Self.gatherBytes {
+            flush()
+        } else if !isGathering {
+            isGathering = true
+            gatherTimer.start(milliseconds: Self.gatherMilliseconds)
+        }
     }
 
     private func connect() {
@@ -120,7 +142,7 @@ final class WriterLink: ByteStreamDelegate {
 
     func sweep(_ now: Instant) { if now >= retryAt { connect() } }
 
-    /// Sends what the journal holds beyond what was sent. Called at the end of each turn of the loop.
+    /// Sends what the journal holds beyond what was sent.
     func flush() {
         guard isConnected, let stream, stream.queuedBytes < 1 << 20 else { return }
         while sent < worker.usageJournal.head {

@@ -553,7 +553,7 @@ final class Turn: UpstreamUser, Answering {
         release()
         let now = worker.loop.now
         settledAt = now
-        var record = UsageRecord(id: worker.makeID(request.time), time: request.time, route: request.route.rawValue, requestID: request.id)
+        var record = UsageRecord(id: request.recordID, time: request.time, route: request.route.rawValue, requestID: request.id)
         record.keyID = request.key?.id
         record.accountID = exchange.attempts > 0 || account != nil ? account?.value.id : nil
         record.modelAsked = ask.model.cut(utf8: Limits.recordModelBytesMax)

@@ -58,7 +58,7 @@ final class Worker {
     private(set) var isDraining = false
     private var drainBy = Instant.never
     private var exitBy = Instant.never
-    private var random = SystemRandomNumberGenerator()
+    private var random = IDGenerator()
     lazy var catalogue = ModelCatalogue(self)
     private var writer: WriterLink!
     private var supervisor: SupervisorLink!
@@ -85,7 +85,7 @@ final class Worker {
         writer = WriterLink(self)
         sweepTimer = LoopTimer(loop) { [unowned self] in sweep() }
         sweepTimer.start(milliseconds: Self.sweepMilliseconds, repeating: Self.sweepMilliseconds)
-        turnEnd = TurnEnd(loop) { [unowned self] in writer.flush() }
+        turnEnd = TurnEnd(loop) { [unowned self] in writer.turnEnded() }
     }
 
     // MARK: Start
@@ -225,9 +225,7 @@ final class Worker {
 
     func ended(_ turn: Turn) { turns[ObjectIdentifier(turn)] = nil }
 
-    func makeID(_ time: WallTime? = nil) -> RecordID {
-        RecordID(time: time ?? Clock.wall, random: (random.next(), random.next()))
-    }
+    func makeID(_ time: WallTime) -> RecordID { RecordID(time: time, random: (random.next(), random.next())) }
 
     func count(status: Int) {
         scoreboard.add(status < 400 ? .status2xx : status < 500 ? .status4xx : .status5xx, worker: slot)

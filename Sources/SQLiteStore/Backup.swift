@@ -1,0 +1,189 @@
+internal import CSQLite
+internal import Schema
+public import Store
+public import Vocabulary
+
+#if canImport(Glibc)
+    internal import Glibc
+#endif
+
+/// A finished copy of a database beside it.
+public struct BackupFile: Sendable, Equatable {
+    public var path: String
+    public var bytes: Int
+    /// From its name.
+    public var stamp: String
+    /// `0001`; empty when the file does not open or is not ours.
+    public var revision: String
+    /// Why it is no good; empty when it opens and `quick_check` finds nothing.
+    public var problem: String
+}
+
+/// Copies of a database and the way back. A file under a backup's name is always complete, on disk and checked.
+public enum Backup {
+    /// Free space wanted, in hundredths of the database's size.
+    static let freeSpacePercent = 110
+
+    /// Copies the database as it is at one moment, while others write. The default name is `<database>.backup.YYYYMMDD-HHMMSS` (UTC).
+    public static func make(database path: String, output: String? = nil, now: WallTime) throws(StoreError) -> BackupFile {
+        guard case .ours = try Inspection.of(path) else { throw StoreError(.missing, "there is no database at \(path) to copy") }
+        let target = output ?? free(path + ".backup." + stamp(now))
+        guard access(target, F_OK) != 0 else { throw StoreError(.constraint, "\(target) exists already; give another name") }
+        try checkSpace(path, target)
+        let partial = "\(target).\(getpid()).partial"
+        unlink(partial)
+        let fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        guard fd >= 0 else { throw failed("making \(partial)") }
+        defer {
+            close(fd)
+            unlink(partial)  // gone already when all went well
+        }
+        try copy(path, partial)
+        let made = examine(partial, isThorough: false)
+        guard made.problem.isEmpty else { throw StoreError(.corrupt, "the copy of \(path) is no good: \(made.problem); the database itself may be damaged") }
+        guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
+        // link refuses a name that someone took meanwhile; rename would replace it.
+        guard link(partial, target) == 0 else { throw failed("naming \(target)") }
+        unlink(partial)
+        try syncDirectory(of: target)
+        return examine(target, isThorough: false)
+    }
+
+    /// All copies under backups' names, newest first. Files of other names are not ours to list or delete.
+    public static func list(database path: String) -> [BackupFile] {
+        names(path).sorted(by: >).map { examine(directory(path) + "/" + $0, isThorough: false) }
+    }
+
+    /// Deletes the oldest copies beyond `count`.
+    public static func prune(database path: String, keeping count: Int) throws(StoreError) {
+        for name in names(path).sorted(by: >).dropFirst(max(1, count)) {
+            guard unlink(directory(path) + "/" + name) == 0 else { throw failed("deleting \(name)") }
+        }
+    }
+
+    /// Puts a copy in the database's place. The present database, with its log, is kept under `<database>.replaced.YYYYMMDD-HHMMSS`,
+    /// which is returned; nil when there was none. Refuses while a server runs and when the copy is no good.
+    public static func restore(_ file: String, database path: String, now: WallTime) throws(StoreError) -> String? {
+        let lock = try WriterLock.acquire(database: path, waitMilliseconds: 0)
+        defer { withExtendedLifetime(lock) {} }
+        guard access(file, R_OK) == 0 else { throw failed("reading \(file)") }
+        guard case .ours = try Inspection.of(file) else { throw StoreError(.foreign, "\(file) is no database of codex-lb") }
+        let checked = examine(file, isThorough: true)
+        guard checked.problem.isEmpty else { throw StoreError(.corrupt, "\(file) is damaged: \(checked.problem); nothing was changed") }
+        try checkSpace(file, path)
+        let partial = "\(path).\(getpid()).partial"
+        unlink(partial)
+        let fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        guard fd >= 0 else { throw failed("making \(partial)") }
+        defer {
+            close(fd)
+            unlink(partial)
+        }
+        try copy(file, partial)
+        guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
+        var aside: String?
+        if access(path, F_OK) == 0 {
+            let name = free(path + ".replaced." + stamp(now))
+            // The log goes first: a database without its log is an old one, a log beside the wrong database is a broken one.
+            for suffix in ["-wal", "-shm", ""] where access(path + suffix, F_OK) == 0 {
+                guard rename(path + suffix, name + suffix) == 0 else { throw failed("setting \(path + suffix) aside") }
+            }
+            aside = name
+        }
+        guard rename(partial, path) == 0 else { throw failed("putting \(path) in place") }
+        try syncDirectory(of: path)
+        return aside
+    }
+
+    // MARK: Parts
+
+    /// One read transaction over the whole source: consistent whoever writes meanwhile, and never restarted.
+    private static func copy(_ source: String, _ target: String) throws(StoreError) {
+        let from = try Connection(source, .readOnly)
+        let to = try Connection(target, .readWrite)
+        try to.copy(from: from)
+        // A copy is one file: it needs no log beside it.
+        try to.execute("PRAGMA journal_mode = DELETE")
+        to.close()
+        from.close()
+    }
+
+    /// Opens the file and looks whether it holds together.
+    static func examine(_ path: String, isThorough: Bool) -> BackupFile {
+        var info = stat()
+        let bytes = stat(path, &info) == 0 ? Int(info.st_size) : 0
+        let name = String(path[(path.lastIndex(of: "/").map { path.index(after: $0) } ?? path.startIndex)...])
+        var file = BackupFile(path: path, bytes: bytes, stamp: name.split(separator: ".").last.map(String.init) ?? "", revision: "", problem: "")
+        do throws(StoreError) {
+            let connection = try Connection(path, .readOnly)
+            let application = try connection.int("PRAGMA application_id") ?? 0
+            guard application == Int64(Schema.applicationID) else {
+                file.problem = "not a database of codex-lb"
+                return file
+            }
+            let version = String(try connection.int("PRAGMA user_version") ?? 0)
+            file.revision = String(repeating: "0", count: max(0, 4 - version.count)) + version
+            let found = try connection.rows(isThorough ? "PRAGMA integrity_check(5)" : "PRAGMA quick_check(5)") { $0.text(0) }
+            if found != ["ok"] { file.problem = found.joined(separator: "; ") }
+        } catch {
+            file.problem = error.message
+        }
+        return file
+    }
+
+    private static func checkSpace(_ source: String, _ target: String) throws(StoreError) {
+        var info = stat()
+        var space = statvfs()
+        guard stat(source, &info) == 0, statvfs(directory(target), &space) == 0 else { throw failed("looking at \(directory(target))") }
+        let free = Int(space.f_bavail) * Int(space.f_frsize)
+        let wanted = Int(info.st_size) / 100 * freeSpacePercent
+        guard free > wanted else {
+            throw StoreError(.full, "\(directory(target)) has \(free / 1_048_576) MiB free, the copy of \(source) wants \(wanted / 1_048_576 + 1) MiB")
+        }
+    }
+
+    private static func names(_ path: String) -> [String] {
+        let prefix = String(path[(path.lastIndex(of: "/").map { path.index(after: $0) } ?? path.startIndex)...]) + ".backup."
+        guard let folder = opendir(directory(path)) else { return [] }
+        defer { closedir(folder) }
+        var out: [String] = []
+        while let entry = readdir(folder) {
+            let name = withUnsafePointer(to: &entry.pointee.d_name) { $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) } }
+            guard name.hasPrefix(prefix) else { continue }
+            let parts = name.dropFirst(prefix.count).split(separator: "-", omittingEmptySubsequences: false)
+            let isOurs =
+                (2...3).contains(parts.count) && parts[0].count == 8 && parts[1].count == 6
+                && parts.allSatisfy { !$0.isEmpty && $0.utf8.allSatisfy { (48...57).contains($0) } }
+            if isOurs { out.append(name) }
+        }
+        return out
+    }
+
+    private static func directory(_ path: String) -> String {
+        path.lastIndex(of: "/").map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
+    }
+
+    /// The name, or the first of `name-1`, `name-2` … that nobody has.
+    private static func free(_ name: String) -> String {
+        if access(name, F_OK) != 0 { return name }
+        return (1...).lazy.map { "\(name)-\($0)" }.first { access($0, F_OK) != 0 } ?? name
+    }
+
+    /// `20261123-100500`
+    static func stamp(_ now: WallTime) -> String {
+        let digits = now.rfc3339.filter { $0.isNumber }
+        return digits.prefix(8) + "-" + digits.dropFirst(8).prefix(6)
+    }
+
+    private static func syncDirectory(of path: String) throws(StoreError) {
+        let fd = open(directory(path), O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard fd >= 0 else { throw failed("opening \(directory(path))") }
+        defer { close(fd) }
+        guard fsync(fd) == 0 else { throw failed("syncing \(directory(path))") }
+    }
+
+    private static func failed(_ what: String) -> StoreError {
+        let code = errno
+        return StoreError(code == ENOSPC ? .full : code == EROFS ? .readOnly : .io, "\(what): \(String(cString: strerror(code)))")
+    }
+}

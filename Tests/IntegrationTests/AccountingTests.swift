@@ -1,0 +1,182 @@
+import DaemonHarness
+import FakeUpstream
+import Foundation
+import Testing
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+extension Integration {
+    /// Exactly one record per turn, whatever dies.
+    @Suite struct Accounting {
+        /// A record has what the turn was, used and cost.
+        @Test func oneRecord() throws {
+            let stage = try Stage("a")
+            let body = Stage.body()
+            let answer = try stage.daemon.post("/v1/responses", body, headers: [("X-Request-Id", "full")])
+            let record = try stage.daemon.record("full")
+            #expect(record["route"] as? String == "/v1/responses")
+            #expect(record["account"] as? String == "a")
+            #expect(record["key"] is NSNull)
+            #expect(record["model"] as? String == "gpt-5.4" && record["model_asked"] as? String == "gpt-5.4")
+            #expect(record["status"] as? Int == 200)
+            #expect(record["error_code"] is NSNull)
+            #expect(record["input_tokens"] as? Int == 100 && record["cached_input_tokens"] as? Int == 40)
+            #expect(record["output_tokens"] as? Int == 20 && record["reasoning_tokens"] as? Int == 5)
+            // gpt-5.4: 60 × $2.5 + 40 × $0.25 + 20 × $15, per million
+            #expect(record["cost_microdollars"] as? Int == 460)
+            #expect(record["attempts"] as? Int == 1)
+            #expect(record["request_bytes"] as? Int == body.utf8.count)
+            // The record is made before the last bytes are written: all but the terminal event's are counted.
+            #expect((record["response_bytes"] as? Int ?? -1) <= answer.body.count)
+            let (first, whole) = (record["first_byte_ms"] as? Int ?? -1, record["duration_ms"] as? Int ?? -1)
+            #expect(first >= 0 && first <= whole && whole < 5000)
+            let id = try #require(record["id"] as? String)
+            #expect(id.count == 36 && Array(id)[14] == "7", "\(id) is no UUIDv7")
+            let time = try #require(record["time"] as? String)
+            #expect(time.hasSuffix("Z"))
+            #expect(try stage.daemon.records().count == 1)
+        }
+
+        /// An unknown model costs an unknown amount, not nothing.
+        @Test func unknownPrice() throws {
+            let stage = try Stage("a")
+            stage.always("a", .status(200, Canned.response(model: "my-own-model")))
+            _ = try stage.daemon.post("/v1/responses", Stage.body(stream: false, model: "my-own-model"), headers: [("X-Request-Id", "own")])
+            #expect(try stage.daemon.record("own")["cost_microdollars"] is NSNull)
+        }
+
+        /// Requests that never became a turn leave no record.
+        @Test func refusedRequestsAreNoTurns() throws {
+            let stage = try Stage("a")
+            _ = try stage.daemon.post("/v1/responses", "{")
+            _ = try stage.daemon.get("/v1/models")
+            _ = try stage.turn("real")
+            _ = try stage.daemon.record("real")
+            #expect(try stage.daemon.records().count == 1)
+        }
+
+        /// Records written in parallel by several workers and still there after a restart.
+        @Test func survivesRestart() throws {
+            let stage = try Stage("a", workers: 2)
+            for i in 0..<20 { _ = try stage.turn("req-\(i)") }
+            #expect(stage.daemon.stop() == .code(0))
+            #expect(try stage.daemon.records().count == 20, "a stop loses nothing: the command reads the file itself")
+            try stage.daemon.start(workers: 1)
+            _ = try stage.turn("after")
+            _ = try stage.daemon.record("after")
+            #expect(try stage.daemon.records().count == 21)
+        }
+
+        /// Clients that send turns until told to stop, each turn under its own id; what they saw finished.
+        final class Load: @unchecked Sendable {  // `lock` guards the counters
+            private let lock = NSLock()
+            private var finished: [String] = []
+            private var isStopped = false
+            private let group = DispatchGroup()
+
+            init(_ stage: Stage, clients: Int) {
+                for client in 0..<clients {
+                    group.enter()
+                    Thread.detachNewThread { [self] in
+                        var connection: HTTPConnection?
+                        var number = 0
+                        while !locked({ isStopped }) {
+                            let id = "load-\(client)-\(number)"
+                            number += 1
+                            do {
+                                if connection == nil { connection = try stage.daemon.connect() }
+                                try connection!.post("/v1/responses", Stage.body(stream: number % 4 != 0), headers: [("X-Request-Id", id)])
+                                let answer = try connection!.answer()
+                                let isGood = answer.isWhole && answer.status == 200 && (number % 4 == 0 || answer.types.last == "response.completed")
+                                if isGood { locked { finished.append(id) } } else { connection = nil }
+                            } catch {
+                                connection = nil  // the worker was killed under it: that turn is not finished
+                                usleep(2_000)
+                            }
+                        }
+                        group.leave()
+                    }
+                }
+            }
+
+            private func locked<T>(_ body: () -> T) -> T {
+                lock.lock()
+                defer { lock.unlock() }
+                return body()
+            }
+
+            var count: Int { locked { finished.count } }
+
+            /// Ids of the turns whose clients saw a whole good answer.
+            func stop() -> [String] {
+                locked { isStopped = true }
+                group.wait()
+                return locked { finished }
+            }
+        }
+
+        /// Every finished turn has exactly one record; nothing is in the store twice.
+        private func check(_ stage: Stage, _ finished: [String]) throws {
+            var counts: [String: Int] = [:]
+            try eventually(15, every: 0.2) {
+                counts = Dictionary(try stage.daemon.records().map { ($0["request_id"] as? String ?? "", 1) }, uniquingKeysWith: +)
+                return finished.allSatisfy { counts[$0] != nil }
+            }
+            let lost = finished.filter { counts[$0] == nil }
+            #expect(lost.isEmpty, "\(lost.count) of \(finished.count) finished turns have no record: \(lost.prefix(5))")
+            let doubled = counts.filter { $0.value > 1 }
+            #expect(doubled.isEmpty, "\(doubled.count) turns have more than one record: \(doubled.prefix(5))")
+        }
+
+        /// kill -9 of the writer, ten times and more under 2,000 turns: no turn fails, every one has exactly one record.
+        @Test func writerKilled() throws {
+            let stage = try Stage("a", workers: 2)
+            let load = Load(stage, clients: 4)
+            var kills = 0
+            let end = Date(timeIntervalSinceNow: 90)
+            while (load.count < 2000 || kills < 10), Date() < end {
+                let before = load.count
+                if stage.daemon.killRole("writer") != nil { kills += 1 }
+                // The writer is back when records are acknowledged again; turns go on meanwhile.
+                eventually(5) { load.count >= before + 60 }
+            }
+            let finished = load.stop()
+            #expect(kills >= 10 && finished.count >= 2000, "\(kills) kills, \(finished.count) turns")
+            #expect(eventually(10) { stage.daemon.pid("writer") != nil })
+            try check(stage, finished)
+            #expect(stage.calls("a") == finished.count, "a turn failed or was sent twice")
+        }
+
+        /// kill -9 of a worker: what its clients saw finished has exactly one record, and others take over.
+        @Test func workerKilled() throws {
+            let stage = try Stage("a", workers: 2)
+            let load = Load(stage, clients: 4)
+            for _ in 0..<5 {
+                let before = load.count
+                #expect(eventually(20) { load.count >= before + 60 })
+                #expect(stage.daemon.killRole("worker", Int.random(in: 0...1)) != nil)
+            }
+            let before = load.count
+            #expect(eventually(20) { load.count >= before + 60 })
+            let finished = load.stop()
+            #expect(eventually(10) { stage.daemon.pid("worker", 0) != nil && stage.daemon.pid("worker", 1) != nil })
+            try check(stage, finished)
+        }
+
+        /// Without a writer turns are served; their records wait and are stored when it is back.
+        @Test func writerAway() throws {
+            let stage = try Stage("a")
+            let writer = try #require(stage.daemon.pid("writer"))
+            kill(writer, SIGSTOP)
+            for i in 0..<50 { #expect(try stage.turn("req-\(i)").types.last == "response.completed") }
+            #expect(try stage.metric("codex_lb_journal_bytes") ?? 0 > 0)
+            kill(writer, SIGCONT)
+            try check(stage, (0..<50).map { "req-\($0)" })
+            #expect(try eventually(5) { try stage.metric("codex_lb_journal_bytes") == 0 })
+            let (made, stored) = (try stage.metric("codex_lb_usage_records_journaled_total"), try stage.metric("codex_lb_usage_records_acknowledged_total"))
+            #expect(made == 50 && stored == 50)
+        }
+    }
+}

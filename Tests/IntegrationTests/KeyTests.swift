@@ -1,0 +1,130 @@
+import DaemonHarness
+import FakeUpstream
+import Foundation
+import Testing
+
+extension Integration {
+    /// Client keys: who needs one, and what it allows.
+    @Suite struct Keys {
+        private static func remote(_ key: String?) -> [(String, String)] {
+            [("X-Forwarded-For", "192.0.2.7")] + (key.map { [("Authorization", "Bearer \($0)")] } ?? [])
+        }
+
+        /// Callers on this host need no key and may send any; others are refused without a good one.
+        @Test func whoNeedsOne() throws {
+            let stage = try Stage("a")
+            let key = try stage.daemon.createKey("laptop")
+            #expect(key.hasPrefix("sk-clb-"))
+            #expect(try stage.daemon.post("/v1/responses", Stage.body(), headers: [("Authorization", "Bearer anything")]).status == 200)
+            #expect(try eventually(1) { try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 200 })
+            let wrong: [String?] = [nil, "", "sk-clb-wrong", key + "x", String(key.dropLast()), key.uppercased(), "sk-up-a"]
+            for key in wrong {
+                let answer = try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key))
+                #expect(answer.status == 401, "\(key ?? "no key")")
+                #expect(answer.errorCode == "invalid_api_key")
+                #expect(answer.header("www-authenticate") != nil)
+            }
+            let basic = try stage.daemon.post("/v1/responses", Stage.body(), headers: [("X-Forwarded-For", "192.0.2.7"), ("Authorization", "Basic \(key)")])
+            #expect(basic.status == 401)
+            #expect(try stage.daemon.get("/v1/models", headers: Self.remote(nil)).status == 401)
+            #expect(try stage.daemon.get("/health/live", headers: Self.remote(nil)).status == 200)
+        }
+
+        /// Every field that tells of a proxy in front makes the caller remote, and so does a foreign name in Host.
+        @Test(arguments: [("Forwarded", "for=192.0.2.1"), ("X-Forwarded-For", "127.0.0.1"), ("X-Real-IP", "192.0.2.1"), ("Host", "evil.example")])
+        func whatMakesRemote(_ name: String, _ value: String) throws {
+            let stage = try Stage("a")
+            let answer = try stage.daemon.post("/v1/responses", Stage.body(), headers: [(name, value)])
+            #expect(answer.status == 401)
+            #expect(stage.calls("a") == 0)
+        }
+
+        /// A peer from another address of this machine is remote.
+        @Test func otherAddress() throws {
+            let stage = try Stage("a")
+            // 0.0.0.0 also answers on this machine's own address, from which a caller is not loopback.
+            guard let own = Self.ownAddress() else { return }
+            let daemon = try Daemon()
+            try daemon.addAccount("a", baseURL: stage.upstream.baseURL, key: "sk-up-a")
+            try daemon.launch(listen: "0.0.0.0:0")
+            try daemon.waitReady()
+            let port = daemon.address.split(separator: ":").last!
+            let connection = try HTTPConnection("\(own):\(port)")
+            try connection.post("/v1/responses", Stage.body())
+            #expect(try connection.answer().status == 401)
+        }
+
+        private static func ownAddress() -> String? {
+            Host.current().addresses.first { $0.contains(".") && !$0.hasPrefix("127.") }
+        }
+
+        /// A key for some models only: others are refused with 403 model_not_allowed, and are not in its list.
+        @Test func models() throws {
+            let stage = try Stage("a")
+            stage.upstream.always(path: "/v1/models", .status(200, Canned.models("gpt-5.4", "gpt-5.5")))
+            let key = try stage.daemon.createKey("narrow", "--models", "gpt-5.4,gpt-5.4-mini")
+            #expect(try eventually(1) { try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 200 })
+            let answer = try stage.daemon.post("/v1/responses", Stage.body(model: "gpt-5.5"), headers: Self.remote(key))
+            #expect(answer.status == 403)
+            #expect(answer.errorCode == "model_not_allowed")
+            let list = try stage.daemon.get("/v1/models", headers: Self.remote(key))
+            #expect((list.json["data"] as? [[String: Any]])?.compactMap { $0["id"] as? String } == ["gpt-5.4"])
+            #expect(!stage.requests("a").contains { $0.json["model"] as? String == "gpt-5.5" })
+        }
+
+        /// A revoked key ends within a second, without restart.
+        @Test func revoked() throws {
+            let stage = try Stage("a")
+            let key = try stage.daemon.createKey("laptop")
+            #expect(try eventually(1) { try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 200 })
+            #expect(try stage.daemon.run("keys", "revoke", "laptop").isGood)
+            #expect(try eventually(1) { try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 401 })
+        }
+
+        /// An expired key is no key. Its time can't be in the past at birth, so the clock of the store's row is turned back.
+        @Test func expired() throws {
+            let stage = try Stage("a")
+            let key = try stage.daemon.createKey("short", "--expires", "1m")
+            #expect(try eventually(1) { try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 200 })
+            #expect(stage.daemon.stop() == .code(0))
+            let sqlite = try Child("/usr/bin/sqlite3", [stage.daemon.data + "/store.db", "UPDATE client_keys SET expires_at_ms = 1000"], environment: [:], errors: stage.daemon.directory + "/sqlite.err")
+            try #require(sqlite.wait() == .code(0), "\(String(decoding: FileManager.default.contents(atPath: stage.daemon.directory + "/sqlite.err") ?? Data(), as: UTF8.self))")
+            try stage.daemon.start()
+            let answer = try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key))
+            #expect(answer.status == 401)
+            #expect(answer.errorCode == "invalid_api_key")
+            #expect(try stage.daemon.run("keys", "list", "--json").output.contains("\"expired\""))
+        }
+
+        /// The record names the key that was used.
+        @Test func recorded() throws {
+            let stage = try Stage("a")
+            let key = try stage.daemon.createKey("laptop")
+            let headers = Self.remote(key) + [("X-Request-Id", "keyed")]
+            #expect(try eventually(1) { try stage.daemon.get("/v1/models", headers: headers).status == 200 })
+            #expect(try stage.daemon.post("/v1/responses", Stage.body(), headers: headers).status == 200)
+            #expect(try stage.daemon.record("keyed")["key"] as? String == "laptop")
+        }
+
+        /// Accounts and keys can be made and listed with and without a server; a second of the same name is refused.
+        @Test func commandsWithoutServer() throws {
+            let daemon = try Daemon()
+            try daemon.addAccount("a", baseURL: "http://127.0.0.1:1/v1", key: "sk-up-a")
+            let again = try daemon.run("accounts", "add", "a", "--base-url", "http://127.0.0.1:1/v1", "--key-file", "-", input: "x\n")
+            #expect(again.exit == .code(1))
+            #expect(!again.errors.isEmpty)
+            let key = try daemon.createKey("k")
+            let list = try daemon.run("accounts", "list", "--json")
+            #expect(list.isGood && list.output.contains("\"name\":\"a\""))
+            #expect(!list.output.contains("sk-up-a"))
+            #expect(try !daemon.run("keys", "list", "--json").output.contains(key))
+            #expect(try daemon.run("accounts", "remove", "a").isGood)
+            #expect(try !daemon.run("accounts", "list", "--json").output.contains("\"name\":\"a\""))
+            #expect(try daemon.run("accounts", "pause", "nobody").exit == .code(1))
+            #expect(try daemon.run("accounts", "add").exit == .code(2))
+            #expect(try daemon.run("nonsense").exit == .code(2))
+            #expect(try daemon.run("--version").isGood)
+            #expect(try daemon.run("ctl", "status").exit == .code(1))
+        }
+    }
+}

@@ -1,0 +1,82 @@
+import Foundation
+import Testing
+
+/// Rules of docs and STYLE that a reader would else have to check by eye.
+@Suite struct TidyTests {
+    static let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+
+    /// Swift and C sources of the product: path below `Sources`, and text.
+    static let sources: [(path: String, text: String)] = {
+        let base = root.appendingPathComponent("Sources")
+        let all = FileManager.default.enumerator(at: base, includingPropertiesForKeys: nil)?.compactMap { $0 as? URL } ?? []
+        return all.filter { ["swift", "c", "h"].contains($0.pathExtension) && !$0.lastPathComponent.hasSuffix(".pb.swift") }.map {
+            (String($0.path.dropFirst(base.path.count + 1)), (try? String(contentsOf: $0, encoding: .utf8)) ?? "")
+        }
+    }()
+
+    private func offenders(_ isBad: (_ path: String, _ line: Substring) -> Bool) -> [String] {
+        Self.sources.flatMap { path, text in
+            text.split(separator: "\n", omittingEmptySubsequences: false).enumerated().filter { isBad(path, $0.element) }.map { "\(path):\($0.offset + 1)" }
+        }
+    }
+
+    private func imports(_ line: Substring) -> Substring? {
+        let words = line.split(separator: " ")
+        guard let i = words.firstIndex(of: "import"), i <= 1, i + 1 < words.count else { return nil }
+        return words[i + 1]
+    }
+
+    @Test("There are sources to look at")
+    func found() { #expect(Self.sources.count > 80) }
+
+    @Test("Processes are started in one place: fork is called in CPlatform only")
+    func fork() {
+        #expect(offenders { path, line in line.contains("fork(") && !path.hasPrefix("CPlatform/") } == [])
+    }
+
+    @Test("One target per C library")
+    func doors() {
+        let doors = ["CUV": ["Loop"], "COpenSSL": ["TLS", "Sealing"], "CSQLite": ["SQLiteStore"], "CZlib": ["Inflate"], "CZstd": ["Inflate"]]
+        let bad = offenders { path, line in
+            guard let name = imports(line), let allowed = doors[String(name)] else { return false }
+            return !allowed.contains { path.hasPrefix($0 + "/") }
+        }
+        #expect(bad == [])
+    }
+
+    @Test("Decisions do no I/O: layers 1 to 3 import neither the loop, the system nor the log")
+    func decisions() {
+        let decisions = ["HTTPWire", "JSONWire", "ControlWire", "Settings", "Schema", "Admission", "Routing", "Exchange", "Metering", "Translation", "Fleet"]
+        let forbidden: Set<Substring> = ["Loop", "Platform", "Logging", "Foundation", "Glibc", "Diagnostics", "TLS", "SQLiteStore"]
+        let bad = offenders { path, line in
+            decisions.contains { path.hasPrefix($0 + "/") } && imports(line).map { forbidden.contains($0) } ?? false
+        }
+        #expect(bad == [])
+    }
+
+    @Test("No Foundation in the product, and time is read through Clock")
+    func foundation() {
+        #expect(offenders { _, line in imports(line) == "Foundation" } == [])
+        #expect(offenders { path, line in line.contains("clock_gettime(") && path != "Vocabulary/Time.swift" } == [])
+    }
+
+    @Test("try? has a reason beside it; nothing unfinished is left")
+    func reasons() {
+        #expect(offenders { _, line in line.contains("try? ") && !line.contains("//") } == [])
+        #expect(offenders { path, line in line.contains("TODO") || line.contains("FIXME") || line.contains("XXX") && !line.contains("XXXXXX") } == [])
+        #expect(offenders { _, line in line.contains("try!") } == [])
+    }
+
+    @Test("Every setting in the code is in docs/settings.md and in the sample file")
+    func settings() throws {
+        let documented = try String(contentsOf: Self.root.appendingPathComponent("docs/settings.md"), encoding: .utf8)
+        let sample = try String(contentsOf: Self.root.appendingPathComponent("etc/codex-lb.env"), encoding: .utf8)
+        let code = Self.sources.first { $0.path == "Settings/Settings.swift" }?.text ?? ""
+        let names = Set(code.matches(of: /"(CODEX_LB_[A-Z_]+)"/).map { String($0.output.1) }).subtracting(["CODEX_LB_PIN_FIRST_CPU"])
+        #expect(names.count > 15)
+        for name in names {
+            #expect(documented.contains("`\(name)`"), "docs/settings.md lacks \(name)")
+            #expect(sample.contains("#\(name)="), "etc/codex-lb.env lacks \(name)")
+        }
+    }
+}
