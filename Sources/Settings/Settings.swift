@@ -147,6 +147,10 @@ public struct Settings: Sendable, Equatable {
             times[keyPath: path] = Int(seconds * 1000)
         }
         httpsProxy = value("HTTPS_PROXY") ?? value("https_proxy")
+        // Not shown: it may hold a password. Going around a proxy that can't be used would be a leak.
+        guard httpsProxy.map(Self.isProxy) ?? true else {
+            throw SettingsError("HTTPS_PROXY", "expected http://[USER:PASSWORD@]HOST:PORT; other kinds of proxy can't be used")
+        }
         noProxy = (value("NO_PROXY") ?? value("no_proxy") ?? "").split(separator: ",").map {
             $0.drop { $0 == " " }.lowercased()
         }
@@ -162,6 +166,15 @@ public struct Settings: Sendable, Equatable {
             return rest.hasPrefix("~") || rest.hasPrefix("./") || rest.hasPrefix("../") || rest.hasPrefix("/") ? rest : "/" + rest
         }
         return nil
+    }
+
+    private static func isProxy(_ url: String) -> Bool {
+        var rest = url.hasPrefix("http://") ? url.dropFirst(7) : url[...]
+        if let at = rest.lastIndex(of: "@") { rest = rest[rest.index(after: at)...] }
+        while rest.hasSuffix("/") { rest.removeLast() }
+        guard !rest.isEmpty, !rest.contains("/") else { return false }
+        guard let colon = rest.lastIndex(of: ":"), !rest.hasSuffix("]") else { return true }
+        return colon > rest.startIndex && UInt16(rest[rest.index(after: colon)...]) != nil
     }
 
     private static func trimmed(_ path: String) -> String {

@@ -68,7 +68,12 @@ public final class TLSClient {
         if let session { SSL_set_session(ssl, session.raw) }
     }
 
-    deinit { SSL_free(ssl) }
+    deinit {
+        // SSL_free marks the session of a connection without close_notify as not to be resumed (SSL_set_shutdown(3)). A session that
+        // must not be used again is marked by the fatal alert itself.
+        SSL_set_shutdown(ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN)
+        SSL_free(ssl)
+    }
 
     /// Goes on with the handshake; true once it is done. Afterwards send what `takeOutgoing` gives.
     public func handshake() throws(TLSError) -> Bool {
