@@ -25,8 +25,8 @@ public struct Settings: Sendable, Equatable {
     public var workers: Int
     public var logFormat: LogFormat
     public var logLevel: String
-    /// Log lines carry `<N>` priorities: stderr is the journal's.
-    public var logsToJournal: Bool
+    /// The journal's stream as systemd names it, `device:inode`; log lines carry `<N>` priorities when stderr is that stream.
+    public var journalStream: String?
     public var times: TimeLimits
     /// `host:port` of an HTTP proxy for https upstreams, with `user:password` in front if it wants them.
     public var httpsProxy: String?
@@ -137,7 +137,7 @@ public struct Settings: Sendable, Equatable {
         guard ["trace", "debug", "info", "notice", "warning", "error", "critical"].contains(logLevel) else {
             throw SettingsError("CODEX_LB_LOG_LEVEL", "\"\(logLevel)\"; give trace, debug, info, notice, warning, error or critical")
         }
-        logsToJournal = value("JOURNAL_STREAM") != nil
+        journalStream = value("JOURNAL_STREAM")
         times = TimeLimits()
         for (name, path) in Self.timeNames {
             guard let text = value(name) else { continue }
@@ -147,6 +147,10 @@ public struct Settings: Sendable, Equatable {
             times[keyPath: path] = Int(seconds * 1000)
         }
         httpsProxy = value("HTTPS_PROXY") ?? value("https_proxy")
+        // Not shown: it may hold a password. Going around a proxy that can't be used would be a leak.
+        guard httpsProxy.map(Self.isProxy) ?? true else {
+            throw SettingsError("HTTPS_PROXY", "expected http://[USER:PASSWORD@]HOST:PORT; other kinds of proxy can't be used")
+        }
         noProxy = (value("NO_PROXY") ?? value("no_proxy") ?? "").split(separator: ",").map {
             $0.drop { $0 == " " }.lowercased()
         }
@@ -162,6 +166,15 @@ public struct Settings: Sendable, Equatable {
             return rest.hasPrefix("~") || rest.hasPrefix("./") || rest.hasPrefix("../") || rest.hasPrefix("/") ? rest : "/" + rest
         }
         return nil
+    }
+
+    private static func isProxy(_ url: String) -> Bool {
+        var rest = url.hasPrefix("http://") ? url.dropFirst(7) : url[...]
+        if let at = rest.lastIndex(of: "@") { rest = rest[rest.index(after: at)...] }
+        while rest.hasSuffix("/") { rest.removeLast() }
+        guard !rest.isEmpty, !rest.contains("/") else { return false }
+        guard let colon = rest.lastIndex(of: ":"), !rest.hasSuffix("]") else { return true }
+        return colon > rest.startIndex && UInt16(rest[rest.index(after: colon)...]) != nil
     }
 
     private static func trimmed(_ path: String) -> String {

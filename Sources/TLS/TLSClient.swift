@@ -69,8 +69,9 @@ public final class TLSClient {
     }
 
     deinit {
-        // SSL_free makes the session of a connection without a sent close_notify unusable, and we hold on to that very session.
-        if isEstablished { SSL_set_shutdown(ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN) }
+        // SSL_free marks the session of a connection without close_notify as not to be resumed (SSL_set_shutdown(3)). A session that
+        // must not be used again is marked by the fatal alert itself.
+        SSL_set_shutdown(ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN)
         SSL_free(ssl)
     }
 

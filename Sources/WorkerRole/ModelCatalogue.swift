@@ -152,7 +152,7 @@ private final class ModelFetch: UpstreamUser {
         HeadWriter.field("Authorization", account.authorization, into: &head)
         HeadWriter.field("Accept", "application/json", into: &head)
         HeadWriter.field("User-Agent", "codex-lb/\(Version.text)", into: &head)
-        if isChatGPT, let id = account.value.credentials.chatGPTAccountID { HeadWriter.field("chatgpt-account-id", id, into: &head) }
+        if isChatGPT, let id = account.chatGPTAccountID { HeadWriter.field("chatgpt-account-id", id, into: &head) }
         HeadWriter.end(into: &head)
         connection.send([head], method: .get, for: self)
     }

@@ -120,9 +120,7 @@ enum UpstreamRequest {
         let isChatGPT = account.value.kind == .chatGPT
         if isChatGPT {
             HeadWriter.field("Accept", "text/event-stream", into: &out)
-            if let id = account.value.credentials.chatGPTAccountID, !id.hasPrefix("email_"), !id.hasPrefix("local_") {
-                HeadWriter.field("chatgpt-account-id", id, into: &out)
-            }
+            if let id = account.chatGPTAccountID { HeadWriter.field("chatgpt-account-id", id, into: &out) }
         }
         let isNative = isNative(request.head.fields)
         if !isNative { HeadWriter.field("User-Agent", "codex-lb/\(Version.text)", into: &out) }

@@ -19,6 +19,11 @@ struct RoutedAccount {
     /// `Bearer …`
     let authorization: String
 
+    /// The value of `chatgpt-account-id`; ids that were made up for a login without one are not sent.
+    var chatGPTAccountID: String? {
+        value.credentials.chatGPTAccountID.flatMap { $0.hasPrefix("email_") || $0.hasPrefix("local_") ? nil : $0 }
+    }
+
     init?(_ account: Account) {
         guard let (origin, prefix) = Origin.parse(account.baseURL) else { return nil }
         value = account

@@ -99,7 +99,6 @@ struct Demo: ParsableCommand {
             DemoServer.pid = server
             signal(SIGTERM) { _ in _ = kill(DemoServer.pid, SIGTERM) }
             let exit = wait(server)
-            end(upstreamPID)
             throw exit == .code(0) ? SystemError(0, "") : SystemError(EIO, "the server ended with \(exit)")
         } catch {
             if error.code == 0 { return }

@@ -85,7 +85,8 @@ private func writeError(_ line: String) {
 }
 
 func makeLog(_ role: String, _ settings: Settings) -> Logger {
-    Logs.make(role: role, json: settings.logFormat == .json, journal: settings.logsToJournal, level: settings.logLevel)
+    let toJournal = settings.journalStream.map { $0 == Descriptor.identity(2) } ?? false
+    return Logs.make(role: role, json: settings.logFormat == .json, journal: toJournal, level: settings.logLevel)
 }
 
 struct Serve: ParsableCommand {
@@ -105,6 +106,11 @@ struct Serve: ParsableCommand {
         flags.workers = workers
         flags.dataDirectory = data.dataDirectory
         let settings = try loadSettings(flags)
+        for address in settings.listen {
+            guard case .failure(let error) = ListenAddress.parse(address) else { continue }
+            complain("\(error)")
+            throw ExitCode(2)
+        }
         let code = SupervisorRole.run(settings: settings, environment: environmentWithDirectory(), log: makeLog("supervisor", settings))
         throw ExitCode(code)
     }
@@ -121,6 +127,9 @@ struct Role: ParsableCommand {
             complain("role \(name) is started by codex-lb serve only")
             throw ExitCode(2)
         }
+        // A terminal or a service manager signals every process of the group. Only the supervisor takes that as the order to stop:
+        // it tells the others in their turn, and its death is the end of the control socket.
+        for number in [SIGINT, SIGTERM, SIGHUP] { signal(number, SIG_IGN) }
         let settings = try loadSettings()
         switch name {
         case "worker": throw ExitCode(WorkerRole.run(heritage: heritage, settings: settings, log: makeLog("worker.\(heritage.slot)", settings)))
