@@ -77,6 +77,14 @@ public final class HTTPConnection {
         }
     }
 
+    init(descriptor: Int32) { fd = descriptor }
+
+    /// Waits until so many bytes have been received in all.
+    public func waitBytes(_ count: Int, seconds: Double = 10) throws -> Bool {
+        while buffer.count < count { guard try receive(seconds) else { return false } }
+        return true
+    }
+
     /// Over a Unix-domain socket.
     public init(unix path: String) throws {
         fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
@@ -318,4 +326,13 @@ public final class PassedListener {
     }
 
     deinit { Glibc.close(descriptor) }
+
+    /// The next connection, to be used from the server's side.
+    public func accept(_ seconds: Double = 10) throws -> HTTPConnection {
+        var p = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+        guard poll(&p, 1, Int32(seconds * 1000)) > 0 else { throw HarnessError("nobody connects") }
+        let fd = Glibc.accept(descriptor, nil, nil)
+        guard fd >= 0 else { throw HarnessError("accept: \(String(cString: strerror(errno)))") }
+        return HTTPConnection(descriptor: fd)
+    }
 }
