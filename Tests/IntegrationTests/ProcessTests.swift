@@ -182,7 +182,7 @@ extension Integration {
 
         /// How many of the sockets listen on this port.
         private static func listening(_ links: [Int: String], port: UInt16) -> Int {
-            let text = String(decoding: FileManager.default.contents(atPath: "/proc/net/tcp") ?? Data(), as: UTF8.self)
+            let text = procText("/proc/net/tcp")
             let hex = String(format: ":%04X", port)
             let inodes = Set(
                 text.split(separator: "\n").dropFirst().compactMap { line -> String? in

@@ -20,6 +20,20 @@ public func eventually(_ seconds: Double = 10, every: Double = 0.005, _ conditio
     }
 }
 
+/// The text of a file of /proc, which tells no size: read to its end.
+public func procText(_ path: String) -> String {
+    let fd = open(path, O_RDONLY | O_CLOEXEC)
+    guard fd >= 0 else { return "" }
+    defer { close(fd) }
+    var text: [UInt8] = []
+    var buffer = [UInt8](repeating: 0, count: 1 << 20)
+    while true {
+        let n = read(fd, &buffer, buffer.count)
+        guard n > 0 else { return String(decoding: text, as: UTF8.self) }
+        text += buffer[..<n]
+    }
+}
+
 /// A process of ours, started with posix_spawn and reaped by its pid.
 public final class Child: @unchecked Sendable {  // `lock` guards the exit
     public enum Exit: Equatable, Sendable, CustomStringConvertible {
