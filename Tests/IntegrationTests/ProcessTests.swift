@@ -169,7 +169,9 @@ extension Integration {
             let port = stage.daemon.address.split(separator: ":").last!
             #expect(Self.listening(writer, port: UInt16(port)!) == 0, "the writer has the listener")
             // The kernel's table is read in pieces while it changes: an entry may be missed.
-            #expect(eventually(5) { Self.listening(worker, port: UInt16(port)!) >= 1 })
+            let isListening = eventually(5) { Self.listening(worker, port: UInt16(port)!) >= 1 }
+            let table = procText("/proc/net/tcp").split(separator: "\n").filter { $0.contains(" 0A ") }
+            #expect(isListening, "port \(port), worker \(worker), table \(table)")
         }
 
         private static func descriptors(_ pid: Int32) -> [Int: String] {
