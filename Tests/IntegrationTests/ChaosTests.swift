@@ -6,6 +6,10 @@ import Testing
 extension Integration {
     /// Upstreams and clients that do anything, by a seed that a failure prints.
     @Suite struct Chaos {
+        /// `CODEX_LB_TEST_SEEDS=1,2,3` runs others.
+        static let seeds: [UInt64] =
+            ProcessInfo.processInfo.environment["CODEX_LB_TEST_SEEDS"].map { $0.split(separator: ",").compactMap { UInt64($0) } } ?? [1, 20_261_123]
+
         /// SplitMix64, so that a seed gives the same turns everywhere.
         struct Seeded: RandomNumberGenerator {
             var state: UInt64
@@ -30,7 +34,7 @@ extension Integration {
         ]
 
         /// Whatever upstreams and clients do: no process dies, nothing stays open, and every turn has exactly one record.
-        @Test(arguments: [1, 20261123]) func anything(_ seed: UInt64) throws {
+        @Test(arguments: seeds) func anything(_ seed: UInt64) throws {
             let stage = try Stage("a", "b", "c", "d", workers: 2, environment: ["CODEX_LB_UPSTREAM_FIRST_BYTE_TIMEOUT_SECONDS": "2", "CODEX_LB_FAILOVER_HOLD_BACK_SECONDS": "0.05"])
             let turns = 300
             let group = DispatchGroup()
