@@ -91,7 +91,8 @@ extension Integration {
                                 if connection == nil { connection = try stage.daemon.connect() }
                                 try connection!.post("/v1/responses", Stage.body(stream: number % 4 != 0), headers: [("X-Request-Id", id)])
                                 let answer = try connection!.answer()
-                                let isGood = answer.isWhole && answer.status == 200 && (number % 4 == 0 || answer.types.last == "response.completed")
+                                let isGood =
+                                    answer.isWhole && answer.status == 200 && (number % 4 == 0 || answer.types.last == "response.completed")
                                 if isGood { locked { finished.append(id) } } else { connection = nil }
                             } catch {
                                 connection = nil  // the worker was killed under it: that turn is not finished
@@ -138,7 +139,7 @@ extension Integration {
             let load = Load(stage, clients: 4, pause: 15_000)
             var kills = 0
             let end = Date(timeIntervalSinceNow: 90)
-            while (load.count < 2000 || kills < 10), Date() < end {
+            while load.count < 2000 || kills < 10, Date() < end {
                 let before = load.count
                 if stage.daemon.killRole("writer") != nil { kills += 1 }
                 // The writer is back when records are acknowledged again; turns go on meanwhile.
@@ -177,7 +178,9 @@ extension Integration {
             kill(writer, SIGCONT)
             try check(stage, (0..<50).map { "req-\($0)" })
             #expect(try eventually(5) { try stage.metric("codex_lb_journal_bytes") == 0 })
-            let (made, stored) = (try stage.metric("codex_lb_usage_records_journaled_total"), try stage.metric("codex_lb_usage_records_acknowledged_total"))
+            let (made, stored) = (
+                try stage.metric("codex_lb_usage_records_journaled_total"), try stage.metric("codex_lb_usage_records_acknowledged_total")
+            )
             #expect(made == 50 && stored == 50)
         }
     }

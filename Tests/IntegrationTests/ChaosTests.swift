@@ -8,7 +8,9 @@ extension Integration {
     @Suite struct Chaos {
         /// `CODEX_LB_TEST_SEEDS=1,2,3` runs others.
         static let seeds: [UInt64] =
-            ProcessInfo.processInfo.environment["CODEX_LB_TEST_SEEDS"].map { $0.split(separator: ",").compactMap { UInt64($0) } } ?? [1, 20_261_123]
+            ProcessInfo.processInfo.environment["CODEX_LB_TEST_SEEDS"].map { $0.split(separator: ",").compactMap { UInt64($0) } } ?? [
+                1, 20_261_123,
+            ]
 
         /// SplitMix64, so that a seed gives the same turns everywhere.
         struct Seeded: RandomNumberGenerator {
@@ -24,18 +26,26 @@ extension Integration {
 
         private static let behaviours: [Behaviour] = [
             .ok, .ok, .ok, .ok, .error(429, code: "rate_limit_exceeded", message: "try again in 50ms"), .error(500, code: "server_error"),
-            .error(400, code: "invalid_value"), .error(401, code: "invalid_api_key"), .status(502, "x"), .status(503, ""), .close, .reset, .emptyStream,
+            .error(400, code: "invalid_value"), .error(401, code: "invalid_api_key"), .status(502, "x"), .status(503, ""), .close, .reset,
+            .emptyStream,
             .cut(after: []), .cut(after: [Canned.created()]), .cut(after: [Canned.created(), Canned.delta("x")], reset: true),
-            .events([Canned.failed("rate_limit_exceeded", message: "try again in 50ms")]), .events([Canned.failed("server_error")]), .events([Canned.created(), Canned.errorEvent("x")]),
-            .events([Canned.delta("a"), Canned.completed()]), .events(["nonsense", "{", "{\"type\":5}", Canned.completed()]), .flood(events: 300),
-            .raw(Array("HTTP/1.1 200 OK\r\n\r\n".utf8)), .raw(Array("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\ndata".utf8)),
-            .raw(Array("garbage".utf8)), .raw(Array("HTTP/1.1 204 No Content\r\n\r\n".utf8), thenEnd: false), .status(200, ""), .status(200, "[1,2"),
-            .raw(Array("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".utf8)), .status(418, String(repeating: "t", count: 400_000)),
+            .events([Canned.failed("rate_limit_exceeded", message: "try again in 50ms")]), .events([Canned.failed("server_error")]),
+            .events([Canned.created(), Canned.errorEvent("x")]),
+            .events([Canned.delta("a"), Canned.completed()]), .events(["nonsense", "{", "{\"type\":5}", Canned.completed()]),
+            .flood(events: 300),
+            .raw(Array("HTTP/1.1 200 OK\r\n\r\n".utf8)),
+            .raw(Array("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\ndata".utf8)),
+            .raw(Array("garbage".utf8)), .raw(Array("HTTP/1.1 204 No Content\r\n\r\n".utf8), thenEnd: false), .status(200, ""),
+            .status(200, "[1,2"),
+            .raw(Array("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".utf8)),
+            .status(418, String(repeating: "t", count: 400_000)),
         ]
 
         /// Whatever upstreams and clients do: no process dies, nothing stays open, and every turn has exactly one record.
         @Test(arguments: seeds) func anything(_ seed: UInt64) throws {
-            let stage = try Stage("a", "b", "c", "d", workers: 2, environment: ["CODEX_LB_UPSTREAM_FIRST_BYTE_TIMEOUT_SECONDS": "2", "CODEX_LB_FAILOVER_HOLD_BACK_SECONDS": "0.05"])
+            let stage = try Stage(
+                "a", "b", "c", "d", workers: 2,
+                environment: ["CODEX_LB_UPSTREAM_FIRST_BYTE_TIMEOUT_SECONDS": "2", "CODEX_LB_FAILOVER_HOLD_BACK_SECONDS": "0.05"])
             let turns = 300
             let group = DispatchGroup()
             let answered = Counter()
@@ -45,7 +55,9 @@ extension Integration {
                     defer { group.leave() }
                     var random = Seeded(state: seed &+ UInt64(client))
                     for number in 0..<(turns / 3) {
-                        for account in ["a", "b", "c", "d"] { stage.upstream.always(Stage.key(account), Self.behaviours.randomElement(using: &random)!) }
+                        for account in ["a", "b", "c", "d"] {
+                            stage.upstream.always(Stage.key(account), Self.behaviours.randomElement(using: &random)!)
+                        }
                         Self.turn(stage, "chaos-\(client)-\(number)", &random, answered)
                     }
                 }
@@ -60,7 +72,9 @@ extension Integration {
             let open = try stage.metric("codex_lb_turns_open") ?? -1
             #expect(isSettled, "seed \(seed): \(ids.count) records of \(turns) turns, \(open) open")
             #expect(ids.count == turns && Set(ids).count == turns, "seed \(seed): \(ids.count) records, \(Set(ids).count) ids")
-            for account in ["a", "b", "c", "d"] { #expect(try stage.metric("codex_lb_account_in_flight{account=\"\(account)\"}") == 0, "seed \(seed): a lease stays open") }
+            for account in ["a", "b", "c", "d"] {
+                #expect(try stage.metric("codex_lb_account_in_flight{account=\"\(account)\"}") == 0, "seed \(seed): a lease stays open")
+            }
             #expect(!stage.daemon.log.contains("child ended"), "seed \(seed): \(stage.daemon.log.suffix(3000))")
             #expect(stage.daemon.stop() == .code(0), "seed \(seed)")
         }

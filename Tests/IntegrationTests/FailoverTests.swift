@@ -138,7 +138,8 @@ extension Integration {
         /// Other 4xx reach the client as they are, at once, and cost the account nothing.
         @Test(arguments: [400, 403, 404, 409, 413, 422]) func otherRefusals(_ status: Int) throws {
             let stage = try Stage("a", "b")
-            let body = "{\"error\" : {\"message\":\"Ünusual\",\"type\":\"invalid_request_error\",\"code\":\"odd_thing\",\"param\":\"input[0]\",\"more\":[1]}}"
+            let body =
+                "{\"error\" : {\"message\":\"Ünusual\",\"type\":\"invalid_request_error\",\"code\":\"odd_thing\",\"param\":\"input[0]\",\"more\":[1]}}"
             stage.always("a", .status(status, body, headers: ["X-Upstream-Says": "hello"]))
             let answer = try stage.turn()
             #expect(answer.status == status)
@@ -250,7 +251,9 @@ extension Integration {
         /// Three accounts that all refuse with 429: the client gets the last upstream's own words.
         @Test func threeLimited() throws {
             let stage = try Stage("a", "b", "c", "d")
-            for name in ["a", "b", "c", "d"] { stage.always(name, .error(429, code: "rate_limit_exceeded", message: "from the upstream", headers: ["Retry-After": "7"])) }
+            for name in ["a", "b", "c", "d"] {
+                stage.always(name, .error(429, code: "rate_limit_exceeded", message: "from the upstream", headers: ["Retry-After": "7"]))
+            }
             let answer = try stage.turn()
             #expect(answer.status == 429)
             #expect(answer.errorCode == "rate_limit_exceeded")
@@ -326,7 +329,9 @@ extension Integration {
         }
 
         /// No account: a Responses stream gets status 200 and `response.failed`, with a `response.created` before it on /v1.
-        @Test(arguments: [("/v1/responses", ["response.created", "response.failed"]), ("/backend-api/codex/responses", ["response.failed"])])
+        @Test(arguments: [
+            ("/v1/responses", ["response.created", "response.failed"]), ("/backend-api/codex/responses", ["response.failed"]),
+        ])
         func emptyPoolStream(_ path: String, _ types: [String]) throws {
             let stage = try Stage()
             let answer = try stage.turn(path: path)
@@ -345,7 +350,8 @@ extension Integration {
             let stage = try Stage()
             for (path, body) in [
                 ("/v1/responses", Stage.body(stream: false)), ("/v1/chat/completions", Stage.chat(stream: true)),
-                ("/v1/chat/completions", Stage.chat(stream: false)), ("/v1/embeddings", "{\"model\":\"text-embedding-3-small\",\"input\":\"x\"}"),
+                ("/v1/chat/completions", Stage.chat(stream: false)),
+                ("/v1/embeddings", "{\"model\":\"text-embedding-3-small\",\"input\":\"x\"}"),
             ] {
                 let answer = try stage.daemon.post(path, body)
                 #expect(answer.status == 503, "\(path)")

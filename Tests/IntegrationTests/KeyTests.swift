@@ -24,14 +24,17 @@ extension Integration {
                 #expect(answer.errorCode == "invalid_api_key")
                 #expect(answer.header("www-authenticate") != nil)
             }
-            let basic = try stage.daemon.post("/v1/responses", Stage.body(), headers: [("X-Forwarded-For", "192.0.2.7"), ("Authorization", "Basic \(key)")])
+            let basic = try stage.daemon.post(
+                "/v1/responses", Stage.body(), headers: [("X-Forwarded-For", "192.0.2.7"), ("Authorization", "Basic \(key)")])
             #expect(basic.status == 401)
             #expect(try stage.daemon.get("/v1/models", headers: Self.remote(nil)).status == 401)
             #expect(try stage.daemon.get("/health/live", headers: Self.remote(nil)).status == 200)
         }
 
         /// Every field that tells of a proxy in front makes the caller remote, and so does a foreign name in Host.
-        @Test(arguments: [("Forwarded", "for=192.0.2.1"), ("X-Forwarded-For", "127.0.0.1"), ("X-Real-IP", "192.0.2.1"), ("Host", "evil.example")])
+        @Test(arguments: [
+            ("Forwarded", "for=192.0.2.1"), ("X-Forwarded-For", "127.0.0.1"), ("X-Real-IP", "192.0.2.1"), ("Host", "evil.example"),
+        ])
         func whatMakesRemote(_ name: String, _ value: String) throws {
             let stage = try Stage("a")
             let answer = try stage.daemon.post("/v1/responses", Stage.body(), headers: [(name, value)])
@@ -87,8 +90,13 @@ extension Integration {
             let key = try stage.daemon.createKey("short", "--expires", "1m")
             #expect(try eventually(1) { try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 200 })
             #expect(stage.daemon.stop() == .code(0))
-            let sqlite = try Child("/usr/bin/sqlite3", [stage.daemon.data + "/store.db", "UPDATE client_keys SET expires_at_ms = 1000"], environment: [:], errors: stage.daemon.directory + "/sqlite.err")
-            try #require(sqlite.wait() == .code(0), "\(String(decoding: FileManager.default.contents(atPath: stage.daemon.directory + "/sqlite.err") ?? Data(), as: UTF8.self))")
+            let sqlite = try Child(
+                "/usr/bin/sqlite3", [stage.daemon.data + "/store.db", "UPDATE client_keys SET expires_at_ms = 1000"], environment: [:],
+                errors: stage.daemon.directory + "/sqlite.err")
+            try #require(
+                sqlite.wait() == .code(0),
+                "\(String(decoding: FileManager.default.contents(atPath: stage.daemon.directory + "/sqlite.err") ?? Data(), as: UTF8.self))"
+            )
             try stage.daemon.start()
             let answer = try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key))
             #expect(answer.status == 401)

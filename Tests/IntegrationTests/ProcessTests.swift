@@ -132,7 +132,11 @@ extension Integration {
             #expect((status["listeners"] as? [String])?.first == stage.daemon.address)
             let children = try #require(status["children"] as? [[String: Any]])
             #expect(Set(children.compactMap { $0["pid"] as? Int }.map { Int32($0) }) == Set(stage.daemon.childPIDs()))
-            for child in children { for key in ["pid", "role", "slot", "generation", "state", "age_ms", "restarts", "connections"] { #expect(child[key] != nil, "\(key)") } }
+            for child in children {
+                for key in ["pid", "role", "slot", "generation", "state", "age_ms", "restarts", "connections"] {
+                    #expect(child[key] != nil, "\(key)")
+                }
+            }
             #expect(try stage.daemon.run("ctl", "status").output.contains("worker.1"))
         }
 
@@ -149,13 +153,16 @@ extension Integration {
             let low = fcntl(fd, F_DUPFD, 20)
             defer { close(low) }
             let stage = try Stage("a", workers: 2)
-            #expect(Self.descriptors(stage.daemon.supervisorPID).values.contains { $0.contains("clbt-marker") }, "the marker is not there to be inherited")
+            #expect(
+                Self.descriptors(stage.daemon.supervisorPID).values.contains { $0.contains("clbt-marker") },
+                "the marker is not there to be inherited")
             for pid in stage.daemon.childPIDs() {
                 let links = Self.descriptors(pid)
                 #expect(!links.values.contains { $0.contains("clbt-marker") }, "child \(pid) has the starter's file: \(links)")
                 for (number, target) in links {
                     let isKnown =
-                        target.hasPrefix("socket:") || target.hasPrefix("anon_inode:") || target.hasPrefix("pipe:") || target.hasPrefix("/memfd:")
+                        target.hasPrefix("socket:") || target.hasPrefix("anon_inode:") || target.hasPrefix("pipe:")
+                        || target.hasPrefix("/memfd:")
                         || target.hasPrefix("/dev/null") || target.hasPrefix("/dev/urandom") || target.hasPrefix(stage.daemon.directory)
                     #expect(isKnown, "child \(pid) has \(number) → \(target)")
                 }
@@ -177,7 +184,9 @@ extension Integration {
         private static func descriptors(_ pid: Int32) -> [Int: String] {
             var out: [Int: String] = [:]
             for name in (try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/fd")) ?? [] {  // gone: none
-                if let target = try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(pid)/fd/\(name)") { out[Int(name) ?? -1] = target }
+                if let target = try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(pid)/fd/\(name)") {
+                    out[Int(name) ?? -1] = target
+                }
             }
             return out
         }
@@ -203,13 +212,15 @@ extension Integration {
             try stage.daemon.importAccount("live", baseURL: stage.upstream.chatGPTBaseURL, token: token, accountID: "acc")
             let clientKey = try stage.daemon.createKey("laptop")
             let wrong = "sk-clb-wrong-\(UUID().uuidString)"
-            stage.upstream.script(secret, .error(401, code: "invalid_api_key", message: "Incorrect API key"), .error(500, code: "x"), .close, .cut(after: []))
+            stage.upstream.script(
+                secret, .error(401, code: "invalid_api_key", message: "Incorrect API key"), .error(500, code: "x"), .close, .cut(after: []))
             stage.upstream.script(token, .error(429, code: "usage_limit_reached"), .reset)
             #expect(try eventually(2) { try stage.metric("codex_lb_account_available{account=\"live\"}") == 1 })
             for i in 0..<8 {
                 for key in [clientKey, wrong] {
                     _ = try? stage.daemon.post(
-                        "/v1/responses", Stage.body(), headers: [("X-Forwarded-For", "192.0.2.1"), ("Authorization", "Bearer \(key)"), ("X-Request-Id", "s-\(i)")])
+                        "/v1/responses", Stage.body(),
+                        headers: [("X-Forwarded-For", "192.0.2.1"), ("Authorization", "Bearer \(key)"), ("X-Request-Id", "s-\(i)")])
                 }
             }
             _ = try stage.daemon.get("/v1/models")
@@ -243,10 +254,15 @@ extension Integration {
         /// The store of the Python codex-lb, or of anything else, is refused with a line that says what it is, and is not touched.
         @Test func foreignDatabase() throws {
             let daemon = try Daemon()
-            try FileManager.default.createDirectory(atPath: daemon.data, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+            try FileManager.default.createDirectory(
+                atPath: daemon.data, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
             let file = daemon.data + "/store.db"
             let sqlite = try Child(
-                "/usr/bin/sqlite3", [file, "CREATE TABLE alembic_version(version_num TEXT); INSERT INTO alembic_version VALUES('abc'); CREATE TABLE accounts(id TEXT);"],
+                "/usr/bin/sqlite3",
+                [
+                    file,
+                    "CREATE TABLE alembic_version(version_num TEXT); INSERT INTO alembic_version VALUES('abc'); CREATE TABLE accounts(id TEXT);",
+                ],
                 environment: [:])
             try #require(sqlite.wait() == .code(0))
             let before = try Data(contentsOf: URL(fileURLWithPath: file))
@@ -265,7 +281,8 @@ extension Integration {
         /// A file that is no database is refused too, untouched.
         @Test func noDatabase() throws {
             let daemon = try Daemon()
-            try FileManager.default.createDirectory(atPath: daemon.data, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+            try FileManager.default.createDirectory(
+                atPath: daemon.data, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
             let file = daemon.data + "/store.db"
             let before = Data("Dear diary, this is no database at all. ".utf8) + Data(repeating: 0x41, count: 5000)
             try before.write(to: URL(fileURLWithPath: file))
@@ -315,7 +332,8 @@ extension Integration {
         @Test func secondServer() throws {
             let stage = try Stage("a")
             let second = try Child(
-                Daemon.binary, ["serve", "--listen", "127.0.0.1:0", "--workers", "1"], environment: stage.daemon.environment, errors: stage.daemon.directory + "/second")
+                Daemon.binary, ["serve", "--listen", "127.0.0.1:0", "--workers", "1"], environment: stage.daemon.environment,
+                errors: stage.daemon.directory + "/second")
             #expect(second.wait(10) == .code(1))
             let text = String(decoding: FileManager.default.contents(atPath: stage.daemon.directory + "/second") ?? Data(), as: UTF8.self)
             #expect(text.contains("Another codex-lb"), "\(text)")
@@ -325,7 +343,8 @@ extension Integration {
 
         /// Settings that can't be used stop the start with exit 2 and the name of the setting.
         @Test(arguments: [
-            ("CODEX_LB_WORKERS", "many"), ("CODEX_LB_WORKERS", "0"), ("CODEX_LB_IDLE_TIMEOUT_SECONDS", "-1"), ("CODEX_LB_LOG_FORMAT", "xml"),
+            ("CODEX_LB_WORKERS", "many"), ("CODEX_LB_WORKERS", "0"), ("CODEX_LB_IDLE_TIMEOUT_SECONDS", "-1"),
+            ("CODEX_LB_LOG_FORMAT", "xml"),
             ("CODEX_LB_LOG_LEVEL", "loud"), ("CODEX_LB_DATABASE_URL", "mysql://x"), ("PORT", "99999"),
         ]) func badSettings(_ name: String, _ value: String) throws {
             let daemon = try Daemon([name: value])

@@ -16,8 +16,10 @@ extension Integration {
             let answer = try stage.daemon.post(
                 "/backend-api/codex/responses", "{\"model\":\"gpt-5.1\",\"instructions\":\"hi\",\"input\":[],\"stream\":false}",
                 headers: [
-                    ("x-request-id", "req_x"), ("User-Agent", "codex_cli_rs/0.150.0"), ("originator", "codex_cli_rs"), ("session_id", "s-1"),
-                    ("x-codex-turn-metadata", "{\"a\":1}"), ("x-codex-beta-features", "x"), ("Authorization", "Bearer own"), ("chatgpt-account-id", "mine"),
+                    ("x-request-id", "req_x"), ("User-Agent", "codex_cli_rs/0.150.0"), ("originator", "codex_cli_rs"),
+                    ("session_id", "s-1"),
+                    ("x-codex-turn-metadata", "{\"a\":1}"), ("x-codex-beta-features", "x"), ("Authorization", "Bearer own"),
+                    ("chatgpt-account-id", "mine"),
                 ])
             #expect(answer.status == 200)
             #expect(answer.header("content-type")?.hasPrefix("text/event-stream") == true)
@@ -30,7 +32,8 @@ extension Integration {
             #expect(request.headerCount("chatgpt-account-id") == 1 && request.headerCount("authorization") == 1)
             #expect(request.header("accept") == "text/event-stream")
             for (name, value) in [
-                ("originator", "codex_cli_rs"), ("session_id", "s-1"), ("x-codex-turn-metadata", "{\"a\":1}"), ("x-codex-beta-features", "x"),
+                ("originator", "codex_cli_rs"), ("session_id", "s-1"), ("x-codex-turn-metadata", "{\"a\":1}"),
+                ("x-codex-beta-features", "x"),
                 ("x-request-id", "req_x"), ("user-agent", "codex_cli_rs/0.150.0"),
             ] { #expect(request.header(name) == value, "\(name)") }
             #expect(request.json["stream"] as? Bool == true)
@@ -79,7 +82,8 @@ extension Integration {
         @Test func outputIsRebuilt() throws {
             let stage = try Stage()
             try stage.daemon.importAccount("live", baseURL: stage.upstream.chatGPTBaseURL, token: "t", accountID: "acc")
-            stage.upstream.always("t", .events([Canned.created(), Canned.itemAdded, Canned.delta("Hello"), Canned.itemDone, Canned.completed(output: "")]))
+            stage.upstream.always(
+                "t", .events([Canned.created(), Canned.itemAdded, Canned.delta("Hello"), Canned.itemDone, Canned.completed(output: "")]))
             #expect(try eventually(1) { try stage.metric("codex_lb_account_available{account=\"live\"}") == 1 })
             let stream = try stage.turn()
             let last = try #require(stream.events.last?.json["response"] as? [String: Any])
@@ -107,7 +111,11 @@ extension Integration {
         @Test func chatUsageIsTakenOut() throws {
             let stage = try Stage("a")
             let answer = try stage.daemon.post("/v1/chat/completions", Stage.chat(stream: true), headers: [("X-Request-Id", "chat-1")])
-            #expect(answer.text == [Canned.chatChunk("Hel"), Canned.chatChunk("lo"), Canned.chatChunk("", finish: "\"stop\""), "[DONE]"].map { "data: \($0)\n\n" }.joined())
+            #expect(
+                answer.text
+                    == [Canned.chatChunk("Hel"), Canned.chatChunk("lo"), Canned.chatChunk("", finish: "\"stop\""), "[DONE]"].map {
+                        "data: \($0)\n\n"
+                    }.joined())
             let options = stage.requests("a").first?.json["stream_options"] as? [String: Any]
             #expect(options?["include_usage"] as? Bool == true)
             let record = try stage.daemon.record("chat-1")
@@ -139,12 +147,14 @@ extension Integration {
             try stage.daemon.importAccount("live", baseURL: stage.upstream.chatGPTBaseURL, token: "t", accountID: "acc")
             #expect(try eventually(1) { try stage.metric("codex_lb_account_available{account=\"live\"}") == 1 })
             let stream = try stage.daemon.post(
-                "/v1/chat/completions", Stage.chat(stream: true, more: ",\"stream_options\":{\"include_usage\":true}"), headers: [("X-Request-Id", "chat-1")])
+                "/v1/chat/completions", Stage.chat(stream: true, more: ",\"stream_options\":{\"include_usage\":true}"),
+                headers: [("X-Request-Id", "chat-1")])
             #expect(stream.status == 200)
             #expect(stream.events.last?.data == "[DONE]")
             let chunks = stream.events.dropLast().map(\.json)
             #expect(chunks.allSatisfy { $0["object"] as? String == "chat.completion.chunk" })
-            let text = chunks.compactMap { (($0["choices"] as? [[String: Any]])?.first?["delta"] as? [String: Any])?["content"] as? String }.joined()
+            let text = chunks.compactMap { (($0["choices"] as? [[String: Any]])?.first?["delta"] as? [String: Any])?["content"] as? String }
+                .joined()
             #expect(text == "Hello")
             #expect((chunks.last?["usage"] as? [String: Any])?["total_tokens"] as? Int == 120)
             let sent = try #require(stage.upstream.requests("t").first)
@@ -210,7 +220,8 @@ extension Integration {
         @Test func codexModels() throws {
             let stage = try Stage("a")
             try stage.daemon.importAccount("live", baseURL: stage.upstream.chatGPTBaseURL, token: "t", accountID: "acc")
-            stage.upstream.always(path: "/backend-api/codex/models", .status(200, "{\"models\":[{\"slug\":\"gpt-5.4-codex\",\"display_name\":\"x\"}]}"))
+            stage.upstream.always(
+                path: "/backend-api/codex/models", .status(200, "{\"models\":[{\"slug\":\"gpt-5.4-codex\",\"display_name\":\"x\"}]}"))
             #expect(try eventually(1) { try stage.metric("codex_lb_account_available{account=\"live\"}") == 1 })
             let answer = try stage.daemon.get("/backend-api/codex/models?client_version=0.150.0")
             let slugs = (answer.json["models"] as? [[String: Any]])?.compactMap { ($0["slug"] ?? $0["id"]) as? String }
@@ -247,25 +258,35 @@ extension Integration {
         @Test func towardsUpstream() throws {
             let stage = try Stage("a")
             let key = try stage.daemon.createKey("remote")
-            #expect(try eventually(1) { try stage.daemon.get("/v1/models", headers: [("Forwarded", "for=192.0.2.1"), ("Authorization", "Bearer \(key)")]).status == 200 })
+            #expect(
+                try eventually(1) {
+                    try stage.daemon.get("/v1/models", headers: [("Forwarded", "for=192.0.2.1"), ("Authorization", "Bearer \(key)")]).status
+                        == 200
+                })
             stage.upstream.forgetRequests()
             let answer = try stage.daemon.post(
                 "/v1/responses", Stage.body(),
                 headers: [
-                    ("Connection", "keep-alive, X-Nominated"), ("X-Nominated", "1"), ("Keep-Alive", "timeout=5"), ("TE", "trailers"), ("Trailer", "X-T"),
-                    ("Proxy-Authorization", "Basic eDp5"), ("Proxy-Connection", "keep-alive"), ("Upgrade", "h2c"), ("Forwarded", "for=192.0.2.1"),
+                    ("Connection", "keep-alive, X-Nominated"), ("X-Nominated", "1"), ("Keep-Alive", "timeout=5"), ("TE", "trailers"),
+                    ("Trailer", "X-T"),
+                    ("Proxy-Authorization", "Basic eDp5"), ("Proxy-Connection", "keep-alive"), ("Upgrade", "h2c"),
+                    ("Forwarded", "for=192.0.2.1"),
                     ("X-Forwarded-For", "192.0.2.1"), ("X-Forwarded-Host", "h"), ("X-Forwarded-Whatever", "h"), ("X-Real-IP", "192.0.2.1"),
                     ("True-Client-IP", "192.0.2.1"), ("CF-Connecting-IP", "192.0.2.1"), ("CF-Ray", "1"), ("Authorization", "Bearer \(key)"),
-                    ("chatgpt-account-id", "mine"), ("X-Codex-Installation-Id", "i"), ("X-Codex-LB-Required-Capability", "c"), ("Cookie", "a=b"),
+                    ("chatgpt-account-id", "mine"), ("X-Codex-Installation-Id", "i"), ("X-Codex-LB-Required-Capability", "c"),
+                    ("Cookie", "a=b"),
                     ("X-Stainless-Lang", "python"), ("X-OpenAI-Client-User-Agent", "x"), ("Accept-Encoding", "gzip"), ("X-Custom", "stays"),
                     ("OpenAI-Beta", "stays too"),
                 ])
             #expect(answer.status == 200)
             let request = try #require(stage.requests("a").first)
             for name in [
-                "connection", "x-nominated", "keep-alive", "te", "trailer", "proxy-authorization", "proxy-connection", "upgrade", "forwarded", "x-forwarded-for",
-                "x-forwarded-host", "x-forwarded-whatever", "x-real-ip", "true-client-ip", "cf-connecting-ip", "cf-ray", "chatgpt-account-id",
-                "x-codex-installation-id", "x-codex-lb-required-capability", "cookie", "x-stainless-lang", "x-openai-client-user-agent", "accept-encoding",
+                "connection", "x-nominated", "keep-alive", "te", "trailer", "proxy-authorization", "proxy-connection", "upgrade",
+                "forwarded", "x-forwarded-for",
+                "x-forwarded-host", "x-forwarded-whatever", "x-real-ip", "true-client-ip", "cf-connecting-ip", "cf-ray",
+                "chatgpt-account-id",
+                "x-codex-installation-id", "x-codex-lb-required-capability", "cookie", "x-stainless-lang", "x-openai-client-user-agent",
+                "accept-encoding",
                 "transfer-encoding",
             ] { #expect(request.header(name) == nil, "\(name) reached the upstream") }
             #expect(request.header("authorization") == "Bearer sk-up-a" && request.headerCount("authorization") == 1)
@@ -285,8 +306,10 @@ extension Integration {
                 .status(
                     200, Canned.response(),
                     headers: [
-                        "Connection": "x-secret-hop", "X-Secret-Hop": "1", "Keep-Alive": "timeout=5", "Set-Cookie": "session=1", "Upgrade": "h2c",
-                        "OpenAI-Processing-Ms": "5", "X-RateLimit-Remaining-Requests": "9", "Strict-Transport-Security": "max-age=1", "Alt-Svc": "h3",
+                        "Connection": "x-secret-hop", "X-Secret-Hop": "1", "Keep-Alive": "timeout=5", "Set-Cookie": "session=1",
+                        "Upgrade": "h2c",
+                        "OpenAI-Processing-Ms": "5", "X-RateLimit-Remaining-Requests": "9", "Strict-Transport-Security": "max-age=1",
+                        "Alt-Svc": "h3",
                     ]))
             let answer = try stage.turn(stream: false)
             for name in ["x-secret-hop", "keep-alive", "set-cookie", "upgrade", "strict-transport-security", "alt-svc"] {

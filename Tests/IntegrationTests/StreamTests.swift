@@ -161,7 +161,12 @@ extension Integration {
         /// A JSON answer that is cut must not look whole to the client.
         @Test func cutBody() throws {
             let stage = try Stage("a", "b")
-            stage.always("a", .raw(Array("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n{\"id\":\"\(String(repeating: "x", count: 60_000))".utf8)))
+            stage.always(
+                "a",
+                .raw(
+                    Array(
+                        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n{\"id\":\"\(String(repeating: "x", count: 60_000))"
+                            .utf8)))
             let connection = try stage.daemon.connect()
             try connection.post("/v1/responses", Stage.body(stream: false), headers: [("X-Request-Id", "cut")])
             do {

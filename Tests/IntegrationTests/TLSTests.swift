@@ -20,11 +20,14 @@ extension Integration {
                 let openssl = try Child(
                     "/usr/bin/openssl",
                     [
-                        "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=codex-lb test",
+                        "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj",
+                        "/CN=codex-lb test",
                         "-addext", "subjectAltName=\(names)", "-keyout", directory + "/key.pem", "-out", directory + "/cert.pem",
                     ], environment: ["PATH": "/usr/bin:/bin", "HOME": directory])
                 guard openssl.wait() == .code(0) else { throw HarnessError("openssl req") }
-                let script = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().path + "/Support/tls_upstream.py"
+                let script =
+                    URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().path
+                    + "/Support/tls_upstream.py"
                 child = try Child(
                     "/usr/bin/python3", [script, directory + "/cert.pem", directory + "/key.pem", directory + "/events"],
                     environment: ["PATH": "/usr/bin:/bin"], errors: directory + "/errors")
@@ -40,16 +43,22 @@ extension Integration {
             }
 
             var events: String { String(decoding: FileManager.default.contents(atPath: directory + "/events") ?? Data(), as: UTF8.self) }
-            func lines(_ kind: String) -> [String] { events.split(separator: "\n").map(String.init).filter { $0.hasPrefix(kind + " ") || $0 == kind } }
+            func lines(_ kind: String) -> [String] {
+                events.split(separator: "\n").map(String.init).filter { $0.hasPrefix(kind + " ") || $0 == kind }
+            }
         }
 
-        private func daemon(_ upstream: SecureUpstream, host: String = "localhost", trust: Bool = true, _ more: [String: String] = [:]) throws -> Daemon {
+        private func daemon(_ upstream: SecureUpstream, host: String = "localhost", trust: Bool = true, _ more: [String: String] = [:])
+            throws -> Daemon
+        {
             let daemon = try Daemon((trust ? ["SSL_CERT_FILE": upstream.certificate] : [:]).merging(more) { $1 })
             try daemon.addAccount("a", baseURL: "https://\(host):\(upstream.port)/v1", key: "sk-up-a")
             return try daemon.start()
         }
 
-        private func post(_ daemon: Daemon) throws -> Answer { try daemon.post("/v1/responses", Stage.body(stream: false), headers: [("X-Request-Id", "tls")]) }
+        private func post(_ daemon: Daemon) throws -> Answer {
+            try daemon.post("/v1/responses", Stage.body(stream: false), headers: [("X-Request-Id", "tls")])
+        }
 
         /// A trusted certificate: TLS 1.2 or newer, the name in SNI, and the second connection resumes the session of the first.
         @Test func trusted() throws {
@@ -126,7 +135,9 @@ extension Integration {
         /// NO_PROXY hosts are reached directly.
         @Test func withoutProxy() throws {
             let upstream = try SecureUpstream()
-            let daemon = try daemon(upstream, host: "upstream.test", ["HTTPS_PROXY": "http://127.0.0.1:\(upstream.proxyPort)", "NO_PROXY": "other.example,.test"])
+            let daemon = try daemon(
+                upstream, host: "upstream.test",
+                ["HTTPS_PROXY": "http://127.0.0.1:\(upstream.proxyPort)", "NO_PROXY": "other.example,.test"])
             #expect(try post(daemon).status == 502, "upstream.test resolves nowhere but at the proxy")
             #expect(upstream.lines("connect").isEmpty)
         }

@@ -38,7 +38,9 @@ extension Integration {
             let gate = Gate()
             stage.script("a", .stall([Canned.created()], gate, [Canned.completed()]))
             let connection = try stage.daemon.connect()
-            try connection.send(Self.request(id: "req-1") + Self.request(id: "req-2") + "GET /health/live HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: req-3\r\n\r\n" + Self.request(id: "req-4"))
+            try connection.send(
+                Self.request(id: "req-1") + Self.request(id: "req-2")
+                    + "GET /health/live HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: req-3\r\n\r\n" + Self.request(id: "req-4"))
             #expect(stage.upstream.wait(requests: 1))
             #expect(try connection.head().header("x-request-id") == "req-1")
             #expect(stage.calls("a") == 1, "the second request waits for the first answer")
@@ -55,7 +57,10 @@ extension Integration {
             let stage = try Stage("a")
             let connection = try stage.daemon.connect()
             let count = 1500
-            let all = Array((0..<count).map { "GET /health/live HTTP/1.1\r\nHost: localhost\r\nX-Pad: \(String(repeating: "x", count: 100))\r\nX-Request-Id: p-\($0)\r\n\r\n" }.joined().utf8)
+            let all = Array(
+                (0..<count).map {
+                    "GET /health/live HTTP/1.1\r\nHost: localhost\r\nX-Pad: \(String(repeating: "x", count: 100))\r\nX-Request-Id: p-\($0)\r\n\r\n"
+                }.joined().utf8)
             // The server stops reading while it can't write: both directions must move.
             var sent = 0
             for i in 0..<count {
@@ -108,7 +113,8 @@ extension Integration {
         @Test func expectContinue() throws {
             let stage = try Stage("a")
             let connection = try stage.daemon.connect()
-            try connection.send(HTTPConnection.head("POST", "/v1/responses", bodyCount: Self.json.utf8.count, headers: [("Expect", "100-continue")]))
+            try connection.send(
+                HTTPConnection.head("POST", "/v1/responses", bodyCount: Self.json.utf8.count, headers: [("Expect", "100-continue")]))
             #expect(try connection.head().status == 100)
             try connection.send(Self.json)
             #expect(try connection.answer().types.last == "response.completed")
@@ -118,7 +124,8 @@ extension Integration {
         @Test func expectContinueTooLarge() throws {
             let stage = try Stage("a")
             let connection = try stage.daemon.connect()
-            try connection.send(HTTPConnection.head("POST", "/v1/chat/completions", bodyCount: 40 << 20, headers: [("Expect", "100-continue")]))
+            try connection.send(
+                HTTPConnection.head("POST", "/v1/chat/completions", bodyCount: 40 << 20, headers: [("Expect", "100-continue")]))
             #expect(try connection.head().status == 413)
         }
 
@@ -248,7 +255,8 @@ extension Integration {
                 return try connection.answer().status
             }
             #expect(try status("GET /\(String(repeating: "x", count: 9000)) HTTP/1.1\r\nHost: localhost\r\n\r\n") == 414)
-            #expect(try status("GET /health/live HTTP/1.1\r\nHost: localhost\r\nX: \(String(repeating: "x", count: 40_000))\r\n\r\n") == 431)
+            #expect(
+                try status("GET /health/live HTTP/1.1\r\nHost: localhost\r\nX: \(String(repeating: "x", count: 40_000))\r\n\r\n") == 431)
             let many = (0..<120).map { "X-\($0): 1\r\n" }.joined()
             #expect(try status("GET /health/live HTTP/1.1\r\nHost: localhost\r\n\(many)\r\n") == 431)
             #expect(try status(HTTPConnection.head("POST", "/v1/chat/completions", bodyCount: 33 << 20)) == 413)
@@ -308,10 +316,16 @@ extension Integration {
                 ("chunk size with 0x", line + host + "Transfer-Encoding: chunked\r\n\r\n0x" + chunked),
                 ("chunk size with sign", line + host + "Transfer-Encoding: chunked\r\n\r\n+" + chunked),
                 ("chunk size with space", line + host + "Transfer-Encoding: chunked\r\n\r\n " + chunked),
-                ("chunk ended by LF", line + host + "Transfer-Encoding: chunked\r\n\r\n" + chunked.replacingOccurrences(of: "\r\n", with: "\n")),
+                (
+                    "chunk ended by LF",
+                    line + host + "Transfer-Encoding: chunked\r\n\r\n" + chunked.replacingOccurrences(of: "\r\n", with: "\n")
+                ),
                 ("chunk longer than its size", line + host + "Transfer-Encoding: chunked\r\n\r\n5\r\n" + body + "\r\n0\r\n\r\n"),
                 ("chunk size too large", line + host + "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n"),
-                ("endless chunk extension", line + host + "Transfer-Encoding: chunked\r\n\r\n1;a=" + String(repeating: "x", count: 5000) + "\r\n"),
+                (
+                    "endless chunk extension",
+                    line + host + "Transfer-Encoding: chunked\r\n\r\n1;a=" + String(repeating: "x", count: 5000) + "\r\n"
+                ),
                 ("chunked in HTTP/1.0", "POST /v1/responses HTTP/1.0\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n" + chunked),
             ]
             for (name, bytes) in refused {
@@ -345,7 +359,8 @@ extension Integration {
         /// A large zstd body, as Codex CLI sends them, is the same for the upstream.
         @Test func largeZstd() throws {
             let stage = try Stage("a")
-            let plain = Array("{\"model\":\"gpt-5.4\",\"stream\":true,\"input\":\"\((0..<200_000).map { String($0) }.joined(separator: " "))\"}".utf8)
+            let plain = Array(
+                "{\"model\":\"gpt-5.4\",\"stream\":true,\"input\":\"\((0..<200_000).map { String($0) }.joined(separator: " "))\"}".utf8)
             let file = stage.daemon.directory + "/body"
             try Data(plain).write(to: URL(fileURLWithPath: file))
             let zstd = try Child("/usr/bin/zstd", ["-q", file, "-o", file + ".zst"], environment: [:])
@@ -386,7 +401,9 @@ extension Integration {
             #expect(stage.requests("a").first?.body == bytes)
             stage.upstream.forgetRequests()
             try connection.send("POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
-            for start in stride(from: 0, to: bytes.count, by: 100_000) { try connection.send(Behaviour.chunk(Array(bytes[start..<min(bytes.count, start + 100_000)]))) }
+            for start in stride(from: 0, to: bytes.count, by: 100_000) {
+                try connection.send(Behaviour.chunk(Array(bytes[start..<min(bytes.count, start + 100_000)])))
+            }
             try connection.send(Behaviour.chunkEnd)
             #expect(try connection.answer(60).types.last == "response.completed")
             #expect(stage.requests("a").first?.body == bytes)
@@ -423,10 +440,19 @@ extension Integration {
         @Test(arguments: ["\n", "\r\n", "\r"]) func eventLineEnds(_ end: String) throws {
             let stage = try Stage("a")
             let text = Canned.stream.map { Behaviour.event($0).replacingOccurrences(of: "\n", with: end) }.joined()
-            stage.always("a", Behaviour(steps: [.bytes(Behaviour.streamHead([:]))] + Array(text.utf8).map { .bytes(Behaviour.chunk([$0])) } + [.bytes(Behaviour.chunkEnd)]))
+            stage.always(
+                "a",
+                Behaviour(
+                    steps: [.bytes(Behaviour.streamHead([:]))] + Array(text.utf8).map { .bytes(Behaviour.chunk([$0])) } + [
+                        .bytes(Behaviour.chunkEnd)
+                    ]))
             let answer = try stage.turn()
             let normal = answer.text.replacingOccurrences(of: "\r\n", with: "\n").replacingOccurrences(of: "\r", with: "\n")
-            #expect(ServerEvent.parse(normal).map(\.type) == ["response.created"] + Canned.stream.dropFirst().map { Behaviour.event($0).components(separatedBy: "\n")[0].replacingOccurrences(of: "event: ", with: "") })
+            #expect(
+                ServerEvent.parse(normal).map(\.type) == ["response.created"]
+                    + Canned.stream.dropFirst().map {
+                        Behaviour.event($0).components(separatedBy: "\n")[0].replacingOccurrences(of: "event: ", with: "")
+                    })
             #expect(try stage.daemon.record("req-1")["input_tokens"] as? Int == 100)
         }
 
@@ -442,7 +468,11 @@ extension Integration {
         /// An interim answer of the upstream is not the answer.
         @Test func upstreamInterim() throws {
             let stage = try Stage("a")
-            stage.always("a", .raw(Array("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n".utf8) + Behaviour.whole(200, Canned.response(), [:]), thenEnd: false))
+            stage.always(
+                "a",
+                .raw(
+                    Array("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n".utf8) + Behaviour.whole(200, Canned.response(), [:]), thenEnd: false
+                ))
             #expect(try stage.turn(stream: false).text == Canned.response())
         }
     }

@@ -53,7 +53,8 @@ public final class Child: @unchecked Sendable {  // `lock` guards the exit
 
     /// Output goes to files, input comes from one. `passing` becomes descriptor 3.
     public init(
-        _ executable: String, _ arguments: [String], environment: [String: String], input: String = "/dev/null", output: String = "/dev/null",
+        _ executable: String, _ arguments: [String], environment: [String: String], input: String = "/dev/null",
+        output: String = "/dev/null",
         errors: String = "/dev/null", passing: Int32? = nil
     ) throws {
         var actions = posix_spawn_file_actions_t()

@@ -11,7 +11,8 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
         var buffer = [CChar](repeating: 0, count: 4096)
         let n = readlink("/proc/self/exe", &buffer, buffer.count - 1)
         let runner = String(decoding: buffer[..<max(0, n)].map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        let candidates = [runner, CommandLine.arguments.first ?? ""].map { ($0 as NSString).deletingLastPathComponent + "/codex-lb" }
+        let candidates =
+            [runner, CommandLine.arguments.first ?? ""].map { ($0 as NSString).deletingLastPathComponent + "/codex-lb" }
             + CommandLine.arguments.compactMap { $0.contains(".xctest") ? ($0 as NSString).deletingLastPathComponent + "/codex-lb" : nil }
         return candidates.first { access($0, X_OK) == 0 } ?? candidates[0]
     }()
@@ -78,7 +79,8 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
     public func launch(workers: Int = 1, _ arguments: [String] = [], listen: String = "127.0.0.1:0") throws {
         logStart = logBytes.count
         child = try Child(
-            Self.binary, ["serve", "--listen", listen, "--workers", String(workers)] + arguments, environment: environment, errors: directory + "/log")
+            Self.binary, ["serve", "--listen", listen, "--workers", String(workers)] + arguments, environment: environment,
+            errors: directory + "/log")
     }
 
     /// Starts `serve` as systemd does, with one listening socket as descriptor 3.
@@ -91,7 +93,9 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
     }
 
     public func waitReady(_ seconds: Double = 20) throws {
-        let isUp = eventually(seconds) { child?.poll() != nil || log.contains(" supervisor ready ") || log.contains("\"message\":\"ready\"") }
+        let isUp = eventually(seconds) {
+            child?.poll() != nil || log.contains(" supervisor ready ") || log.contains("\"message\":\"ready\"")
+        }
         guard isUp, child?.poll() == nil else {
             throw HarnessError("codex-lb is not ready (\(child?.poll()?.description ?? "still starting")):\n\(log)")
         }
@@ -156,19 +160,26 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
 
     /// Runs a command of the binary and waits for its end.
     @discardableResult
-    public func run(_ arguments: String..., input: String? = nil, environment extra: [String: String] = [:], seconds: Double = 20) throws -> CommandResult {
+    public func run(_ arguments: String..., input: String? = nil, environment extra: [String: String] = [:], seconds: Double = 20) throws
+        -> CommandResult
+    {
         try run(arguments, input: input, environment: extra, seconds: seconds)
     }
 
-    public func run(_ arguments: [String], input: String? = nil, environment extra: [String: String] = [:], seconds: Double = 20) throws -> CommandResult {
+    public func run(_ arguments: [String], input: String? = nil, environment extra: [String: String] = [:], seconds: Double = 20) throws
+        -> CommandResult
+    {
         let name = directory + "/" + UUID().uuidString
         defer { for end in ["in", "out", "err"] { unlink("\(name).\(end)") } }
         if let input { try Data(input.utf8).write(to: URL(fileURLWithPath: name + ".in")) }
         let child = try Child(
-            Self.binary, arguments, environment: environment.merging(extra) { $1 }, input: input == nil ? "/dev/null" : name + ".in", output: name + ".out",
+            Self.binary, arguments, environment: environment.merging(extra) { $1 }, input: input == nil ? "/dev/null" : name + ".in",
+            output: name + ".out",
             errors: name + ".err")
         guard let exit = child.wait(seconds) else { throw HarnessError("codex-lb \(arguments.joined(separator: " ")) did not end") }
-        func text(_ end: String) -> String { String(decoding: FileManager.default.contents(atPath: "\(name).\(end)") ?? Data(), as: UTF8.self) }
+        func text(_ end: String) -> String {
+            String(decoding: FileManager.default.contents(atPath: "\(name).\(end)") ?? Data(), as: UTF8.self)
+        }
         return CommandResult(exit: exit, output: text("out"), errors: text("err"))
     }
 
@@ -183,10 +194,13 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
 
     /// A ChatGPT login with this access token.
     public func importAccount(_ name: String, baseURL: String, token: String, accountID: String) throws {
-        let claims = Data("{\"email\":\"\(name)@example.com\",\"https://api.openai.com/auth\":{\"chatgpt_account_id\":\"\(accountID)\",\"chatgpt_plan_type\":\"plus\"}}".utf8)
+        let claims = Data(
+            "{\"email\":\"\(name)@example.com\",\"https://api.openai.com/auth\":{\"chatgpt_account_id\":\"\(accountID)\",\"chatgpt_plan_type\":\"plus\"}}"
+                .utf8)
         let idToken = "eyJhbGciOiJub25lIn0." + claims.base64EncodedString().replacingOccurrences(of: "=", with: "") + "."
         let file = directory + "/auth.\(name).json"
-        let json = "{\"tokens\":{\"access_token\":\"\(token)\",\"refresh_token\":\"refresh-\(token)\",\"id_token\":\"\(idToken)\",\"account_id\":\"\(accountID)\"}}"
+        let json =
+            "{\"tokens\":{\"access_token\":\"\(token)\",\"refresh_token\":\"refresh-\(token)\",\"id_token\":\"\(idToken)\",\"account_id\":\"\(accountID)\"}}"
         try Data(json.utf8).write(to: URL(fileURLWithPath: file))
         defer { unlink(file) }
         _ = try must(try run("accounts", "import", file, "--name", name, "--base-url", baseURL), "accounts import")

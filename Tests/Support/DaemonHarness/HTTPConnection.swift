@@ -161,7 +161,9 @@ public final class HTTPConnection {
     /// Reads once; false at the other side's end. Throws when nothing comes in time or the connection was reset.
     @discardableResult
     public func receive(_ seconds: Double = 10, bytesMax: Int = 64 * 1024) throws -> Bool {
-        guard wait(Int16(POLLIN), seconds) else { throw HarnessError("nothing came for \(seconds) s; so far: \(String(decoding: buffer.prefix(2000), as: UTF8.self))") }
+        guard wait(Int16(POLLIN), seconds) else {
+            throw HarnessError("nothing came for \(seconds) s; so far: \(String(decoding: buffer.prefix(2000), as: UTF8.self))")
+        }
         var chunk = [UInt8](repeating: 0, count: bytesMax)
         let n = recv(fd, &chunk, chunk.count, 0)
         if n < 0 { throw HarnessError("recv: \(String(cString: strerror(errno)))") }
@@ -190,7 +192,9 @@ public final class HTTPConnection {
         while true {
             end = buffer.firstRange(of: mark)?.upperBound
             if end != nil { break }
-            guard try receive(seconds) else { throw HarnessError("the connection ended within the head: \(String(decoding: buffer, as: UTF8.self))") }
+            guard try receive(seconds) else {
+                throw HarnessError("the connection ended within the head: \(String(decoding: buffer, as: UTF8.self))")
+            }
         }
         let lines = String(decoding: buffer[..<end!], as: UTF8.self).components(separatedBy: "\r\n").filter { !$0.isEmpty }
         buffer.removeFirst(end!)

@@ -93,7 +93,9 @@ public struct Behaviour: Sendable {
     /// The connection ends within the chunked body after these events.
     public static func cut(after payloads: [String], gate: Gate? = nil, reset: Bool = false) -> Behaviour {
         Behaviour(
-            steps: [.bytes(streamHead([:]))] + pieces(payloads, nil) + (gate.map { [.gate($0)] } ?? []) + [.bytes(Array("ff\r\ndata: {\"ty".utf8)), reset ? .reset : .end])
+            steps: [.bytes(streamHead([:]))] + pieces(payloads, nil) + (gate.map { [.gate($0)] } ?? []) + [
+                .bytes(Array("ff\r\ndata: {\"ty".utf8)), reset ? .reset : .end,
+            ])
     }
 
     /// A 200 stream with no event at all.
@@ -112,7 +114,9 @@ public struct Behaviour: Sendable {
     public static let reset = Behaviour(steps: [.reset])
 
     /// These bytes as they are, then our end.
-    public static func raw(_ bytes: [UInt8], thenEnd: Bool = true) -> Behaviour { Behaviour(steps: [.bytes(bytes)] + (thenEnd ? [.end] : [])) }
+    public static func raw(_ bytes: [UInt8], thenEnd: Bool = true) -> Behaviour {
+        Behaviour(steps: [.bytes(bytes)] + (thenEnd ? [.end] : []))
+    }
 
     /// A stream whose one delta has so many bytes.
     public static func hugeEvent(bytes: Int) -> Behaviour {
@@ -128,7 +132,9 @@ public struct Behaviour: Sendable {
 
     /// A stream with so many deltas of 4 KiB, sent as fast as they are taken.
     public static func flood(events: Int) -> Behaviour {
-        let delta = "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"" + String(repeating: "y", count: 4096) + "\"}\n\n"
+        let delta =
+            "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\""
+            + String(repeating: "y", count: 4096) + "\"}\n\n"
         return Behaviour(steps: [
             .bytes(streamHead([:]) + chunk("event: response.created\ndata: \(Canned.created())\n\n")),
             .times(events, chunk(delta)),
@@ -179,7 +185,10 @@ public enum Canned {
     public static let item =
         "{\"id\":\"msg_1\",\"type\":\"message\",\"status\":\"completed\",\"role\":\"assistant\",\"content\":[{\"type\":\"output_text\",\"text\":\"Hello\",\"annotations\":[]}]}"
 
-    public static func response(status: String = "completed", output: String = item, usage: String = responsesUsage, model: String = "gpt-5.4", error: String = "null")
+    public static func response(
+        status: String = "completed", output: String = item, usage: String = responsesUsage, model: String = "gpt-5.4",
+        error: String = "null"
+    )
         -> String
     {
         "{\"id\":\"resp_fake\",\"object\":\"response\",\"created_at\":1767225600,\"status\":\"\(status)\",\"model\":\"\(model)\",\"output\":[\(output)],\"error\":\(error),\"incomplete_details\":null,\"instructions\":null,\"metadata\":{},\"parallel_tool_calls\":true,\"temperature\":1.0,\"tool_choice\":\"auto\",\"tools\":[],\"top_p\":1.0,\"usage\":\(usage)}"
@@ -205,7 +214,9 @@ public enum Canned {
     public static func failed(_ code: String, message: String = "scripted") -> String {
         "{\"type\":\"response.failed\",\"sequence_number\":1,\"response\":\(response(status: "failed", output: "", usage: "null", error: "{\"code\":\"\(code)\",\"message\":\"\(message)\"}"))}"
     }
-    public static func errorEvent(_ code: String) -> String { "{\"type\":\"error\",\"code\":\"\(code)\",\"message\":\"scripted\",\"param\":null}" }
+    public static func errorEvent(_ code: String) -> String {
+        "{\"type\":\"error\",\"code\":\"\(code)\",\"message\":\"scripted\",\"param\":null}"
+    }
 
     /// A whole good stream.
     public static var stream: [String] { [created(), itemAdded, partAdded, delta("Hel"), delta("lo"), itemDone, completed()] }
@@ -221,10 +232,14 @@ public enum Canned {
     public static let embeddings =
         "{\"object\":\"list\",\"data\":[{\"object\":\"embedding\",\"index\":0,\"embedding\":[0.5,0.25]}],\"model\":\"text-embedding-3-small\",\"usage\":{\"prompt_tokens\":7,\"total_tokens\":7}}"
     public static func models(_ ids: String...) -> String {
-        "{\"object\":\"list\",\"data\":[" + ids.map { "{\"id\":\"\($0)\",\"object\":\"model\",\"created\":1767225600,\"owned_by\":\"openai\"}" }.joined(separator: ",") + "]}"
+        "{\"object\":\"list\",\"data\":["
+            + ids.map { "{\"id\":\"\($0)\",\"object\":\"model\",\"created\":1767225600,\"owned_by\":\"openai\"}" }.joined(separator: ",")
+            + "]}"
     }
 
-    public static func error(code: String, type: String = "invalid_request_error", message: String = "scripted", more: String = "") -> String {
+    public static func error(code: String, type: String = "invalid_request_error", message: String = "scripted", more: String = "")
+        -> String
+    {
         "{\"error\":{\"message\":\"\(message)\",\"type\":\"\(type)\",\"code\":\"\(code)\",\"param\":null\(more.isEmpty ? "" : "," + more)}}"
     }
 
@@ -238,7 +253,8 @@ public enum Canned {
             guard isStream else { return .status(200, chat) }
             let options = request.json["stream_options"] as? [String: Any]
             let usage = options?["include_usage"] as? Bool ?? false
-            return .events([chatChunk("Hel"), chatChunk("lo"), chatChunk("", finish: "\"stop\"")] + (usage ? [chatUsageChunk] : []) + ["[DONE]"])
+            return .events(
+                [chatChunk("Hel"), chatChunk("lo"), chatChunk("", finish: "\"stop\"")] + (usage ? [chatUsageChunk] : []) + ["[DONE]"])
         case _ where path.hasSuffix("/embeddings"): return .status(200, embeddings)
         case _ where path.hasSuffix("/models"): return .status(200, models("gpt-5.4"))
         default: return .error(404, code: "not_found")

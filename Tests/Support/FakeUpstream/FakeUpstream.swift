@@ -241,7 +241,9 @@ final class FakeConnection: ByteStreamDelegate {
         do throws(WireError) {
             while !isBusy, !isClosed, offset < bytes.byteCount {
                 if request == nil {
-                    guard let (head, consumed) = try RequestHead.parse(bytes.extracting(droppingFirst: offset), scanned: &scanned) else { return }
+                    guard let (head, consumed) = try RequestHead.parse(bytes.extracting(droppingFirst: offset), scanned: &scanned) else {
+                        return
+                    }
                     offset += consumed
                     request = (head, BodyDecoder(head.framing))
                     (scanned, body) = (0, [])
