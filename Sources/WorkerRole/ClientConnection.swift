@@ -65,6 +65,8 @@ final class ClientConnection: ByteStreamDelegate {
     private var scanned = 0
     private var isAdvancing = false
     private(set) var isHalfClosed = false
+    private var probeAt = Instant.never
+    private var probesLeft = 0
     private var deadline: Instant
     private var bodyMark = 0
     private var answering: (any Answering)?
@@ -74,6 +76,8 @@ final class ClientConnection: ByteStreamDelegate {
     private var isHTTP10 = false
     private var isHead = false
     private var answerHead: [UInt8] = []
+    /// Some of it has been sent.
+    private var hasBegun = false
     private var isChunked = false
     private var pending: [UInt8] = []
     private var answerBytes = 0
@@ -86,6 +90,7 @@ final class ClientConnection: ByteStreamDelegate {
     /// Bytes of further requests that are kept while one is answered; above it the client is not read.
     static let pipelinedBytesMax = 64 * 1024
     static let lingerMilliseconds = 2_000
+    static let probeMilliseconds = 1_000
 
     init(_ worker: Worker, _ stream: ByteStream) {
         (self.worker, self.stream) = (worker, stream)
@@ -354,6 +359,7 @@ final class ClientConnection: ByteStreamDelegate {
     private func send(isLast: Bool) {
         if case .closed = phase { return }
         worker.scratch.removeAll(keepingCapacity: true)
+        hasBegun = true
         if !answerHead.isEmpty {
             worker.scratch += answerHead
             answerHead = []
@@ -383,6 +389,7 @@ final class ClientConnection: ByteStreamDelegate {
         send(isLast: true)
         if case .closed = phase { return }
         answering = nil
+        hasBegun = false
         answerBytes = 0
         pending = []
         if !keepsAlive || worker.isDraining && input.isEmpty { return linger() }
@@ -415,6 +422,7 @@ final class ClientConnection: ByteStreamDelegate {
 
     func streamEnded(_ stream: ByteStream) {
         isHalfClosed = true
+        (probeAt, probesLeft) = (worker.loop.now.adding(milliseconds: Self.probeMilliseconds), 2)
         switch phase {
         case .answering, .closed: break  // a client may close its sending side and wait for the answer
         case .lingering: if stream.queuedBytes == 0 { close() }
@@ -473,10 +481,21 @@ final class ClientConnection: ByteStreamDelegate {
                 deadline = now.adding(milliseconds: worker.settings.times.bodyProgress)
             }
         case .answering:
+            probe(now)
             answering?.sweep(now)
         case .closed:
             break
         }
+    }
+
+    /// A client that has sent its end waits for its answer or is gone; only writing tells. Before an answer has begun there is one thing
+    /// that may be written: an interim response, which every HTTP/1.1 client skips (RFC 9110 §15.2). To the first one a client that is
+    /// gone answers with a reset, which the second one meets; some clients bear no more than a few.
+    private func probe(_ now: Instant) {
+        guard now >= probeAt, probesLeft > 0, !isHTTP10, !hasBegun else { return }
+        probesLeft -= 1
+        probeAt = now.adding(milliseconds: Self.probeMilliseconds)
+        stream.write(Array("HTTP/1.1 100 Continue\r\n\r\n".utf8))
     }
 
     /// Ends a client that has taken no byte for too long.
