@@ -68,6 +68,7 @@ final class ClientConnection: ByteStreamDelegate {
     private var probeAt = Instant.never
     private var probesLeft = 0
     private var deadline: Instant
+    private var lingerUntil = Instant.never
     private var bodyMark = 0
     private var answering: (any Answering)?
 
@@ -89,7 +90,9 @@ final class ClientConnection: ByteStreamDelegate {
 
     /// Bytes of further requests that are kept while one is answered; above it the client is not read.
     static let pipelinedBytesMax = 64 * 1024
+    /// How long a client that sends nothing more, and one that goes on sending, gets to read the last answer.
     static let lingerMilliseconds = 2_000
+    static let lingerMillisecondsMax = 30_000
     static let probeMilliseconds = 1_000
 
     init(_ worker: Worker, _ stream: ByteStream) {
@@ -108,8 +111,11 @@ final class ClientConnection: ByteStreamDelegate {
 
     func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
         switch phase {
-        case .closed, .lingering:
+        case .closed:
             return
+        case .lingering:
+            // A client in the middle of a large body gets to read its refusal.
+            deadline = min(lingerUntil, worker.loop.now.adding(milliseconds: Self.lingerMilliseconds))
         case .answering:
             input += bytes
             if input.count > Self.pipelinedBytesMax { stream.stopReading() }
@@ -340,7 +346,11 @@ final class ClientConnection: ByteStreamDelegate {
         fields(&answerHead)
         if let length, !isBodiless { HeadWriter.field("Content-Length", String(length), into: &answerHead) }
         if isChunked { HeadWriter.field("Transfer-Encoding", "chunked", into: &answerHead) }
-        if !keepsAlive { HeadWriter.field("Connection", "close", into: &answerHead) }
+        if !keepsAlive {
+            HeadWriter.field("Connection", "close", into: &answerHead)
+        } else if isHTTP10 {
+            HeadWriter.field("Connection", "keep-alive", into: &answerHead)  // else it would wait for our end
+        }
         HeadWriter.end(into: &answerHead)
         worker.count(status: status)
     }
@@ -403,7 +413,9 @@ final class ClientConnection: ByteStreamDelegate {
     /// Nothing more will be answered: the connection ends once the client has taken what was written.
     private func linger() {
         phase = .lingering
-        deadline = worker.loop.now.adding(milliseconds: Self.lingerMilliseconds)
+        let now = worker.loop.now
+        deadline = now.adding(milliseconds: Self.lingerMilliseconds)
+        lingerUntil = now.adding(milliseconds: Self.lingerMillisecondsMax)
         input = []
         if isHalfClosed, stream.queuedBytes == 0 { return close() }
         stream.shutdown()
