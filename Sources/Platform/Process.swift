@@ -17,6 +17,12 @@ public enum Descriptor {
     public static func setNonBlocking(_ fd: Int32) { _ = codexlb_set_nonblocking(fd, 1) }
     public static func close(_ fd: Int32) { if fd >= 0 { _ = Glibc.close(fd) } }
 
+    /// `device:inode` of the open file, as systemd writes `JOURNAL_STREAM`.
+    public static func identity(_ fd: Int32) -> String? {
+        var info = stat()
+        return fstat(fd, &info) == 0 ? "\(info.st_dev):\(info.st_ino)" : nil
+    }
+
     /// A second descriptor of the same open file, close-on-exec; -1 when there is no room.
     public static func duplicate(_ fd: Int32) -> Int32 { fcntl(fd, F_DUPFD_CLOEXEC, 3) }
 

@@ -25,8 +25,8 @@ public struct Settings: Sendable, Equatable {
     public var workers: Int
     public var logFormat: LogFormat
     public var logLevel: String
-    /// Log lines carry `<N>` priorities: stderr is the journal's.
-    public var logsToJournal: Bool
+    /// The journal's stream as systemd names it, `device:inode`; log lines carry `<N>` priorities when stderr is that stream.
+    public var journalStream: String?
     public var times: TimeLimits
     /// `host:port` of an HTTP proxy for https upstreams, with `user:password` in front if it wants them.
     public var httpsProxy: String?
@@ -137,7 +137,7 @@ public struct Settings: Sendable, Equatable {
         guard ["trace", "debug", "info", "notice", "warning", "error", "critical"].contains(logLevel) else {
             throw SettingsError("CODEX_LB_LOG_LEVEL", "\"\(logLevel)\"; give trace, debug, info, notice, warning, error or critical")
         }
-        logsToJournal = value("JOURNAL_STREAM") != nil
+        journalStream = value("JOURNAL_STREAM")
         times = TimeLimits()
         for (name, path) in Self.timeNames {
             guard let text = value(name) else { continue }

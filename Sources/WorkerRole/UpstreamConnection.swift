@@ -207,6 +207,7 @@ final class UpstreamConnection: ByteStreamDelegate {
             isPaused = false
             giveBack()
         } else {
+            pool.keepSession(of: self)
             close()
         }
         user?.upstreamCompleted()

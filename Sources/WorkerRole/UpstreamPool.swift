@@ -78,12 +78,17 @@ final class UpstreamPool {
     }
 
     func returned(_ connection: UpstreamConnection) {
-        if origin(connection).isTLS, let session = connection.session { sessions[origin(connection)] = session }
+        keepSession(of: connection)
         let waiting = idle[origin(connection), default: []]
         if waiting.count >= Limits.upstreamPoolIdlePerOriginMax {
             waiting.first?.close()
         }
         idle[origin(connection), default: []].append(connection)
+    }
+
+    /// Called when an answer is whole: by then a TLS 1.3 server has sent its tickets.
+    func keepSession(of connection: UpstreamConnection) {
+        if origin(connection).isTLS, let session = connection.session { sessions[origin(connection)] = session }
     }
 
     private func origin(_ connection: UpstreamConnection) -> Origin { connection.origin }

@@ -85,7 +85,8 @@ private func writeError(_ line: String) {
 }
 
 func makeLog(_ role: String, _ settings: Settings) -> Logger {
-    Logs.make(role: role, json: settings.logFormat == .json, journal: settings.logsToJournal, level: settings.logLevel)
+    let toJournal = settings.journalStream.map { $0 == Descriptor.identity(2) } ?? false
+    return Logs.make(role: role, json: settings.logFormat == .json, journal: toJournal, level: settings.logLevel)
 }
 
 struct Serve: ParsableCommand {
