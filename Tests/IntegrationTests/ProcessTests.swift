@@ -169,7 +169,9 @@ extension Integration {
             let port = stage.daemon.address.split(separator: ":").last!
             #expect(Self.listening(writer, port: UInt16(port)!) == 0, "the writer has the listener")
             // The kernel's table is read in pieces while it changes: an entry may be missed.
-            #expect(eventually(5) { Self.listening(worker, port: UInt16(port)!) >= 1 })
+            let isListening = eventually(5) { Self.listening(worker, port: UInt16(port)!) >= 1 }
+            let table = procText("/proc/net/tcp").split(separator: "\n").filter { $0.contains(" 0A ") }
+            #expect(isListening, "port \(port), worker \(worker), table \(table)")
         }
 
         private static func descriptors(_ pid: Int32) -> [Int: String] {
@@ -182,7 +184,7 @@ extension Integration {
 
         /// How many of the sockets listen on this port.
         private static func listening(_ links: [Int: String], port: UInt16) -> Int {
-            let text = String(decoding: FileManager.default.contents(atPath: "/proc/net/tcp") ?? Data(), as: UTF8.self)
+            let text = procText("/proc/net/tcp")
             let hex = String(format: ":%04X", port)
             let inodes = Set(
                 text.split(separator: "\n").dropFirst().compactMap { line -> String? in

@@ -50,6 +50,60 @@ extension Integration {
             }
         }
 
+        /// Far more pipelined requests than are kept at once are all answered, in order.
+        @Test func manyPipelined() throws {
+            let stage = try Stage("a")
+            let connection = try stage.daemon.connect()
+            let count = 1500
+            let all = Array((0..<count).map { "GET /health/live HTTP/1.1\r\nHost: localhost\r\nX-Pad: \(String(repeating: "x", count: 100))\r\nX-Request-Id: p-\($0)\r\n\r\n" }.joined().utf8)
+            // The server stops reading while it can't write: both directions must move.
+            var sent = 0
+            for i in 0..<count {
+                if sent < all.count {
+                    let piece = Array(all[sent..<min(all.count, sent + 1000)])
+                    try connection.send(piece)
+                    sent += piece.count
+                }
+                let answer = try connection.answer()
+                guard answer.header("x-request-id") == "p-\(i)" else {
+                    Issue.record("answer \(i) is \(answer.header("x-request-id") ?? "none")")
+                    return
+                }
+            }
+            let turns = (0..<300).map { Self.request(id: "t-\($0)") }.joined()
+            try connection.send(turns)
+            for i in 0..<300 { #expect(try connection.answer().header("x-request-id") == "t-\(i)") }
+            #expect(stage.calls("a") == 300)
+        }
+
+        /// A body where none is expected is read away and not taken for a request.
+        @Test func bodyOfGet() throws {
+            let stage = try Stage("a")
+            let connection = try stage.daemon.connect()
+            let get = "GET /health/live HTTP/1.1\r\nHost: localhost\r\n"
+            try connection.send(get + "Content-Length: 5\r\n\r\nGET /" + get + "\r\n")
+            #expect(try connection.answer().json["status"] as? String == "ok")
+            #expect(try connection.answer().json["status"] as? String == "ok")
+        }
+
+        /// An upstream that answers before it has read the body: the client gets that answer.
+        @Test func earlyAnswer() throws {
+            let daemon = try Daemon()
+            let listener = try PassedListener()
+            try daemon.addAccount("a", baseURL: "http://127.0.0.1:\(listener.port)/v1", key: "sk-up-a")
+            try daemon.start()
+            let client = try daemon.connect()
+            let body = Array("{\"model\":\"gpt-5.4\",\"input\":\"\(String(repeating: "x", count: 20_000_000))\"}".utf8)
+            try client.send("POST", "/v1/responses", body: body)
+            let upstream = try listener.accept()
+            #expect(try upstream.waitBytes(1000))
+            try upstream.send(Behaviour.whole(413, Canned.error(code: "too_big"), ["Connection": "close"]))
+            upstream.shutdownWrite()
+            let answer = try client.answer(10)
+            #expect(answer.status == 413)
+            #expect(answer.errorCode == "too_big")
+        }
+
         /// `Expect: 100-continue` gets its interim answer before the body is sent.
         @Test func expectContinue() throws {
             let stage = try Stage("a")

@@ -47,7 +47,9 @@ class Server:
         self.directory = tempfile.mkdtemp(prefix="clb-sdk-", dir="/tmp")
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("CODEX_LB_")}
         self.env["CODEX_LB_DATA_DIR"] = self.directory
-        self.run("accounts", "add", "one", "--base-url", upstream_url, "--key-file", "-", stdin="sk-upstream-secret\n")
+        self.upstream = upstream_url
+        if upstream_url:
+            self.run("accounts", "add", "one", "--base-url", upstream_url, "--key-file", "-", stdin="sk-upstream-secret\n")
         self.log = open(os.path.join(self.directory, "log"), "w+")
         self.process = subprocess.Popen([BINARY, "serve", "--listen", "127.0.0.1:0", "--workers", "1"], env=self.env, stderr=self.log)
         end = time.monotonic() + 30
@@ -93,6 +95,19 @@ def demo():
     server.stop()
     upstream.terminate()
     upstream.wait(10)
+
+
+@pytest.fixture(scope="session")
+def login(demo):
+    """A server whose one account is a ChatGPT login: everything is translated to Responses streams and back."""
+    base = demo.upstream.removesuffix("/v1")
+    server = Server(None)
+    auth = os.path.join(server.directory, "auth.json")
+    with open(auth, "w") as file:
+        json.dump({"tokens": {"access_token": "at", "refresh_token": "rt", "id_token": "e30.e30.", "account_id": "acc"}}, file)
+    server.run("accounts", "import", auth, "--name", "login", "--base-url", base)
+    yield server
+    server.stop()
 
 
 @pytest.fixture()

@@ -129,3 +129,33 @@ def test_no_active_account(failing):
             break
         deadline -= 1
     assert caught.value.code == "no_accounts" and caught.value.status_code == 503
+
+
+def wait_for_account(server):
+    """The account was added while the server ran: it is used within a second."""
+    for _ in range(100):
+        try:
+            return client(server).responses.create(model="demo-1", input="hi")
+        except openai.InternalServerError as error:
+            assert error.code == "no_accounts"
+    raise AssertionError("the account is not used")
+
+
+def test_login_response(login):
+    response = wait_for_account(login)
+    assert response.output_text == TEXT and response.status == "completed" and response.usage.output_tokens == 20
+    with client(login).responses.stream(model="demo-1", input="hi") as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert kinds[0] == "response.created" and final.output_text == TEXT
+
+
+def test_login_chat(login):
+    wait_for_account(login)
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    completion = client(login).chat.completions.create(model="demo-1", messages=messages)
+    assert completion.choices[0].message.content == TEXT and completion.usage.total_tokens == 32
+    chunks = list(client(login).chat.completions.create(model="demo-1", messages=messages, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == TEXT
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert chunks[-1].usage.total_tokens == 32

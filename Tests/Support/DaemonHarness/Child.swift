@@ -20,6 +20,20 @@ public func eventually(_ seconds: Double = 10, every: Double = 0.005, _ conditio
     }
 }
 
+/// The text of a file of /proc, which tells no size: read to its end.
+public func procText(_ path: String) -> String {
+    let fd = open(path, O_RDONLY | O_CLOEXEC)
+    guard fd >= 0 else { return "" }
+    defer { close(fd) }
+    var text: [UInt8] = []
+    var buffer = [UInt8](repeating: 0, count: 1 << 20)
+    while true {
+        let n = read(fd, &buffer, buffer.count)
+        guard n > 0 else { return String(decoding: text, as: UTF8.self) }
+        text += buffer[..<n]
+    }
+}
+
 /// A process of ours, started with posix_spawn and reaped by its pid.
 public final class Child: @unchecked Sendable {  // `lock` guards the exit
     public enum Exit: Equatable, Sendable, CustomStringConvertible {
@@ -37,10 +51,10 @@ public final class Child: @unchecked Sendable {  // `lock` guards the exit
     private let lock = NSLock()
     private var exit: Exit?
 
-    /// Output goes to files, input comes from one.
+    /// Output goes to files, input comes from one. `passing` becomes descriptor 3.
     public init(
         _ executable: String, _ arguments: [String], environment: [String: String], input: String = "/dev/null", output: String = "/dev/null",
-        errors: String = "/dev/null"
+        errors: String = "/dev/null", passing: Int32? = nil
     ) throws {
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
@@ -48,6 +62,7 @@ public final class Child: @unchecked Sendable {  // `lock` guards the exit
         posix_spawn_file_actions_addopen(&actions, 0, input, O_RDONLY, 0)
         posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT | O_APPEND, 0o600)
         posix_spawn_file_actions_addopen(&actions, 2, errors, O_WRONLY | O_CREAT | O_APPEND, 0o600)
+        if let passing { posix_spawn_file_actions_adddup2(&actions, passing, 3) }
         // The test runner's threads block signals that the daemon must get.
         var attributes = posix_spawnattr_t()
         posix_spawnattr_init(&attributes)
@@ -55,7 +70,9 @@ public final class Child: @unchecked Sendable {  // `lock` guards the exit
         var none = sigset_t()
         sigemptyset(&none)
         posix_spawnattr_setsigmask(&attributes, &none)
-        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
+        sigaddset(&none, SIGPIPE)
+        posix_spawnattr_setsigdefault(&attributes, &none)
+        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF))
         var argv = ([executable] + arguments).map { strdup($0) } + [nil]
         var envp = environment.sorted { $0.key < $1.key }.map { strdup("\($0.key)=\($0.value)") } + [nil]
         defer {

@@ -68,7 +68,7 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
 
     /// Starts `serve` and waits until it is ready.
     @discardableResult
-    public func start(workers: Int = 1, _ arguments: [String] = [], seconds: Double = 20) throws -> Self {
+    public func start(_ arguments: [String] = [], workers: Int = 1, seconds: Double = 20) throws -> Self {
         try launch(workers: workers, arguments)
         try waitReady(seconds)
         return self
@@ -79,6 +79,15 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
         logStart = logBytes.count
         child = try Child(
             Self.binary, ["serve", "--listen", listen, "--workers", String(workers)] + arguments, environment: environment, errors: directory + "/log")
+    }
+
+    /// Starts `serve` as systemd does, with one listening socket as descriptor 3.
+    public func launch(passing descriptor: Int32) throws {
+        logStart = logBytes.count
+        // LISTEN_PID must be the server's own pid: the shell knows it and becomes the server.
+        child = try Child(
+            "/bin/sh", ["-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" serve --workers 1", Self.binary], environment: environment,
+            errors: directory + "/log", passing: descriptor)
     }
 
     public func waitReady(_ seconds: Double = 20) throws {

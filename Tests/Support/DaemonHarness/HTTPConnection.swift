@@ -77,6 +77,26 @@ public final class HTTPConnection {
         }
     }
 
+    init(descriptor: Int32) { fd = descriptor }
+
+    /// Waits until so many bytes have been received in all.
+    public func waitBytes(_ count: Int, seconds: Double = 10) throws -> Bool {
+        while buffer.count < count { guard try receive(seconds) else { return false } }
+        return true
+    }
+
+    /// Over a Unix-domain socket.
+    public init(unix path: String) throws {
+        fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        var a = sockaddr_un()
+        a.sun_family = sa_family_t(AF_UNIX)
+        withUnsafeMutableBytes(of: &a.sun_path) { $0.copyBytes(from: path.utf8) }
+        let code = withUnsafePointer(to: &a) { p in
+            p.withMemoryRebound(to: sockaddr.self, capacity: 1) { Glibc.connect(fd, $0, socklen_t(MemoryLayout<sockaddr_un>.size)) }
+        }
+        guard code == 0 else { throw HarnessError("connecting to \(path): \(String(cString: strerror(errno)))") }
+    }
+
     deinit { close() }
 
     public func close() {
@@ -281,5 +301,38 @@ public final class HTTPConnection {
             if let event = ServerEvent.parse(text).first { return event }
         }
         return nil
+    }
+}
+
+/// A listening socket to pass on, as systemd does.
+public final class PassedListener {
+    public let descriptor: Int32
+    public let port: UInt16
+
+    public init() throws {
+        descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        var a = sockaddr_in()
+        a.sin_family = sa_family_t(AF_INET)
+        inet_pton(AF_INET, "127.0.0.1", &a.sin_addr)
+        var size = socklen_t(MemoryLayout<sockaddr_in>.size)
+        let descriptor = descriptor
+        let isBound = withUnsafeMutablePointer(to: &a) { p in
+            p.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                bind(descriptor, $0, size) == 0 && listen(descriptor, 128) == 0 && getsockname(descriptor, $0, &size) == 0
+            }
+        }
+        guard isBound else { throw HarnessError("listening: \(String(cString: strerror(errno)))") }
+        port = UInt16(bigEndian: a.sin_port)
+    }
+
+    deinit { Glibc.close(descriptor) }
+
+    /// The next connection, to be used from the server's side.
+    public func accept(_ seconds: Double = 10) throws -> HTTPConnection {
+        var p = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+        guard poll(&p, 1, Int32(seconds * 1000)) > 0 else { throw HarnessError("nobody connects") }
+        let fd = Glibc.accept(descriptor, nil, nil)
+        guard fd >= 0 else { throw HarnessError("accept: \(String(cString: strerror(errno)))") }
+        return HTTPConnection(descriptor: fd)
     }
 }

@@ -4,6 +4,10 @@ import Loop
 import Platform
 import Vocabulary
 
+#if canImport(Glibc)
+    import Glibc
+#endif
+
 /// A scripted OpenAI- and ChatGPT-compatible server on 127.0.0.1, on a thread and loop of its own.
 ///
 /// What it answers is chosen by the bearer token of a request, so a test tells its accounts apart by their keys.
@@ -14,6 +18,7 @@ public final class FakeUpstream: @unchecked Sendable {  // its parts: `book` has
     public let port: UInt16
 
     public init() throws {
+        signal(SIGPIPE, SIG_IGN)  // libuv writes to connections that the other side has reset
         let descriptor = try Sockets.listen(.tcp(host: "127.0.0.1", port: 0))
         port = UInt16(Sockets.name(of: descriptor).split(separator: ":").last!)!
         let (book, loop) = (book, loop)
