@@ -65,7 +65,10 @@ final class ClientConnection: ByteStreamDelegate {
     private var scanned = 0
     private var isAdvancing = false
     private(set) var isHalfClosed = false
+    private var probeAt = Instant.never
+    private var probesLeft = 0
     private var deadline: Instant
+    private var lingerUntil = Instant.never
     private var bodyMark = 0
     private var answering: (any Answering)?
 
@@ -74,6 +77,8 @@ final class ClientConnection: ByteStreamDelegate {
     private var isHTTP10 = false
     private var isHead = false
     private var answerHead: [UInt8] = []
+    /// Some of it has been sent.
+    private var hasBegun = false
     private var isChunked = false
     private var pending: [UInt8] = []
     private var answerBytes = 0
@@ -85,7 +90,10 @@ final class ClientConnection: ByteStreamDelegate {
 
     /// Bytes of further requests that are kept while one is answered; above it the client is not read.
     static let pipelinedBytesMax = 64 * 1024
+    /// How long a client that sends nothing more, and one that goes on sending, gets to read the last answer.
     static let lingerMilliseconds = 2_000
+    static let lingerMillisecondsMax = 30_000
+    static let probeMilliseconds = 1_000
 
     init(_ worker: Worker, _ stream: ByteStream) {
         (self.worker, self.stream) = (worker, stream)
@@ -103,8 +111,11 @@ final class ClientConnection: ByteStreamDelegate {
 
     func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
         switch phase {
-        case .closed, .lingering:
+        case .closed:
             return
+        case .lingering:
+            // A client in the middle of a large body gets to read its refusal.
+            deadline = min(lingerUntil, worker.loop.now.adding(milliseconds: Self.lingerMilliseconds))
         case .answering:
             input += bytes
             if input.count > Self.pipelinedBytesMax { stream.stopReading() }
@@ -335,7 +346,11 @@ final class ClientConnection: ByteStreamDelegate {
         fields(&answerHead)
         if let length, !isBodiless { HeadWriter.field("Content-Length", String(length), into: &answerHead) }
         if isChunked { HeadWriter.field("Transfer-Encoding", "chunked", into: &answerHead) }
-        if !keepsAlive { HeadWriter.field("Connection", "close", into: &answerHead) }
+        if !keepsAlive {
+            HeadWriter.field("Connection", "close", into: &answerHead)
+        } else if isHTTP10 {
+            HeadWriter.field("Connection", "keep-alive", into: &answerHead)  // else it would wait for our end
+        }
         HeadWriter.end(into: &answerHead)
         worker.count(status: status)
     }
@@ -354,6 +369,7 @@ final class ClientConnection: ByteStreamDelegate {
     private func send(isLast: Bool) {
         if case .closed = phase { return }
         worker.scratch.removeAll(keepingCapacity: true)
+        hasBegun = true
         if !answerHead.isEmpty {
             worker.scratch += answerHead
             answerHead = []
@@ -383,6 +399,7 @@ final class ClientConnection: ByteStreamDelegate {
         send(isLast: true)
         if case .closed = phase { return }
         answering = nil
+        hasBegun = false
         answerBytes = 0
         pending = []
         if !keepsAlive || worker.isDraining && input.isEmpty { return linger() }
@@ -396,7 +413,9 @@ final class ClientConnection: ByteStreamDelegate {
     /// Nothing more will be answered: the connection ends once the client has taken what was written.
     private func linger() {
         phase = .lingering
-        deadline = worker.loop.now.adding(milliseconds: Self.lingerMilliseconds)
+        let now = worker.loop.now
+        deadline = now.adding(milliseconds: Self.lingerMilliseconds)
+        lingerUntil = now.adding(milliseconds: Self.lingerMillisecondsMax)
         input = []
         if isHalfClosed, stream.queuedBytes == 0 { return close() }
         stream.shutdown()
@@ -415,6 +434,7 @@ final class ClientConnection: ByteStreamDelegate {
 
     func streamEnded(_ stream: ByteStream) {
         isHalfClosed = true
+        (probeAt, probesLeft) = (worker.loop.now.adding(milliseconds: Self.probeMilliseconds), 2)
         switch phase {
         case .answering, .closed: break  // a client may close its sending side and wait for the answer
         case .lingering: if stream.queuedBytes == 0 { close() }
@@ -473,10 +493,21 @@ final class ClientConnection: ByteStreamDelegate {
                 deadline = now.adding(milliseconds: worker.settings.times.bodyProgress)
             }
         case .answering:
+            probe(now)
             answering?.sweep(now)
         case .closed:
             break
         }
+    }
+
+    /// A client that has sent its end waits for its answer or is gone; only writing tells. Before an answer has begun there is one thing
+    /// that may be written: an interim response, which every HTTP/1.1 client skips (RFC 9110 §15.2). To the first one a client that is
+    /// gone answers with a reset, which the second one meets; some clients bear no more than a few.
+    private func probe(_ now: Instant) {
+        guard now >= probeAt, probesLeft > 0, !isHTTP10, !hasBegun else { return }
+        probesLeft -= 1
+        probeAt = now.adding(milliseconds: Self.probeMilliseconds)
+        stream.write(Array("HTTP/1.1 100 Continue\r\n\r\n".utf8))
     }
 
     /// Ends a client that has taken no byte for too long.

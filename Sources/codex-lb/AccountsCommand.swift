@@ -186,7 +186,9 @@ func checkedBaseURL(_ url: String) throws -> String {
     var text = url
     while text.hasSuffix("/") { text.removeLast() }
     let rest = text.hasPrefix("https://") ? text.dropFirst(8) : text.hasPrefix("http://") ? text.dropFirst(7) : ""
-    guard !rest.isEmpty, !rest.hasPrefix("/"), !rest.contains("@"), !rest.contains("?"), !rest.contains("#"),
+    let authority = rest.prefix { $0 != "/" }
+    let port = authority.lastIndex(of: ":").map { authority.hasSuffix("]") ? "0" : authority[authority.index(after: $0)...] } ?? "0"
+    guard UInt16(port) != nil, !authority.hasPrefix(":"), !rest.isEmpty, !rest.hasPrefix("/"), !rest.contains("@"), !rest.contains("?"), !rest.contains("#"),
         rest.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F })
     else {
         complain("base URL \"\(url)\": expected https://HOST[:PORT][/PATH], for example https://api.openai.com/v1")
