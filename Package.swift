@@ -87,11 +87,13 @@ let package = Package(
             ],
             swiftSettings: ours),
         .executableTarget(
-            name: "codex-lb-load", dependencies: ["Vocabulary", "HTTPWire", "Loop", "Platform", arguments], path: "Benchmarks/LoadGenerator",
+            name: "codex-lb-load", dependencies: ["Vocabulary", "HTTPWire", "Loop", "Platform", arguments],
+            path: "Benchmarks/LoadGenerator",
             swiftSettings: ours),
         // tests
         .target(
-            name: "FakeUpstream", dependencies: ["Vocabulary", "HTTPWire", "Loop", "Platform"], path: "Tests/Support/FakeUpstream", swiftSettings: ours),
+            name: "FakeUpstream", dependencies: ["Vocabulary", "HTTPWire", "Loop", "Platform"], path: "Tests/Support/FakeUpstream",
+            swiftSettings: ours),
         .target(name: "DaemonHarness", path: "Tests/Support/DaemonHarness", swiftSettings: ours),
         .testTarget(name: "IntegrationTests", dependencies: ["FakeUpstream", "DaemonHarness", "Platform"], swiftSettings: ours),
         suite("Exchange", ["Vocabulary", "JSONWire"]),

@@ -21,13 +21,16 @@ struct LoadGenerator: ParsableCommand {
     @Option(name: .long, help: "Time before it that is not counted.") var warmup = 1.0
     @Option(name: .long, help: "Request body.") var body = #"{"model":"demo-1","input":"Hello","stream":true}"#
     @Option(name: .long, help: "CPU to run on.") var pin: Int?
-    @Option(name: .customLong("proxy-pid"), help: "Processes whose CPU time and memory are reported, separated by commas.") var proxyPIDs = ""
+    @Option(name: .customLong("proxy-pid"), help: "Processes whose CPU time and memory are reported, separated by commas.") var proxyPIDs =
+        ""
 
     func validate() throws {
         guard target.hasPrefix("127.") || target.hasPrefix("[::1]") || target.hasPrefix("localhost") else {
             throw ValidationError("load is sent to loopback only")
         }
-        guard (1...20_000).contains(connections), seconds > 0, seconds <= 120 else { throw ValidationError("1 to 20000 connections, up to 120 seconds") }
+        guard (1...20_000).contains(connections), seconds > 0, seconds <= 120 else {
+            throw ValidationError("1 to 20000 connections, up to 120 seconds")
+        }
     }
 
     static func main() {
@@ -66,7 +69,9 @@ struct LoadGenerator: ParsableCommand {
         let elapsed = Double(loop.now.nanoseconds - before.0.nanoseconds) / 1e9
         let cpu = Double(CPU.ticks(pids) - before.2) / Double(sysconf(Int32(_SC_CLK_TCK)))
         let latencies = run.latencies.sorted()
-        func quantile(_ q: Double) -> Double { latencies.isEmpty ? 0 : Double(latencies[min(latencies.count - 1, Int(Double(latencies.count) * q))]) / 1e6 }
+        func quantile(_ q: Double) -> Double {
+            latencies.isEmpty ? 0 : Double(latencies[min(latencies.count - 1, Int(Double(latencies.count) * q))]) / 1e6
+        }
         func number(_ value: Double) -> String {
             let scaled = Int((value * 1000).rounded())
             let fraction = String(scaled % 1000)

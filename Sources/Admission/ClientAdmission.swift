@@ -35,7 +35,11 @@ public enum ClientAdmission {
         let presented = bearer(caller.authorization)
         guard let presented, presented.hasPrefix(keyPrefix) else {
             if isLocal { return .success(nil) }
-            return .failure(refusal(presented == nil ? "Missing API key in Authorization header. Send \"Authorization: Bearer sk-clb-…\"; the operator makes a key with: codex-lb keys create NAME" : "Invalid API key"))
+            return .failure(
+                refusal(
+                    presented == nil
+                        ? "Missing API key in Authorization header. Send \"Authorization: Bearer sk-clb-…\"; the operator makes a key with: codex-lb keys create NAME"
+                        : "Invalid API key"))
         }
         guard let key = find(presented), key.revokedAt == nil else { return .failure(refusal("Invalid API key")) }
         if let expires = key.expiresAt, expires <= now { return .failure(refusal("API key has expired")) }

@@ -15,8 +15,10 @@ public enum FrameError: Error, Equatable, Sendable, CustomStringConvertible {
 
     public var description: String {
         switch self {
-        case .tooLarge(let n): "a frame of \(n) bytes (at most \(Limits.frameBytesMax)); the peer does not speak codex-lb's protocol \(protocolVersion)"
-        case .undecodable(let n): "a frame of \(n) bytes that can't be decoded; the peer does not speak codex-lb's protocol \(protocolVersion)"
+        case .tooLarge(let n):
+            "a frame of \(n) bytes (at most \(Limits.frameBytesMax)); the peer does not speak codex-lb's protocol \(protocolVersion)"
+        case .undecodable(let n):
+            "a frame of \(n) bytes that can't be decoded; the peer does not speak codex-lb's protocol \(protocolVersion)"
         case .unexpected(let what): "unexpected \(what)"
         }
     }
@@ -33,7 +35,10 @@ public enum FrameCodec {
         }
         let n = UInt32(body.count)
         out.reserveCapacity(out.count + headBytes + body.count)
-        out += [UInt8(truncatingIfNeeded: n >> 24), UInt8(truncatingIfNeeded: n >> 16), UInt8(truncatingIfNeeded: n >> 8), UInt8(truncatingIfNeeded: n)]
+        out += [
+            UInt8(truncatingIfNeeded: n >> 24), UInt8(truncatingIfNeeded: n >> 16), UInt8(truncatingIfNeeded: n >> 8),
+            UInt8(truncatingIfNeeded: n),
+        ]
         out += body
     }
 

@@ -11,7 +11,8 @@ public struct MappingError: Error, Equatable, Sendable, CustomStringConvertible 
 extension UsageRecord {
     public init(_ m: UsageRecordMessage) throws(MappingError) {
         guard m.idHigh != 0 || m.idLow != 0 else { throw MappingError("usage record without an id") }
-        self.init(id: RecordID(high: m.idHigh, low: m.idLow), time: WallTime(milliseconds: m.timeMs), route: m.route, requestID: m.requestID)
+        self.init(
+            id: RecordID(high: m.idHigh, low: m.idLow), time: WallTime(milliseconds: m.timeMs), route: m.route, requestID: m.requestID)
         transport = m.websocket ? .websocket : .http
         keyID = m.hasKeyID ? m.keyID : nil
         accountID = m.hasAccountID ? m.accountID : nil
@@ -72,7 +73,9 @@ extension Account {
     public init(_ m: AccountMessage) throws(MappingError) {
         guard let kind = Kind(rawValue: m.kind) else { throw MappingError("account \(m.name): unknown kind \"\(m.kind)\"") }
         guard let state = State(rawValue: m.state) else { throw MappingError("account \(m.name): unknown state \"\(m.state)\"") }
-        guard m.slot < Limits.accountsMax else { throw MappingError("account \(m.name): slot \(m.slot) is above \(Limits.accountsMax - 1)") }
+        guard m.slot < Limits.accountsMax else {
+            throw MappingError("account \(m.name): slot \(m.slot) is above \(Limits.accountsMax - 1)")
+        }
         self.init(
             id: m.id, slot: Int(m.slot), name: m.name, kind: kind, state: state, baseURL: m.baseURL,
             credentials: Credentials(

@@ -68,7 +68,8 @@ public final class DemoUpstream {
     }
 
     static let words = [
-        "Hello", " from", " the", " demo", " upstream", ".", " These", " words", " are", " canned", ",", " the", " stream", " is", " real", ":", " each",
+        "Hello", " from", " the", " demo", " upstream", ".", " These", " words", " are", " canned", ",", " the", " stream", " is", " real",
+        ":", " each",
         " is", " one", " event", ".",
     ]
 }
@@ -139,7 +140,10 @@ final class DemoConnection: ByteStreamDelegate {
         let isStream = JSONScan.find(json, "stream").flatMap { JSONScan.bool(json, $0) } ?? false
         let path = head.path.hasPrefix("/v1/") ? String(head.path.dropFirst(3)) : head.path
         switch path {
-        case "/responses": isStream ? begin("responses \(model)") { Self.responseEvents(model, server.options.events) } : whole(Self.response(model, server.options.events))
+        case "/responses":
+            isStream
+                ? begin("responses \(model)") { Self.responseEvents(model, server.options.events) }
+                : whole(Self.response(model, server.options.events))
         case "/codex/responses": begin("responses \(model)") { Self.responseEvents(model, server.options.events) }
         case "/chat/completions":
             if isStream {
@@ -155,7 +159,9 @@ final class DemoConnection: ByteStreamDelegate {
         case "/models", "/codex/models":
             whole("{\"object\":\"list\",\"data\":[{\"id\":\"demo-1\",\"object\":\"model\",\"created\":1767225600,\"owned_by\":\"demo\"}]}")
         default:
-            whole("{\"error\":{\"message\":\"no such path\",\"type\":\"invalid_request_error\",\"code\":\"not_found\",\"param\":null}}", status: 404)
+            whole(
+                "{\"error\":{\"message\":\"no such path\",\"type\":\"invalid_request_error\",\"code\":\"not_found\",\"param\":null}}",
+                status: 404)
         }
     }
 
@@ -235,18 +241,25 @@ final class DemoConnection: ByteStreamDelegate {
         out.append(
             event(
                 "response.output_item.added",
-                "\"output_index\":0,\"item\":{\"id\":\"msg_demo\",\"type\":\"message\",\"status\":\"in_progress\",\"role\":\"assistant\",\"content\":[]}"))
+                "\"output_index\":0,\"item\":{\"id\":\"msg_demo\",\"type\":\"message\",\"status\":\"in_progress\",\"role\":\"assistant\",\"content\":[]}"
+            ))
         out.append(
             event(
                 "response.content_part.added",
-                "\"item_id\":\"msg_demo\",\"output_index\":0,\"content_index\":0,\"part\":{\"type\":\"output_text\",\"text\":\"\",\"annotations\":[]}"))
+                "\"item_id\":\"msg_demo\",\"output_index\":0,\"content_index\":0,\"part\":{\"type\":\"output_text\",\"text\":\"\",\"annotations\":[]}"
+            ))
         for i in 0..<events {
             let word = DemoUpstream.words[i % DemoUpstream.words.count]
             out.append(
-                event("response.output_text.delta", "\"item_id\":\"msg_demo\",\"output_index\":0,\"content_index\":0,\"delta\":\"\(word)\",\"logprobs\":[]"))
+                event(
+                    "response.output_text.delta",
+                    "\"item_id\":\"msg_demo\",\"output_index\":0,\"content_index\":0,\"delta\":\"\(word)\",\"logprobs\":[]"))
         }
         out.append(event("response.output_item.done", "\"output_index\":0,\"item\":" + item(events)))
-        out.append(event("response.completed", "\"response\":" + responseObject(model, status: "completed", output: item(events), usage: usage(events))))
+        out.append(
+            event(
+                "response.completed",
+                "\"response\":" + responseObject(model, status: "completed", output: item(events), usage: usage(events))))
         return out
     }
     static func chat(_ model: String, _ events: Int) -> String {

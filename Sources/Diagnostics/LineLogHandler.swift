@@ -69,7 +69,8 @@ public struct LineLogHandler: LogHandler {
     }
 
     static func logfmtValue(_ value: String) -> String {
-        value.isEmpty || value.utf8.contains { $0 <= 0x20 || $0 == UInt8(ascii: "\"") || $0 == UInt8(ascii: "=") || $0 == 0x7F } ? json(value) : value
+        value.isEmpty || value.utf8.contains { $0 <= 0x20 || $0 == UInt8(ascii: "\"") || $0 == UInt8(ascii: "=") || $0 == 0x7F }
+            ? json(value) : value
     }
 
     static func json(_ text: String) -> String {
@@ -103,7 +104,8 @@ public struct LineLogHandler: LogHandler {
 public enum Logs {
     /// The logger of a process. Call once, at start.
     public static func make(role: String, json: Bool, journal: Bool, level: String) -> Logger {
-        let handler = LineLogHandler(role: role, format: json ? .json : .logfmt, hasPriority: journal, level: Logger.Level(rawValue: level) ?? .info)
+        let handler = LineLogHandler(
+            role: role, format: json ? .json : .logfmt, hasPriority: journal, level: Logger.Level(rawValue: level) ?? .info)
         return Logger(label: role) { _ in handler }
     }
 }

@@ -25,7 +25,9 @@ public enum ErrorEnvelope {
     }
 
     /// A whole `response.failed` event; `createdFirst` puts the `response.created` before it that SDKs insist on.
-    public static func failedEvents(_ error: ProxyError, responseID: String, model: String, createdSeconds: Int64, createdFirst: Bool) -> [UInt8] {
+    public static func failedEvents(_ error: ProxyError, responseID: String, model: String, createdSeconds: Int64, createdFirst: Bool)
+        -> [UInt8]
+    {
         var out: [UInt8] = []
         func response(_ status: String, _ sequence: Int, withError: Bool) {
             out += "\"sequence_number\":\(sequence),\"response\":{\"id\":".utf8
@@ -75,7 +77,8 @@ public enum ErrorEnvelope {
             upstream(502, "upstream_unavailable", "The connection to the upstream was lost before it answered: \(why)")
         case .refused(let r), .failedEvent(let r):
             ProxyError(
-                status: r.status >= 400 ? r.status : status(forCode: r.code, type: r.type), code: r.code.isEmpty ? "upstream_error" : r.code,
+                status: r.status >= 400 ? r.status : status(forCode: r.code, type: r.type),
+                code: r.code.isEmpty ? "upstream_error" : r.code,
                 type: r.type.isEmpty ? "server_error" : r.type, message: r.message.isEmpty ? "The upstream failed" : r.message,
                 origin: .upstream, retryAfterSeconds: r.retryAfterSeconds, resetsAt: r.resetsAt)
         }

@@ -80,7 +80,8 @@ public struct Exchange: Sendable {
 
     /// The attempt failed while the client has seen nothing.
     public mutating func attemptFailed(_ failure: Failure, now: WallTime, jitter: Double) -> (action: Action, penalty: Verdict.Penalty) {
-        precondition(state == .selected || state == .dispatched || state == .accepted, "illegal transition: state=\(state) event=attemptFailed")
+        precondition(
+            state == .selected || state == .dispatched || state == .accepted, "illegal transition: state=\(state) event=attemptFailed")
         lastFailure = failure
         let verdict = FailoverTable.verdict(failure, attemptsOnAccount: max(1, attemptsOnAccount), now: now, jitter: jitter)
         switch verdict.next {

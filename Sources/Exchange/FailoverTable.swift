@@ -26,7 +26,8 @@ public enum FailoverTable {
     static let rateCodes: Set<String> = ["rate_limit_exceeded", "usage_limit_reached"]
     static let quotaCodes: Set<String> = ["insufficient_quota", "usage_not_included", "quota_exceeded"]
     static let authCodes: Set<String> = [
-        "token_invalidated", "token_expired", "invalid_api_key", "invalid_authentication", "app_session_terminated", "account_session_expired",
+        "token_invalidated", "token_expired", "invalid_api_key", "invalid_authentication", "app_session_terminated",
+        "account_session_expired",
         "account_auth_invalidated", "account_deactivated", "account_suspended", "account_deleted", "refresh_token_expired",
         "refresh_token_reused", "refresh_token_invalidated", "invalid_grant",
     ]
@@ -69,7 +70,11 @@ public enum FailoverTable {
                 }
                 return Verdict(next: .nextAccount, penalty: .errors(milliseconds: 30_000))
             case 502, 503, 504:
-                return Verdict(next: .nextAccount, penalty: .errors(milliseconds: (refusal.retryAfterSeconds ?? 0) > 0 ? min(300, refusal.retryAfterSeconds!) * 1000 : errorCooldownMilliseconds))
+                return Verdict(
+                    next: .nextAccount,
+                    penalty: .errors(
+                        milliseconds: (refusal.retryAfterSeconds ?? 0) > 0
+                            ? min(300, refusal.retryAfterSeconds!) * 1000 : errorCooldownMilliseconds))
             case 400 where refusal.message.contains("model is not supported when using Codex"):
                 return Verdict(next: attemptsOnAccount < 2 ? .nextAccount : .surface, penalty: .none)
             default:
@@ -100,7 +105,9 @@ public enum FailoverTable {
     static func delay(inMessage message: String) -> Int? {
         let text = Array(message.lowercased().utf8)
         let mark = Array("try again in ".utf8)
-        guard text.count > mark.count, let start = (0...(text.count - mark.count)).first(where: { text[$0..<($0 + mark.count)].elementsEqual(mark) }) else { return nil }
+        guard text.count > mark.count,
+            let start = (0...(text.count - mark.count)).first(where: { text[$0..<($0 + mark.count)].elementsEqual(mark) })
+        else { return nil }
         var total = 0.0
         var at = start + mark.count
         var found = false

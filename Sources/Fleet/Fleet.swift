@@ -125,7 +125,9 @@ public struct Fleet: Sendable {
                 actions.append(.kill(pid))
             default: break
             }
-            if let aborted = children[i].abortedAt, let pid = children[i].state.pid, now >= aborted.adding(milliseconds: Self.abortMilliseconds) {
+            if let aborted = children[i].abortedAt, let pid = children[i].state.pid,
+                now >= aborted.adding(milliseconds: Self.abortMilliseconds)
+            {
                 children[i].abortedAt = nil
                 actions.append(.kill(pid))
             }

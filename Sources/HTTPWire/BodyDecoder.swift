@@ -172,7 +172,9 @@ public struct BodyDecoder: Sendable {
 
     private mutating func countExtension() throws(WireError) {
         extensionBytes += 1
-        guard extensionBytes <= Self.extensionBytesMax else { throw WireError(400, "chunk extensions larger than \(Self.extensionBytesMax) bytes") }
+        guard extensionBytes <= Self.extensionBytesMax else {
+            throw WireError(400, "chunk extensions larger than \(Self.extensionBytesMax) bytes")
+        }
     }
 
     private mutating func countTrailer() throws(WireError) {

@@ -57,7 +57,9 @@ public enum KnownHeader: UInt8, Sendable, CaseIterable {
     }
 
     static func named(_ bytes: RawSpan, _ range: Range<Int>) -> KnownHeader {
-        @inline(__always) func either(_ a: KnownHeader, _ b: KnownHeader? = nil, _ c: KnownHeader? = nil, _ d: KnownHeader? = nil) -> KnownHeader {
+        @inline(__always) func either(_ a: KnownHeader, _ b: KnownHeader? = nil, _ c: KnownHeader? = nil, _ d: KnownHeader? = nil)
+            -> KnownHeader
+        {
             if bytes.equalsIgnoringCase(range, a.name) { return a }
             if let b, bytes.equalsIgnoringCase(range, b.name) { return b }
             if let c, bytes.equalsIgnoringCase(range, c.name) { return c }

@@ -112,7 +112,8 @@ extension JSONScan {
             if c == Ascii.backslash {
                 guard i + 1 < count else { break }
                 switch bytes[i + 1] {
-                case Ascii.quote, Ascii.backslash, UInt8(ascii: "/"), UInt8(ascii: "b"), UInt8(ascii: "f"), UInt8(ascii: "n"), UInt8(ascii: "r"),
+                case Ascii.quote, Ascii.backslash, UInt8(ascii: "/"), UInt8(ascii: "b"), UInt8(ascii: "f"), UInt8(ascii: "n"),
+                    UInt8(ascii: "r"),
                     UInt8(ascii: "t"):
                     i += 2
                 case UInt8(ascii: "u"):

@@ -114,7 +114,8 @@ public final class ByteStream {
             stream,
             { handle, _, buffer in
                 let me = Unmanaged<ByteStream>.fromOpaque(handle!.pointee.data).takeUnretainedValue()
-                buffer!.pointee = uv_buf_init(me.loop.readBuffer.baseAddress!.assumingMemoryBound(to: CChar.self), UInt32(me.loop.readBuffer.count))
+                buffer!.pointee = uv_buf_init(
+                    me.loop.readBuffer.baseAddress!.assumingMemoryBound(to: CChar.self), UInt32(me.loop.readBuffer.count))
             },
             { handle, count, buffer in
                 let me = Unmanaged<ByteStream>.fromOpaque(handle!.pointee.data).takeUnretainedValue()
@@ -149,7 +150,8 @@ public final class ByteStream {
         guard !isClosed, bytes.count > 0 else { return }
         var sent = 0
         if queuedBytes == 0 {
-            var buffer = uv_buf_init(UnsafeMutablePointer(mutating: bytes.baseAddress!.assumingMemoryBound(to: CChar.self)), UInt32(bytes.count))
+            var buffer = uv_buf_init(
+                UnsafeMutablePointer(mutating: bytes.baseAddress!.assumingMemoryBound(to: CChar.self)), UInt32(bytes.count))
             let n = uv_try_write(stream, &buffer, 1)
             if n == bytes.count { return }
             if n > 0 { sent = Int(n) } else if n != UV_EAGAIN.rawValue && n < 0 { return failLater(n) }
@@ -167,7 +169,8 @@ public final class ByteStream {
         write.request.pointee.data = Unmanaged.passRetained(write).toOpaque()
         let code = write.bytes.withUnsafeBytes { raw in
             // The array lives in `write` until the callback; its storage does not move while nothing mutates it.
-            var buffer = uv_buf_init(UnsafeMutablePointer(mutating: raw.baseAddress!.assumingMemoryBound(to: CChar.self)), UInt32(raw.count))
+            var buffer = uv_buf_init(
+                UnsafeMutablePointer(mutating: raw.baseAddress!.assumingMemoryBound(to: CChar.self)), UInt32(raw.count))
             return uv_write(write.request, stream, &buffer, 1) { request, status in
                 let write = Unmanaged<Write>.fromOpaque(request!.pointee.data).takeRetainedValue()
                 let me = write.stream
@@ -221,7 +224,9 @@ public final class ByteStream {
         guard !isClosed else { return }
         guard kind == .tcp else { return close() }
         isClosed = true
-        let code = uv_tcp_close_reset(storage.assumingMemoryBound(to: uv_tcp_t.self)) { Unmanaged<ByteStream>.fromOpaque($0!.pointee.data).release() }
+        let code = uv_tcp_close_reset(storage.assumingMemoryBound(to: uv_tcp_t.self)) {
+            Unmanaged<ByteStream>.fromOpaque($0!.pointee.data).release()
+        }
         if code < 0 {
             isClosed = false
             close()

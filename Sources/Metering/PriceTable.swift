@@ -33,7 +33,8 @@ public enum PriceTable {
     static let models: [String: Model] = [
         "gpt-5.6-sol": Model(Price(5, 0.5, 30), priority: Price(10, 1, 60), flex: Price(2.5, 0.25, 15), long: Price(10, 1, 45)),
         "gpt-5.6-terra": Model(Price(2, 0.2, 12), priority: Price(4, 0.4, 24), flex: Price(1, 0.1, 6), long: Price(4, 0.4, 18)),
-        "gpt-5.6-luna": Model(Price(0.2, 0.02, 1.2), priority: Price(0.4, 0.04, 2.4), flex: Price(0.1, 0.01, 0.6), long: Price(0.4, 0.04, 1.8)),
+        "gpt-5.6-luna": Model(
+            Price(0.2, 0.02, 1.2), priority: Price(0.4, 0.04, 2.4), flex: Price(0.1, 0.01, 0.6), long: Price(0.4, 0.04, 1.8)),
         "gpt-5.5": Model(Price(5, 0.5, 30), priority: Price(12.5, 1.25, 75), flex: Price(2.5, 0.25, 15)),
         "gpt-5.5-pro": Model(Price(30, nil, 180), flex: Price(15, nil, 90)),
         "gpt-5.4": Model(Price(2.5, 0.25, 15), priority: Price(5, 0.5, 30), flex: Price(1.25, 0.125, 7.5), long: Price(5, 0.5, 22.5)),

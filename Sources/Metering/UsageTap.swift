@@ -50,7 +50,8 @@ public enum UsageTap {
         guard let usage = JSONScan.find(json, "usage"), JSONScan.kind(json, usage) == .object else { return }
         let part = json.extracting(usage)
         findings.usage = TokenUsage(
-            input: int(part, "input_tokens"), cachedInput: int(part, "input_tokens_details", "cached_tokens"), output: int(part, "output_tokens"),
+            input: int(part, "input_tokens"), cachedInput: int(part, "input_tokens_details", "cached_tokens"),
+            output: int(part, "output_tokens"),
             reasoning: int(part, "output_tokens_details", "reasoning_tokens"))
     }
 

@@ -47,7 +47,9 @@ public enum Descriptor {
         let own = dirfd(directory)
         var out: [Int32] = []
         while let entry = readdir(directory) {
-            let name = withUnsafePointer(to: &entry.pointee.d_name) { $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) } }
+            let name = withUnsafePointer(to: &entry.pointee.d_name) {
+                $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+            }
             if let fd = Int32(name), fd != own { out.append(fd) }
         }
         return out.sorted()
@@ -75,7 +77,9 @@ public enum Process {
             environment["CODEX_LB_HERITAGE_RUNTIME"] = heritage.runtimeDirectory
             descriptors = heritage.descriptors
         }
-        for name in ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] { environment[name] = nil }
+        for name in ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+            environment[name] = nil
+        }
         let targets = descriptors.indices.map { Heritage.firstDescriptor + Int32($0) }
         let path = executable
         var argv = ([path] + arguments).map { strdup($0) } + [nil]

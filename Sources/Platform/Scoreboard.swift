@@ -28,7 +28,8 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
 
     public init(_ memory: SharedMemory) {
         precondition(memory.bytes.count == Self.memoryBytes)
-        precondition(Counter.allCases.count <= Self.histogramStart && Self.histogramStart + Self.firstByteBounds.count + 2 <= Self.workerCells)
+        precondition(
+            Counter.allCases.count <= Self.histogramStart && Self.histogramStart + Self.firstByteBounds.count + 2 <= Self.workerCells)
         base = memory.bytes.baseAddress!
     }
 
@@ -59,7 +60,8 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     public func observeFirstByte(milliseconds: Int, worker slot: Int) {
         let bucket = Self.firstByteBounds.firstIndex { milliseconds <= $0 } ?? Self.firstByteBounds.count
         workerCell(slot, Self.histogramStart + bucket).pointee.wrappingAdd(1, ordering: .relaxed)
-        workerCell(slot, Self.histogramStart + Self.firstByteBounds.count + 1).pointee.wrappingAdd(UInt64(max(0, milliseconds)), ordering: .relaxed)
+        workerCell(slot, Self.histogramStart + Self.firstByteBounds.count + 1).pointee.wrappingAdd(
+            UInt64(max(0, milliseconds)), ordering: .relaxed)
     }
     /// Counts per bucket (not cumulative) over all workers, the last one unbounded, and the sum in milliseconds.
     public var firstByteHistogram: (counts: [Int], sumMilliseconds: Int) {

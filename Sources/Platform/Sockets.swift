@@ -19,7 +19,8 @@ public enum ListenAddress: Sendable, Equatable, CustomStringConvertible {
             return .success(.unix(path: path))
         }
         guard let colon = text.lastIndex(of: ":"), let port = UInt16(text[text.index(after: colon)...]) else {
-            return .failure(.init("listen address \"\(text)\": expected ADDRESS:PORT with a port from 0 to 65535, for example 127.0.0.1:2455"))
+            return .failure(
+                .init("listen address \"\(text)\": expected ADDRESS:PORT with a port from 0 to 65535, for example 127.0.0.1:2455"))
         }
         var host = String(text[..<colon])
         if host.hasPrefix("["), host.hasSuffix("]") { host = String(host.dropFirst().dropLast()) }
@@ -135,7 +136,9 @@ public enum Sockets {
     public static func name(of fd: Int32) -> String {
         var raw = sockaddr_storage()
         var size = socklen_t(MemoryLayout<sockaddr_storage>.size)
-        let ok = withUnsafeMutablePointer(to: &raw) { p in p.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(fd, $0, &size) } }
+        let ok = withUnsafeMutablePointer(to: &raw) { p in
+            p.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(fd, $0, &size) }
+        }
         guard ok == 0 else { return "?" }
         var text = [CChar](repeating: 0, count: 128)
         switch Int32(raw.ss_family) {
@@ -144,7 +147,8 @@ public enum Sockets {
                 p.withMemoryRebound(to: sockaddr_in.self, capacity: 1) { a in
                     var address = a.pointee.sin_addr
                     inet_ntop(AF_INET, &address, &text, 128)
-                    return String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self) + ":\(UInt16(bigEndian: a.pointee.sin_port))"
+                    return String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+                        + ":\(UInt16(bigEndian: a.pointee.sin_port))"
                 }
             }
         case AF_INET6:
@@ -152,7 +156,8 @@ public enum Sockets {
                 p.withMemoryRebound(to: sockaddr_in6.self, capacity: 1) { a in
                     var address = a.pointee.sin6_addr
                     inet_ntop(AF_INET6, &address, &text, 128)
-                    return "[\(String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self))]:\(UInt16(bigEndian: a.pointee.sin6_port))"
+                    return
+                        "[\(String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self))]:\(UInt16(bigEndian: a.pointee.sin6_port))"
                 }
             }
         default:
@@ -172,7 +177,9 @@ public enum Sockets {
 public enum ServiceManager {
     /// Sockets passed by systemd, with their names, taken out of the environment. Checks LISTEN_PID.
     public static func listenSockets(_ environment: [String: String]) -> [(name: String, descriptor: Int32)] {
-        guard let pid = environment["LISTEN_PID"], Int32(pid) == getpid(), let count = environment["LISTEN_FDS"].flatMap({ Int32($0) }), count > 0 else {
+        guard let pid = environment["LISTEN_PID"], Int32(pid) == getpid(), let count = environment["LISTEN_FDS"].flatMap({ Int32($0) }),
+            count > 0
+        else {
             return []
         }
         let names = (environment["LISTEN_FDNAMES"] ?? "").split(separator: ":", omittingEmptySubsequences: false).map(String.init)

@@ -40,7 +40,9 @@ public enum Backup {
         }
         try copy(path, partial)
         let made = examine(partial, isThorough: false)
-        guard made.problem.isEmpty else { throw StoreError(.corrupt, "the copy of \(path) is no good: \(made.problem); the database itself may be damaged") }
+        guard made.problem.isEmpty else {
+            throw StoreError(.corrupt, "the copy of \(path) is no good: \(made.problem); the database itself may be damaged")
+        }
         guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
         // link refuses a name that someone took meanwhile; rename would replace it.
         guard link(partial, target) == 0 else { throw failed("naming \(target)") }
@@ -113,7 +115,8 @@ public enum Backup {
         var info = stat()
         let bytes = stat(path, &info) == 0 ? Int(info.st_size) : 0
         let name = String(path[(path.lastIndex(of: "/").map { path.index(after: $0) } ?? path.startIndex)...])
-        var file = BackupFile(path: path, bytes: bytes, stamp: name.split(separator: ".").last.map(String.init) ?? "", revision: "", problem: "")
+        var file = BackupFile(
+            path: path, bytes: bytes, stamp: name.split(separator: ".").last.map(String.init) ?? "", revision: "", problem: "")
         do throws(StoreError) {
             let connection = try Connection(path, .readOnly)
             let application = try connection.int("PRAGMA application_id") ?? 0
@@ -138,7 +141,8 @@ public enum Backup {
         let free = Int(space.f_bavail) * Int(space.f_frsize)
         let wanted = Int(info.st_size) / 100 * freeSpacePercent
         guard free > wanted else {
-            throw StoreError(.full, "\(directory(target)) has \(free / 1_048_576) MiB free, the copy of \(source) wants \(wanted / 1_048_576 + 1) MiB")
+            throw StoreError(
+                .full, "\(directory(target)) has \(free / 1_048_576) MiB free, the copy of \(source) wants \(wanted / 1_048_576 + 1) MiB")
         }
     }
 
@@ -148,7 +152,9 @@ public enum Backup {
         defer { closedir(folder) }
         var out: [String] = []
         while let entry = readdir(folder) {
-            let name = withUnsafePointer(to: &entry.pointee.d_name) { $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) } }
+            let name = withUnsafePointer(to: &entry.pointee.d_name) {
+                $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+            }
             guard name.hasPrefix(prefix) else { continue }
             let parts = name.dropFirst(prefix.count).split(separator: "-", omittingEmptySubsequences: false)
             let isOurs =

@@ -31,14 +31,16 @@ final class Statement {
                 switch value {
                 case .null: sqlite3_bind_null(handle, at)
                 case .int(let n): sqlite3_bind_int64(handle, at, n)
-                case .text(var text): text.withUTF8 { bytes in
-                    bytes.withMemoryRebound(to: CChar.self) {
-                        sqlite3_bind_text64(handle, at, $0.baseAddress, UInt64($0.count), Connection.copied, UInt8(SQLITE_UTF8))
+                case .text(var text):
+                    text.withUTF8 { bytes in
+                        bytes.withMemoryRebound(to: CChar.self) {
+                            sqlite3_bind_text64(handle, at, $0.baseAddress, UInt64($0.count), Connection.copied, UInt8(SQLITE_UTF8))
+                        }
                     }
-                }
                 case .blob(let bytes):
                     bytes.isEmpty
-                        ? sqlite3_bind_zeroblob(handle, at, 0) : sqlite3_bind_blob64(handle, at, bytes, UInt64(bytes.count), Connection.copied)
+                        ? sqlite3_bind_zeroblob(handle, at, 0)
+                        : sqlite3_bind_blob64(handle, at, bytes, UInt64(bytes.count), Connection.copied)
                 }
             guard code == SQLITE_OK else { throw connection.error(code, "binding") }
         }
@@ -166,7 +168,9 @@ final class Connection {
 
     /// Makes this database a copy of `source` as it is at this moment.
     func copy(from source: Connection) throws(StoreError) {
-        guard let backup = sqlite3_backup_init(handle, "main", source.handle, "main") else { throw error(sqlite3_errcode(handle), "copying") }
+        guard let backup = sqlite3_backup_init(handle, "main", source.handle, "main") else {
+            throw error(sqlite3_errcode(handle), "copying")
+        }
         let step = sqlite3_backup_step(backup, -1)
         let finish = sqlite3_backup_finish(backup)
         guard step == SQLITE_DONE else { throw error(step, "copying \(source.path)") }

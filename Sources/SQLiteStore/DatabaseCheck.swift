@@ -32,7 +32,9 @@ extension SQLiteStore {
 public enum DatabaseCheck {
     /// What is wrong, a line each; empty when all is well. Reads only.
     public static func run(path: String) throws(StoreError) -> [String] {
-        guard case .ours = try Inspection.of(path) else { throw StoreError(.missing, "there is no database at \(path) yet; codex-lb serve makes one") }
+        guard case .ours = try Inspection.of(path) else {
+            throw StoreError(.missing, "there is no database at \(path) yet; codex-lb serve makes one")
+        }
         let connection = try Connection(path, .readOnly)
         var problems = try connection.rows("PRAGMA integrity_check(20)") { $0.text(0) }.filter { $0 != "ok" }
         problems += try connection.rows("PRAGMA foreign_key_check") { "row of \($0.text(0)) points to a missing row of \($0.text(2))" }
@@ -50,7 +52,9 @@ public enum DatabaseCheck {
     }
 
     private static func objects(_ connection: Connection) throws(StoreError) -> [String: String] {
-        let rows = try connection.rows("SELECT type || ' ' || name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'") {
+        let rows = try connection.rows(
+            "SELECT type || ' ' || name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
+        ) {
             ($0.text(0), $0.text(1).split(whereSeparator: { $0.isWhitespace }).joined(separator: " "))
         }
         return Dictionary(rows, uniquingKeysWith: { a, _ in a })

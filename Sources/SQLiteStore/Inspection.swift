@@ -52,7 +52,8 @@ enum Inspection {
             what = "the database of the Python codex-lb\(revision.isEmpty ? "" : " (alembic revision \(revision))")"
         } else {
             let some = tables.prefix(3).joined(separator: ", ")
-            what = "a database of another program (application id \(application), \(tables.isEmpty ? "no tables" : "tables \(some)\(tables.count > 3 ? ", …" : "")"))"
+            what =
+                "a database of another program (application id \(application), \(tables.isEmpty ? "no tables" : "tables \(some)\(tables.count > 3 ? ", …" : "")"))"
         }
         throw StoreError(.foreign, "\(path) is \(what); it was not touched. Move it away or choose another --data-dir")
     }

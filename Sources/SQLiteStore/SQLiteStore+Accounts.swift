@@ -38,7 +38,8 @@ extension SQLiteStore {
             }
             try connection.run("UPDATE accounts SET credentials = ? WHERE id = ?", [.blob(sealed), .int(id)])
             return Account(
-                id: id, slot: slot, name: new.name, kind: new.kind, state: .active, baseURL: base, credentials: new.credentials, createdAt: now)
+                id: id, slot: slot, name: new.name, kind: new.kind, state: .active, baseURL: base, credentials: new.credentials,
+                createdAt: now)
         }
     }
 
@@ -47,7 +48,8 @@ extension SQLiteStore {
             var account = try existingAccount(name)
             account.state = state
             try connection.run(
-                "UPDATE accounts SET state = ?, changed_at_ms = ? WHERE id = ?", [.text(state.rawValue), .int(now.milliseconds), .int(account.id)])
+                "UPDATE accounts SET state = ?, changed_at_ms = ? WHERE id = ?",
+                [.text(state.rawValue), .int(now.milliseconds), .int(account.id)])
             return account
         }
     }
@@ -85,7 +87,9 @@ extension SQLiteStore {
         ) { row throws(StoreError) in
             let (id, name) = (row.int(0), row.text(2))
             guard let kind = Account.Kind(rawValue: row.text(3)), let state = Account.State(rawValue: row.text(4)) else {
-                throw StoreError(.corrupt, "database \(path): account \(name) has kind \"\(row.text(3))\" and state \"\(row.text(4))\"; restore a backup")
+                throw StoreError(
+                    .corrupt, "database \(path): account \(name) has kind \"\(row.text(3))\" and state \"\(row.text(4))\"; restore a backup"
+                )
             }
             var credentials = Account.Credentials(bearer: "")
             if let key {

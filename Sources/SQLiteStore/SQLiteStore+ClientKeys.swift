@@ -8,7 +8,8 @@ extension SQLiteStore {
     ) throws(StoreError) -> (key: ClientKey, plain: String) {
         try StoreName.check(name, of: "key")
         for model in models ?? [] {
-            guard !model.isEmpty, model.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F && $0 != UInt8(ascii: "\"") && $0 != UInt8(ascii: "\\") }) else {
+            guard !model.isEmpty, model.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F && $0 != UInt8(ascii: "\"") && $0 != UInt8(ascii: "\\") })
+            else {
                 throw StoreError(.invalid, "model name \"\(model)\": expected visible ASCII without quotes and spaces")
             }
         }
@@ -49,13 +50,15 @@ extension SQLiteStore {
 
     func keys(_ condition: String, _ values: [SQLValue] = []) throws(StoreError) -> [ClientKey] {
         try connection.rows(
-            "SELECT id, name, digest, prefix, models, expires_at_ms, revoked_at_ms, created_at_ms FROM client_keys \(condition) ORDER BY id", values
+            "SELECT id, name, digest, prefix, models, expires_at_ms, revoked_at_ms, created_at_ms FROM client_keys \(condition) ORDER BY id",
+            values
         ) { row throws(StoreError) in
             var models: [String]?
             if let json = row.textOrNil(4) { models = try connection.rows("SELECT value FROM json_each(?)", [.text(json)]) { $0.text(0) } }
             return ClientKey(
                 id: row.int(0), name: row.text(1), digest: row.blob(2), prefix: row.text(3), models: models,
-                expiresAt: row.intOrNil(5).map { WallTime(milliseconds: $0) }, revokedAt: row.intOrNil(6).map { WallTime(milliseconds: $0) },
+                expiresAt: row.intOrNil(5).map { WallTime(milliseconds: $0) },
+                revokedAt: row.intOrNil(6).map { WallTime(milliseconds: $0) },
                 createdAt: WallTime(milliseconds: row.int(7)))
         }
     }

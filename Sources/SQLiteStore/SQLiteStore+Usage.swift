@@ -43,7 +43,9 @@ extension SQLiteStore {
             (r.modelAsked, r.modelServed, r.status, r.errorCode) = (row.text(7), row.text(8), Int(row.int(9)), row.text(10))
             (r.inputTokens, r.cachedInputTokens, r.outputTokens, r.reasoningTokens) = (row.int(11), row.int(12), row.int(13), row.int(14))
             (r.costMicrodollars, r.firstByteMilliseconds) = (row.intOrNil(15), row.intOrNil(16))
-            (r.durationMilliseconds, r.attempts, r.requestBytes, r.responseBytes) = (row.int(17), Int(row.int(18)), row.int(19), row.int(20))
+            (r.durationMilliseconds, r.attempts, r.requestBytes, r.responseBytes) = (
+                row.int(17), Int(row.int(18)), row.int(19), row.int(20)
+            )
             return UsageListing(record: r, key: row.text(21), account: row.text(22))
         }
     }

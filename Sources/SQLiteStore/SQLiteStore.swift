@@ -40,7 +40,8 @@ public final class SQLiteStore: StoreSession, @unchecked Sendable {  // one call
     }
 
     static func open(
-        path: String, keyPath: String, appVersion: String, lockWaitMilliseconds: Int, now: WallTime, backupsKept: Int = 5, revisions: [Revision]
+        path: String, keyPath: String, appVersion: String, lockWaitMilliseconds: Int, now: WallTime, backupsKept: Int = 5,
+        revisions: [Revision]
     ) throws(StoreError) -> SQLiteStore {
         _ = try Inspection.of(path)
         let lock = try WriterLock.acquire(database: path, waitMilliseconds: lockWaitMilliseconds)
@@ -55,7 +56,8 @@ public final class SQLiteStore: StoreSession, @unchecked Sendable {  // one call
         let key = try key(for: connection, keyPath: keyPath)
         let mode = try connection.rows("PRAGMA journal_mode = WAL") { $0.text(0) }.first ?? ""
         guard mode == "wal" else {
-            throw StoreError(.io, "database \(path): this file system does not carry SQLite's WAL (journal mode stays \"\(mode)\"); use a local one")
+            throw StoreError(
+                .io, "database \(path): this file system does not carry SQLite's WAL (journal mode stays \"\(mode)\"); use a local one")
         }
         // With groups of records FULL costs nothing, and a power cut loses nothing that was acknowledged.
         try connection.execute("PRAGMA synchronous = FULL")

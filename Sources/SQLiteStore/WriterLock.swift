@@ -34,7 +34,8 @@ public final class WriterLock: Sendable {
                 close(fd)
                 throw StoreError(
                     .busy,
-                    "database \(path) is being written by \(pid.isEmpty ? "another process" : "process \(pid)"); only one codex-lb can use a data directory")
+                    "database \(path) is being written by \(pid.isEmpty ? "another process" : "process \(pid)"); only one codex-lb can use a data directory"
+                )
             }
             usleep(20_000)
         }

@@ -111,7 +111,8 @@ public struct SealingKey: Sendable, CustomStringConvertible {
         }
         let theirs = sealed[1..<1 + Self.idBytes]
         guard Array(theirs) == id else {
-            throw SealingError(.wrongKey, "the sealed value of \(context) needs the encryption key \(Self.hex(theirs)), this one is \(fingerprint)")
+            throw SealingError(
+                .wrongKey, "the sealed value of \(context) needs the encryption key \(Self.hex(theirs)), this one is \(fingerprint)")
         }
         let nonce = Array(sealed[1 + Self.idBytes..<Self.headBytes])
         let cipher = Array(sealed[Self.headBytes..<sealed.count - Self.tagBytes])

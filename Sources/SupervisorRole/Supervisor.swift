@@ -147,7 +147,8 @@ final class Supervisor {
             let isOrderly = exit == .code(0) && child.state.name == "draining"
             if !isOrderly {
                 log.error(
-                    "child ended", metadata: ["child": "\(child.slot)", "pid": "\(pid)", "cause": "\(exit)", "unacknowledged_records": "\(hasRecords)"])
+                    "child ended",
+                    metadata: ["child": "\(child.slot)", "pid": "\(pid)", "cause": "\(exit)", "unacknowledged_records": "\(hasRecords)"])
             }
             links[child.slot]?.close()
             links[child.slot] = nil
@@ -172,10 +173,12 @@ final class Supervisor {
 
     private func announce() {
         let names = listeners.map { Sockets.name(of: $0) }
-        log.notice("ready", metadata: [
-            "workers": "\(settings.workers)", "listen": "\(names.joined(separator: " "))", "accounts": "\(readyFacts?.accounts ?? 0)",
-            "milliseconds": "\(loop.now.milliseconds(since: started))",
-        ])
+        log.notice(
+            "ready",
+            metadata: [
+                "workers": "\(settings.workers)", "listen": "\(names.joined(separator: " "))", "accounts": "\(readyFacts?.accounts ?? 0)",
+                "milliseconds": "\(loop.now.milliseconds(since: started))",
+            ])
         if readyFacts?.accounts == 0 {
             log.notice("no account yet; add one with: codex-lb accounts add NAME --base-url https://api.openai.com/v1 --key-file FILE")
         }
@@ -189,7 +192,9 @@ final class Supervisor {
         case .ready(let ready):
             if slot.role == .writer {
                 readyFacts = ready
-                log.info("database ready", metadata: ["database": "\(ready.database)", "revision": "\(ready.revision)", "accounts": "\(ready.accounts)"])
+                log.info(
+                    "database ready",
+                    metadata: ["database": "\(ready.database)", "revision": "\(ready.revision)", "accounts": "\(ready.accounts)"])
             }
             perform(fleet.ready(slot, now: loop.now))
         case .refused(let refused):
@@ -230,7 +235,9 @@ final class Supervisor {
             status.state = child.state.name
             status.ageMs = UInt64(now.milliseconds(since: child.since))
             status.restarts = UInt32(child.restarts)
-            if child.slot.role == .worker { status.connections = UInt32(max(0, scoreboard.value(.openConnections, worker: child.slot.number))) }
+            if child.slot.role == .worker {
+                status.connections = UInt32(max(0, scoreboard.value(.openConnections, worker: child.slot.number)))
+            }
             return status
         }
         return reply

@@ -15,7 +15,9 @@ public enum SupervisorRole {
         signal(SIGPIPE, SIG_IGN)
         log.notice(
             "codex-lb \(Version.text)",
-            metadata: ["data_directory": "\(settings.dataDirectory)", "database": "\(settings.databasePath)", "workers": "\(settings.workers)"])
+            metadata: [
+                "data_directory": "\(settings.dataDirectory)", "database": "\(settings.databasePath)", "workers": "\(settings.workers)",
+            ])
         do throws(SystemError) {
             try Directory.make(settings.dataDirectory)
             try Directory.make(settings.runtimeDirectory)
@@ -44,7 +46,8 @@ public enum SupervisorRole {
             }
         }
         for descriptor in out {
-            log.notice("listening", metadata: ["address": "\(Sockets.name(of: descriptor))", "from": "\(given.isEmpty ? "bind" : "systemd")"])
+            log.notice(
+                "listening", metadata: ["address": "\(Sockets.name(of: descriptor))", "from": "\(given.isEmpty ? "bind" : "systemd")"])
         }
         return out
     }

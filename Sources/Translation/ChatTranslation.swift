@@ -4,12 +4,14 @@ public import Vocabulary
 /// Chat Completions told as Responses and back, for accounts that speak Responses only (behaviour report 1.6, 1.7).
 public enum ChatTranslation {
     static func invalid(_ message: String, _ param: String?) -> ProxyError {
-        ProxyError(status: 400, code: "invalid_request_error", type: "invalid_request_error", message: message, param: param, origin: .downstream)
+        ProxyError(
+            status: 400, code: "invalid_request_error", type: "invalid_request_error", message: message, param: param, origin: .downstream)
     }
 
     /// Members of a chat request that mean the same in a Responses request, or are unknown to us: they pass as they are.
     private static let rewritten: Set<String> = [
-        "messages", "tools", "tool_choice", "response_format", "max_tokens", "max_completion_tokens", "n", "store", "stream_options", "functions",
+        "messages", "tools", "tool_choice", "response_format", "max_tokens", "max_completion_tokens", "n", "store", "stream_options",
+        "functions",
         "function_call", "reasoning_effort", "verbosity",
     ]
 
@@ -76,8 +78,12 @@ public enum ChatTranslation {
                 ])
             }
         case "tool":
-            guard let id = message["tool_call_id"]?.stringValue else { throw invalid("\"tool_call_id\" is missing", "\(place).tool_call_id") }
-            input.append(["type": "function_call_output", "call_id": .string(id), "output": .string(try plainText(message["content"], at: place))])
+            guard let id = message["tool_call_id"]?.stringValue else {
+                throw invalid("\"tool_call_id\" is missing", "\(place).tool_call_id")
+            }
+            input.append([
+                "type": "function_call_output", "call_id": .string(id), "output": .string(try plainText(message["content"], at: place)),
+            ])
         default:
             throw invalid("\"\(role)\" is no role; send system, developer, user, assistant or tool", "\(place).role")
         }
@@ -112,13 +118,21 @@ public enum ChatTranslation {
                 out.append(["type": "input_text", "text": part["text"] ?? ""])
             case "image_url":
                 let image = part["image_url"]
-                guard let url = image?.stringValue ?? image?["url"]?.stringValue else { throw invalid("\"image_url.url\" is missing", here) }
-                var item: JSONMembers = JSONMembers([.init(key: "type", value: "input_image"), .init(key: "image_url", value: .string(url))])
+                guard let url = image?.stringValue ?? image?["url"]?.stringValue else {
+                    throw invalid("\"image_url.url\" is missing", here)
+                }
+                var item: JSONMembers = JSONMembers([
+                    .init(key: "type", value: "input_image"), .init(key: "image_url", value: .string(url)),
+                ])
                 if let detail = image?["detail"], !detail.isNull { item["detail"] = detail }
                 out.append(.object(item))
             case "file":
-                guard let data = part["file"]?["file_data"]?.stringValue else { throw invalid("only files with \"file_data\" can be sent", here) }
-                var item: JSONMembers = JSONMembers([.init(key: "type", value: "input_file"), .init(key: "file_data", value: .string(data))])
+                guard let data = part["file"]?["file_data"]?.stringValue else {
+                    throw invalid("only files with \"file_data\" can be sent", here)
+                }
+                var item: JSONMembers = JSONMembers([
+                    .init(key: "type", value: "input_file"), .init(key: "file_data", value: .string(data)),
+                ])
                 if let name = part["file"]?["filename"] { item["filename"] = name }
                 out.append(.object(item))
             case "input_audio":
@@ -225,13 +239,15 @@ public struct ChatStreamTranslator: Sendable {
             delta = JSONMembers([.init(key: "role", value: "assistant")] + delta.members)
         }
         write(
-            [["index": 0, "delta": .object(delta), "logprobs": nil, "finish_reason": finish.map { .string($0) } ?? nil]], usage: includeUsage ? .some(.null) : nil,
+            [["index": 0, "delta": .object(delta), "logprobs": nil, "finish_reason": finish.map { .string($0) } ?? nil]],
+            usage: includeUsage ? .some(.null) : nil,
             into: &out)
     }
 
     private func write(_ choices: JSONValue, usage: JSONValue?, into out: inout [UInt8]) {
         var members = JSONMembers([
-            .init(key: "id", value: .string(id)), .init(key: "object", value: "chat.completion.chunk"), .init(key: "created", value: .int(created)),
+            .init(key: "id", value: .string(id)), .init(key: "object", value: "chat.completion.chunk"),
+            .init(key: "created", value: .int(created)),
             .init(key: "model", value: .string(model)), .init(key: "choices", value: choices),
         ])
         if let usage { members["usage"] = usage }

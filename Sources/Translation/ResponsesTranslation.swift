@@ -34,7 +34,9 @@ public enum ResponsesTranslation {
         let present = JSONScan.find(bytes, "instructions")
         let hasInstructions = present.map { JSONScan.kind(bytes, $0) == .string } ?? false
         if !hasInstructions, !changes.contains(where: { $0.key == "instructions" }) { changes.append(("instructions", Array("\"\"".utf8))) }
-        guard let out = JSONEdit.setting(bytes, changes) else { throw ChatTranslation.invalid("The request body must be a JSON object", nil) }
+        guard let out = JSONEdit.setting(bytes, changes) else {
+            throw ChatTranslation.invalid("The request body must be a JSON object", nil)
+        }
         return out
     }
 
@@ -48,7 +50,8 @@ public enum ResponsesTranslation {
             JSONScan.members(bytes, item) { key, value in
                 if JSONScan.keyEquals(bytes, key, "type"), JSONScan.equals(bytes, value, "additional_tools") { isLite = true }
                 if JSONScan.keyEquals(bytes, key, "role") {
-                    if JSONScan.equals(bytes, value, "system") || JSONScan.equals(bytes, value, "developer") || JSONScan.equals(bytes, value, "tool")
+                    if JSONScan.equals(bytes, value, "system") || JSONScan.equals(bytes, value, "developer")
+                        || JSONScan.equals(bytes, value, "tool")
                         || JSONScan.equals(bytes, value, "assistant")
                     {
                         needsChange = true
@@ -61,7 +64,9 @@ public enum ResponsesTranslation {
         }
         guard needsChange, !isLite else { return }
         var instructions: [String] = []
-        if let present = JSONScan.find(bytes, "instructions"), let text = JSONScan.string(bytes, present), !text.isEmpty { instructions.append(text) }
+        if let present = JSONScan.find(bytes, "instructions"), let text = JSONScan.string(bytes, present), !text.isEmpty {
+            instructions.append(text)
+        }
         var out: [UInt8] = [UInt8(ascii: "[")]
         func append(_ item: [UInt8]) {
             if out.count > 1 { out.append(UInt8(ascii: ",")) }

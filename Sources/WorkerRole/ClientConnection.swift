@@ -1,12 +1,12 @@
-import Settings
-import Logging
 import Admission
 import Exchange
 import HTTPWire
 import Inflate
 import JSONWire
+import Logging
 import Loop
 import Platform
+import Settings
 import Vocabulary
 
 /// A client's request, from its complete head on.
@@ -163,7 +163,9 @@ final class ClientConnection: ByteStreamDelegate {
                         scanned = 0
                         deadline = worker.loop.now.adding(milliseconds: worker.settings.times.head)
                     }
-                    guard let (head, consumed) = try RequestHead.parse(bytes.extracting(droppingFirst: offset), scanned: &scanned) else { return }
+                    guard let (head, consumed) = try RequestHead.parse(bytes.extracting(droppingFirst: offset), scanned: &scanned) else {
+                        return
+                    }
                     offset += consumed
                     scanned = 0
                     received(head)
@@ -191,7 +193,9 @@ final class ClientConnection: ByteStreamDelegate {
             requestID: nil)
     }
 
-    private func takeBody(_ request: ClientRequest, _ decoder: inout BodyDecoder, _ bytes: RawSpan, _ offset: inout Int) throws(WireError) -> Bool {
+    private func takeBody(_ request: ClientRequest, _ decoder: inout BodyDecoder, _ bytes: RawSpan, _ offset: inout Int) throws(WireError)
+        -> Bool
+    {
         while let piece = try decoder.next(bytes, &offset) {
             switch piece {
             case .data(let range):
@@ -217,18 +221,22 @@ final class ClientConnection: ByteStreamDelegate {
         let time = Clock.wall
         let recordID = worker.makeID(time)
         var id = head.fields.first(.requestID) ?? ""
-        if id.isEmpty || id.utf8.count > Limits.requestIDBytesMax || !id.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) { id = "req_" + recordID.description }
+        if id.isEmpty || id.utf8.count > Limits.requestIDBytesMax || !id.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) {
+            id = "req_" + recordID.description
+        }
         // A body that nobody will read ends the connection after the answer.
         func answerAtOnce(_ error: ProxyError, _ extra: [(String, String)] = []) {
             if head.framing != .none { keepsAlive = false }
             worker.log.info(
-                "proxy_error_response", metadata: ["request_id": "\(id)", "method": "\(head.method.text)", "status": "\(error.status)", "code": "\(error.code)"])
+                "proxy_error_response",
+                metadata: ["request_id": "\(id)", "method": "\(head.method.text)", "status": "\(error.status)", "code": "\(error.code)"])
             respond(error, requestID: id, extra)
         }
         guard let route = Route(path: head.path) else {
             return answerAtOnce(
                 ProxyError(
-                    status: 404, code: "not_found", type: "invalid_request_error", message: "No such path: \(head.method.text) \(head.path)",
+                    status: 404, code: "not_found", type: "invalid_request_error",
+                    message: "No such path: \(head.method.text) \(head.path)",
                     origin: .downstream))
         }
         guard head.method == route.method || (head.method == .head && route.method == .get) else {
@@ -250,7 +258,8 @@ final class ClientConnection: ByteStreamDelegate {
         if case .length(let count) = head.framing, count > route.bodyBytesMax {
             let error = tooLarge(route)
             return answerAtOnce(
-                ProxyError(status: 413, code: "payload_too_large", type: "invalid_request_error", message: error.reason, origin: .downstream))
+                ProxyError(
+                    status: 413, code: "payload_too_large", type: "invalid_request_error", message: error.reason, origin: .downstream))
         }
         let request = ClientRequest(head, route, recordID: recordID, id: id, time: time, start: now, key: key)
         if head.expectsContinue, head.framing != .none, !isHTTP10 { stream.write(Array("HTTP/1.1 100 Continue\r\n\r\n".utf8)) }
@@ -268,8 +277,10 @@ final class ClientConnection: ByteStreamDelegate {
     private func complete(_ request: ClientRequest) {
         phase = .answering
         deadline = .never
-        let encodings = request.head.fields.all(.contentEncoding).flatMap { $0.split(separator: ",") }.map { $0.trimmingSpaces.lowercased() }
-            .filter { $0 != "identity" && !$0.isEmpty }
+        let encodings = request.head.fields.all(.contentEncoding).flatMap { $0.split(separator: ",") }.map {
+            $0.trimmingSpaces.lowercased()
+        }
+        .filter { $0 != "identity" && !$0.isEmpty }
         guard request.route.isTurn, !encodings.isEmpty else { return worker.answer(request, on: self) }
         let (body, limit) = (request.body, request.route.bodyBytesMax)
         request.body = []
@@ -487,7 +498,9 @@ final class ClientConnection: ByteStreamDelegate {
             if request.receivedBytes - bodyMark < Limits.bodyProgressBytes {
                 refuse(
                     WireError(
-                        408, "The request body brought less than \(Limits.bodyProgressBytes) bytes in \(worker.settings.times.bodyProgress / 1000) seconds"))
+                        408,
+                        "The request body brought less than \(Limits.bodyProgressBytes) bytes in \(worker.settings.times.bodyProgress / 1000) seconds"
+                    ))
             } else {
                 bodyMark = request.receivedBytes
                 deadline = now.adding(milliseconds: worker.settings.times.bodyProgress)

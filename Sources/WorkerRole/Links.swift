@@ -1,8 +1,8 @@
-import Settings
-import Logging
 import ControlWire
+import Logging
 import Loop
 import Platform
+import Settings
 import Vocabulary
 
 /// The control socket to the supervisor: we say ready, it says drain; its end means that the supervisor is dead.
@@ -134,7 +134,8 @@ final class WriterLink: ByteStreamDelegate {
         if retryMilliseconds >= 500, !hasComplained {
             hasComplained = true
             worker.log.warning(
-                "writer not reachable: records wait in the journal", metadata: ["error": "\(why)", "journal_bytes": "\(worker.usageJournal.usedBytes)"])
+                "writer not reachable: records wait in the journal",
+                metadata: ["error": "\(why)", "journal_bytes": "\(worker.usageJournal.usedBytes)"])
         }
         retryAt = worker.loop.now.adding(milliseconds: retryMilliseconds)
         retryMilliseconds = min(1000, retryMilliseconds * 2)

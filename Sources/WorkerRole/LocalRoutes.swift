@@ -1,8 +1,8 @@
-import Settings
-import Logging
 import HTTPWire
 import JSONWire
+import Logging
 import Platform
+import Settings
 import Vocabulary
 
 /// What a worker answers by itself.
@@ -75,7 +75,8 @@ enum LocalRoutes {
         metric("journal_bytes", "gauge", "Usage records waiting for the store, bytes.", board.sum(.journalBytes))
 
         let (counts, sum) = board.firstByteHistogram
-        out += "# HELP codex_lb_first_byte_seconds From request to first byte of the answer.\n# TYPE codex_lb_first_byte_seconds histogram\n"
+        out +=
+            "# HELP codex_lb_first_byte_seconds From request to first byte of the answer.\n# TYPE codex_lb_first_byte_seconds histogram\n"
         var total = 0
         for (bound, count) in zip(Scoreboard.firstByteBounds, counts) {
             total += count

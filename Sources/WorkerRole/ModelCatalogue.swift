@@ -1,9 +1,9 @@
-import Settings
-import Logging
 import Exchange
 import HTTPWire
 import JSONWire
+import Logging
 import Loop
+import Settings
 import Vocabulary
 
 /// The models of all accounts as one list, asked from their upstreams and kept for a while.
@@ -67,8 +67,12 @@ final class ModelCatalogue {
         let fresh = found.compactMap { $0 }.joined().filter { seen.insert($0.id).inserted }
         let failed = found.contains { $0 == nil }
         if !fresh.isEmpty || !failed { models = Array(fresh) }
-        if !isOutdated { validUntil = worker.loop.now.adding(milliseconds: failed ? Self.partialCacheMilliseconds : Self.cacheMilliseconds) }
-        if failed { worker.log.notice("models of some accounts could not be listed", metadata: ["problems": "\(problems.joined(separator: "; "))"]) }
+        if !isOutdated {
+            validUntil = worker.loop.now.adding(milliseconds: failed ? Self.partialCacheMilliseconds : Self.cacheMilliseconds)
+        }
+        if failed {
+            worker.log.notice("models of some accounts could not be listed", metadata: ["problems": "\(problems.joined(separator: "; "))"])
+        }
         let all = waiting
         waiting = []
         for (request, client) in all { respond(request, client) }
@@ -80,7 +84,8 @@ final class ModelCatalogue {
             return client.respond(
                 ProxyError(
                     status: 502, code: "upstream_unavailable", type: "server_error",
-                    message: "No account's models could be listed: \(problems.joined(separator: "; "))", origin: .upstream), requestID: request.id)
+                    message: "No account's models could be listed: \(problems.joined(separator: "; "))", origin: .upstream),
+                requestID: request.id)
         }
         let allowed = models.filter { model in request.key?.models.map { $0.contains(model.id) } ?? true }
         let list = JSONValue.array(allowed.map(\.json))

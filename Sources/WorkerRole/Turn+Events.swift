@@ -1,9 +1,9 @@
-import Settings
-import Logging
 import Exchange
 import HTTPWire
 import JSONWire
+import Logging
 import Metering
+import Settings
 import Translation
 import Vocabulary
 
@@ -117,7 +117,8 @@ extension Turn {
     /// SDKs insist on `response.created` as the first event; an upstream that leaves it out gets it put in.
     private func beginWithCreated() {
         beginStream()
-        var out: [UInt8] = Array("event: response.created\ndata: {\"type\":\"response.created\",\"sequence_number\":0,\"response\":{\"id\":".utf8)
+        var out: [UInt8] = Array(
+            "event: response.created\ndata: {\"type\":\"response.created\",\"sequence_number\":0,\"response\":{\"id\":".utf8)
         JSONWriter.string(request.id, into: &out)
         out += ",\"object\":\"response\",\"created_at\":\(request.time.seconds),\"status\":\"in_progress\",\"model\":".utf8
         JSONWriter.string(ask.model, into: &out)

@@ -1,12 +1,12 @@
-import Settings
-import Logging
 import Exchange
 import HTTPWire
 import JSONWire
+import Logging
 import Loop
 import Metering
 import Platform
 import Routing
+import Settings
 import Translation
 import Vocabulary
 
@@ -353,7 +353,9 @@ final class Turn: UpstreamUser, Answering {
         guard exchange.state == .accepted, let head = responseHead else { return }
         becomeVisible()
         let length = head.fields.first(.contentLength).flatMap { Int($0) }
-        client?.beginAnswer(status: head.status, length: length) { out in UpstreamRequest.passFields(head, requestID: request.id, into: &out) }
+        client?.beginAnswer(status: head.status, length: length) { out in
+            UpstreamRequest.passFields(head, requestID: request.id, into: &out)
+        }
     }
 
     func beginStream() {
@@ -428,8 +430,10 @@ final class Turn: UpstreamUser, Answering {
         worker.log.info(
             "proxy_error_response",
             metadata: [
-                "request_id": "\(request.id)", "method": "POST", "path": "\(request.route.rawValue)", "status": "\(status)", "code": "\(code)",
-                "model": "\(ask.model.cut(utf8: Limits.recordModelBytesMax))", "account": "\(account?.value.name ?? "")", "attempts": "\(exchange.attempts)",
+                "request_id": "\(request.id)", "method": "POST", "path": "\(request.route.rawValue)", "status": "\(status)",
+                "code": "\(code)",
+                "model": "\(ask.model.cut(utf8: Limits.recordModelBytesMax))", "account": "\(account?.value.name ?? "")",
+                "attempts": "\(exchange.attempts)",
             ])
     }
 
@@ -471,7 +475,9 @@ final class Turn: UpstreamUser, Answering {
             connection?.close()
             return refusedInPart(body)
         }
-        if acceptedAt != .never, now.milliseconds(since: acceptedAt) >= worker.settings.times.holdBack, !heldBack.isEmpty, case .events = answer {
+        if acceptedAt != .never, now.milliseconds(since: acceptedAt) >= worker.settings.times.holdBack, !heldBack.isEmpty,
+            case .events = answer
+        {
             beginStream()
             client?.flush()
         }
@@ -583,7 +589,8 @@ final class Turn: UpstreamUser, Answering {
         worker.log.debug(
             "turn finished",
             metadata: [
-                "request_id": "\(request.id)", "route": "\(request.route.rawValue)", "model": "\(ask.model.cut(utf8: Limits.recordModelBytesMax))", "status": "\(status)",
+                "request_id": "\(request.id)", "route": "\(request.route.rawValue)",
+                "model": "\(ask.model.cut(utf8: Limits.recordModelBytesMax))", "status": "\(status)",
                 "code": "\(errorCode)", "account": "\(account?.value.name ?? "")", "attempts": "\(exchange.attempts)",
                 "duration_ms": "\(record.durationMilliseconds)",
             ])

@@ -102,7 +102,9 @@ final class UpstreamPool {
     /// Closes what has been idle for too long.
     func sweep(_ now: Instant) {
         for list in idle.values {
-            for connection in list where now.milliseconds(since: connection.idleSince) > Limits.upstreamPoolIdleMilliseconds { connection.close() }
+            for connection in list where now.milliseconds(since: connection.idleSince) > Limits.upstreamPoolIdleMilliseconds {
+                connection.close()
+            }
         }
         for attempt in attempts.values where attempt.deadline <= now { attempt.timedOut() }
     }
@@ -125,7 +127,8 @@ final class ConnectAttempt: ByteStreamDelegate {
     private var lastProblem = "no address"
 
     init(
-        _ pool: UpstreamPool, _ origin: Origin, proxy: OutboundProxy?, _ done: @escaping (Result<UpstreamConnection, ConnectFailure>) -> Void
+        _ pool: UpstreamPool, _ origin: Origin, proxy: OutboundProxy?,
+        _ done: @escaping (Result<UpstreamConnection, ConnectFailure>) -> Void
     ) {
         (self.pool, self.origin, self.proxy, self.done) = (pool, origin, proxy, done)
     }
@@ -210,7 +213,9 @@ final class ConnectAttempt: ByteStreamDelegate {
             var scanned = 0
             do throws(WireError) {
                 guard let (head, consumed) = try ResponseHead.parse(tunnelBytes.span.bytes, scanned: &scanned) else { return }
-                guard head.status / 100 == 2 else { return fail(.unreachable("the proxy \(proxy?.host ?? "") answered CONNECT with \(head.status)")) }
+                guard head.status / 100 == 2 else {
+                    return fail(.unreachable("the proxy \(proxy?.host ?? "") answered CONNECT with \(head.status)"))
+                }
                 guard consumed == tunnelBytes.count else { return fail(.unreachable("the proxy sent bytes before the tunnel was used")) }
             } catch {
                 return fail(.unreachable("the proxy \(proxy?.host ?? "") answered CONNECT with no HTTP: \(error.reason)"))

@@ -19,7 +19,10 @@ struct TurnRequest {
         do throws(JSONError) {
             try JSONScan.validate(bytes)
         } catch {
-            throw Self.invalid(body.isEmpty ? "The request body is empty; send a JSON object" : "The request body is no valid JSON: \(error.reason) at byte \(error.offset)", nil)
+            throw Self.invalid(
+                body.isEmpty
+                    ? "The request body is empty; send a JSON object"
+                    : "The request body is no valid JSON: \(error.reason) at byte \(error.offset)", nil)
         }
         var (model, stream, includes): (String?, Bool?, Bool) = (nil, nil, false)
         var problem: ProxyError?
@@ -30,7 +33,9 @@ struct TurnRequest {
                 if model == nil { problem = Self.invalid("\"model\" must be a string", "model") }
             } else if key.isText("stream") {
                 stream = JSONScan.bool(bytes, value)
-                if stream == nil, JSONScan.kind(bytes, value) != .null { problem = Self.invalid("\"stream\" must be true or false", "stream") }
+                if stream == nil, JSONScan.kind(bytes, value) != .null {
+                    problem = Self.invalid("\"stream\" must be true or false", "stream")
+                }
             } else if key.isText("stream_options"), JSONScan.kind(bytes, value) == .object {
                 JSONScan.members(bytes, value) { name, option in
                     if bytes.extracting(name).isText("include_usage") { includes = JSONScan.bool(bytes, option) ?? false }
@@ -49,7 +54,8 @@ struct TurnRequest {
     }
 
     static func invalid(_ message: String, _ param: String?) -> ProxyError {
-        ProxyError(status: 400, code: "invalid_request_error", type: "invalid_request_error", message: message, param: param, origin: .downstream)
+        ProxyError(
+            status: 400, code: "invalid_request_error", type: "invalid_request_error", message: message, param: param, origin: .downstream)
     }
 
     /// The body for an account's upstream: as it is, but for what accounting or the upstream's contract needs.
@@ -138,7 +144,8 @@ enum UpstreamRequest {
             case .requestID:
                 hasRequestID = true
             default:
-                if name.hasPrefix(ignoringCase: "x-forwarded-") || name.hasPrefix(ignoringCase: "cf-") || name.hasPrefix(ignoringCase: "x-codex-lb-")
+                if name.hasPrefix(ignoringCase: "x-forwarded-") || name.hasPrefix(ignoringCase: "cf-")
+                    || name.hasPrefix(ignoringCase: "x-codex-lb-")
                     || name.hasPrefix(ignoringCase: "x-codex-installation-id") || name.hasPrefix(ignoringCase: "proxy-")
                 {
                     return

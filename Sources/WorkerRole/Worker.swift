@@ -195,7 +195,8 @@ final class Worker {
         } else if let colon = name.lastIndex(of: ":") {
             name = String(name[..<colon])
         }
-        return name == "localhost" || name == "" || name.hasSuffix(".localhost") || SocketAddress(numeric: name, port: 0)?.isLoopback == true
+        return name == "localhost" || name == "" || name.hasSuffix(".localhost")
+            || SocketAddress(numeric: name, port: 0)?.isLoopback == true
     }
 
     func answer(_ request: ClientRequest, on client: ClientConnection) {
@@ -223,7 +224,10 @@ final class Worker {
             scoreboard.add(.admissionRefused, worker: slot)
             log.info(
                 "proxy_error_response",
-                metadata: ["request_id": "\(request.id)", "path": "\(request.route.rawValue)", "status": "\(error.status)", "code": "\(error.code)"])
+                metadata: [
+                    "request_id": "\(request.id)", "path": "\(request.route.rawValue)", "status": "\(error.status)",
+                    "code": "\(error.code)",
+                ])
             client.respond(error, requestID: request.id)
         }
     }
@@ -265,7 +269,8 @@ final class Worker {
         } else {
             message = "No active account serves \(route.rawValue). See: codex-lb accounts list"
         }
-        return ProxyError(status: 503, code: "no_accounts", type: "server_error", message: message, origin: .ourselves, retryAfterSeconds: 5)
+        return ProxyError(
+            status: 503, code: "no_accounts", type: "server_error", message: message, origin: .ourselves, retryAfterSeconds: 5)
     }
 
     func penalise(_ account: RoutedAccount, _ penalty: Verdict.Penalty, _ failure: Failure, now: WallTime, requestID: String) {
@@ -276,7 +281,8 @@ final class Worker {
         case .limited(let ms): (milliseconds, isLimit) = (ms, true)
         case .unauthorized(let ms): (milliseconds, isLimit) = (ms, false)
         }
-        scoreboard.coolDown(account: account.value.slot, until: WallTime(milliseconds: now.milliseconds + Int64(milliseconds)), isLimit: isLimit)
+        scoreboard.coolDown(
+            account: account.value.slot, until: WallTime(milliseconds: now.milliseconds + Int64(milliseconds)), isLimit: isLimit)
         let why: String
         switch failure {
         case .refused(let r), .failedEvent(let r): why = "status \(r.status) \(r.code)"
@@ -285,7 +291,9 @@ final class Worker {
         }
         log.notice(
             "account cools down",
-            metadata: ["account": "\(account.value.name)", "why": "\(why)", "seconds": "\(milliseconds / 1000)", "request_id": "\(requestID)"])
+            metadata: [
+                "account": "\(account.value.name)", "why": "\(why)", "seconds": "\(milliseconds / 1000)", "request_id": "\(requestID)",
+            ])
     }
 
     // MARK: Records
@@ -334,7 +342,8 @@ final class Worker {
         }
         if turns.isEmpty || now >= exitBy, connections.isEmpty || now >= exitBy, usageJournal.isEmpty || now >= exitBy {
             if !usageJournal.isEmpty {
-                log.warning("usage records are left in the journal; the supervisor keeps it", metadata: ["bytes": "\(usageJournal.usedBytes)"])
+                log.warning(
+                    "usage records are left in the journal; the supervisor keeps it", metadata: ["bytes": "\(usageJournal.usedBytes)"])
             }
             loop.stop()
         }

@@ -38,7 +38,9 @@ final class Writer {
     static let intakeRecordsMax = 20_000
     static let complainMilliseconds = 5_000
 
-    init(_ loop: EventLoop, _ session: any StoreSession, _ snapshot: Snapshot, _ heritage: Heritage, _ settings: Settings, _ log: Logger) throws {
+    init(_ loop: EventLoop, _ session: any StoreSession, _ snapshot: Snapshot, _ heritage: Heritage, _ settings: Settings, _ log: Logger)
+        throws
+    {
         (self.loop, self.heritage, self.log, self.snapshot) = (loop, heritage, log, snapshot)
         queue = CommitQueue(session, loop)
         let descriptor = try Sockets.listen(.unix(path: settings.writerSocket), mode: 0o600)
@@ -94,7 +96,9 @@ final class Writer {
             }
         }
         let isFirst = intake.isEmpty
-        for (i, record) in decoded.enumerated() { intake.append(Intake(record: record, from: worker, end: i == decoded.count - 1 ? batch.end : nil)) }
+        for (i, record) in decoded.enumerated() {
+            intake.append(Intake(record: record, from: worker, end: i == decoded.count - 1 ? batch.end : nil))
+        }
         if decoded.isEmpty { intake.append(Intake(record: nil, from: worker, end: batch.end)) }
         if intake.count > Self.intakeRecordsMax { for worker in workers.values { worker.pause() } }
         if intake.count >= Limits.batchRecordsMax {
@@ -145,7 +149,8 @@ final class Writer {
         let now = loop.now
         if complainedAt.map({ now.milliseconds(since: $0) >= Self.complainMilliseconds }) ?? true {
             complainedAt = now
-            log.error("records can't be stored; they wait and are tried again", metadata: ["error": "\(error)", "waiting": "\(intake.count)"])
+            log.error(
+                "records can't be stored; they wait and are tried again", metadata: ["error": "\(error)", "waiting": "\(intake.count)"])
         }
         // Never dropped: the batch stays in front, and every worker's journal still has it.
         retryTimer.start(milliseconds: retryMilliseconds)

@@ -25,7 +25,8 @@ public enum WriterRole {
         }
         do {
             let store = try SQLiteStore.open(
-                path: settings.databasePath, keyPath: settings.keyFile, appVersion: Version.text, lockWaitMilliseconds: lockWaitMilliseconds,
+                path: settings.databasePath, keyPath: settings.keyFile, appVersion: Version.text,
+                lockWaitMilliseconds: lockWaitMilliseconds,
                 now: Clock.wall)
             let writer = try Writer(loop, store, try store.snapshot(), heritage, settings, log)
             writer.start(supervisor, database: settings.databasePath, revision: store.revision)

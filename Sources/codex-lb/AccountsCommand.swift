@@ -135,12 +135,16 @@ struct AuthFile {
             return ExitCode(1)
         }
         let document: JSONValue
-        do throws(JSONError) { document = try JSONValue(parsing: bytes.span.bytes) } catch { throw refuse("\(error.reason) at byte \(error.offset)") }
+        do throws(JSONError) { document = try JSONValue(parsing: bytes.span.bytes) } catch {
+            throw refuse("\(error.reason) at byte \(error.offset)")
+        }
         guard let tokens = document["tokens"], tokens.objectValue != nil else {
             throw refuse("\"tokens\" is missing (log in with: codex login; an API key is added with: codex-lb accounts add)")
         }
         func token(_ snake: String, _ camel: String) throws -> String {
-            guard let text = (tokens[snake] ?? tokens[camel])?.stringValue, !text.isEmpty else { throw refuse("\"tokens.\(snake)\" is missing") }
+            guard let text = (tokens[snake] ?? tokens[camel])?.stringValue, !text.isEmpty else {
+                throw refuse("\"tokens.\(snake)\" is missing")
+            }
             return text
         }
         accessToken = try token("access_token", "accessToken")
@@ -188,7 +192,8 @@ func checkedBaseURL(_ url: String) throws -> String {
     let rest = text.hasPrefix("https://") ? text.dropFirst(8) : text.hasPrefix("http://") ? text.dropFirst(7) : ""
     let authority = rest.prefix { $0 != "/" }
     let port = authority.lastIndex(of: ":").map { authority.hasSuffix("]") ? "0" : authority[authority.index(after: $0)...] } ?? "0"
-    guard UInt16(port) != nil, !authority.hasPrefix(":"), !rest.isEmpty, !rest.hasPrefix("/"), !rest.contains("@"), !rest.contains("?"), !rest.contains("#"),
+    guard UInt16(port) != nil, !authority.hasPrefix(":"), !rest.isEmpty, !rest.hasPrefix("/"), !rest.contains("@"), !rest.contains("?"),
+        !rest.contains("#"),
         rest.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F })
     else {
         complain("base URL \"\(url)\": expected https://HOST[:PORT][/PATH], for example https://api.openai.com/v1")

@@ -107,7 +107,8 @@ enum JSONText {
 /// Columns as wide as their longest cell. Controls become `?`: what clients and upstreams wrote must not command the terminal.
 func printTable(_ titles: [String], _ rows: [[String]]) {
     let rows = rows.map { row in
-        row.map { cell in String(String.UnicodeScalarView(cell.unicodeScalars.map { $0.properties.generalCategory == .control ? "?" : $0 })) }
+        row.map { cell in String(String.UnicodeScalarView(cell.unicodeScalars.map { $0.properties.generalCategory == .control ? "?" : $0 }))
+        }
     }
     let widths = titles.indices.map { i in ([titles] + rows).map { $0[i].count }.max() ?? 0 }
     for row in [titles] + rows {

@@ -55,7 +55,8 @@ struct Database: ParsableCommand {
 
     struct Check: ParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Check integrity, foreign keys, revision and that the schema is the expected one. Exit code 1 when something is wrong.")
+            abstract:
+                "Check integrity, foreign keys, revision and that the schema is the expected one. Exit code 1 when something is wrong.")
         @Flag(name: .long, help: "One JSON object.") var json = false
         @OptionGroup var data: DataOptions
 
@@ -122,7 +123,8 @@ struct Database: ParsableCommand {
     }
 
     struct Restore: ParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Put a backup in the database's place; the present one is kept beside it.")
+        static let configuration = CommandConfiguration(
+            abstract: "Put a backup in the database's place; the present one is kept beside it.")
         @Argument(help: "The backup.") var file: String
         @OptionGroup var data: DataOptions
 

@@ -62,7 +62,10 @@ struct Demo: ParsableCommand {
         let directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         var environment = environmentWithDirectory()
         environment["CODEX_LB_DATA_DIR"] = directory
-        for name in ["CODEX_LB_RUNTIME_DIR", "RUNTIME_DIRECTORY", "STATE_DIRECTORY", "CODEX_LB_DATABASE_URL", "CODEX_LB_ENCRYPTION_KEY_FILE", "CODEX_LB_LISTEN"] {
+        for name in [
+            "CODEX_LB_RUNTIME_DIR", "RUNTIME_DIRECTORY", "STATE_DIRECTORY", "CODEX_LB_DATABASE_URL", "CODEX_LB_ENCRYPTION_KEY_FILE",
+            "CODEX_LB_LISTEN",
+        ] {
             environment[name] = nil
         }
         do throws(SystemError) {
@@ -74,7 +77,8 @@ struct Demo: ParsableCommand {
             let key = directory + "/demo.key"
             try write("sk-demo-upstream-key\n", to: key)
             let adding = try Process.spawnSelf(
-                ["accounts", "add", "demo", "--base-url", "http://\(upstream)/v1", "--key-file", key], heritage: nil, environment: environment)
+                ["accounts", "add", "demo", "--base-url", "http://\(upstream)/v1", "--key-file", key], heritage: nil,
+                environment: environment)
             guard wait(adding) == .code(0) else {
                 complain("the demo's account could not be added")
                 throw SystemError(EIO, "codex-lb accounts add")
@@ -95,7 +99,8 @@ struct Demo: ParsableCommand {
             // Signals of the terminal reach the server itself; this process only waits for it.
             signal(SIGINT, SIG_IGN)
             let server = try Process.spawnSelf(
-                ["serve", "--listen", listen, "--workers", String(workers), "--data-dir", directory], heritage: nil, environment: environment)
+                ["serve", "--listen", listen, "--workers", String(workers), "--data-dir", directory], heritage: nil,
+                environment: environment)
             DemoServer.pid = server
             signal(SIGTERM) { _ in _ = kill(DemoServer.pid, SIGTERM) }
             let exit = wait(server)

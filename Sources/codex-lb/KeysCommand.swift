@@ -9,7 +9,8 @@ struct Keys: ParsableCommand {
     struct Create: ParsableCommand {
         static let configuration = CommandConfiguration(abstract: "Make a client key and print it, once.")
         @Argument(help: "A name of your choice.") var name: String
-        @Option(name: .long, help: "When it ends: 30d, 12h, 90m, or a UTC date such as 2027-01-31 or 2027-01-31T12:00:00Z.") var expires: String?
+        @Option(name: .long, help: "When it ends: 30d, 12h, 90m, or a UTC date such as 2027-01-31 or 2027-01-31T12:00:00Z.") var expires:
+            String?
         @Option(name: .long, help: "Models it may ask for, separated by commas (default: any).") var models: String?
         @OptionGroup var data: DataOptions
 
@@ -50,7 +51,8 @@ struct Keys: ParsableCommand {
             if body.hasSuffix("Z") { body.removeLast() }
             let parts = body.split(separator: "T", omittingEmptySubsequences: false)
             let date = parts[0].split(separator: "-").compactMap { Int64($0) }
-            guard parts.count <= 2, date.count == 3, (1970...9999).contains(date[0]), (1...12).contains(date[1]), (1...31).contains(date[2]) else {
+            guard parts.count <= 2, date.count == 3, (1970...9999).contains(date[0]), (1...12).contains(date[1]), (1...31).contains(date[2])
+            else {
                 return nil
             }
             var clock: [Int64] = [0, 0, 0]
@@ -89,7 +91,10 @@ struct Keys: ParsableCommand {
                         + keys.map { k in
                             JSONText.object([
                                 ("id", .int(k.id)), ("name", .string(k.name)), ("prefix", .string(k.prefix)), ("state", .string(state(k))),
-                                ("models", k.limitsModels ? .raw("[" + k.models.map { JSONText.quoted($0) }.joined(separator: ",") + "]") : .null),
+                                (
+                                    "models",
+                                    k.limitsModels ? .raw("[" + k.models.map { JSONText.quoted($0) }.joined(separator: ",") + "]") : .null
+                                ),
                                 ("expires_at", .optional(time(k.hasExpiresAtMs, k.expiresAtMs))),
                                 ("revoked_at", .optional(time(k.hasRevokedAtMs, k.revokedAtMs))),
                                 ("created_at", .string(WallTime(milliseconds: k.createdAtMs).rfc3339)),

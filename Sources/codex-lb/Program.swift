@@ -132,7 +132,8 @@ struct Role: ParsableCommand {
         for number in [SIGINT, SIGTERM, SIGHUP] { signal(number, SIG_IGN) }
         let settings = try loadSettings()
         switch name {
-        case "worker": throw ExitCode(WorkerRole.run(heritage: heritage, settings: settings, log: makeLog("worker.\(heritage.slot)", settings)))
+        case "worker":
+            throw ExitCode(WorkerRole.run(heritage: heritage, settings: settings, log: makeLog("worker.\(heritage.slot)", settings)))
         case "writer": throw ExitCode(WriterRole.run(heritage: heritage, settings: settings, log: makeLog("writer", settings)))
         default:
             complain("no such role: \(name)")

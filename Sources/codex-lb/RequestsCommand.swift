@@ -26,7 +26,8 @@ struct Requests: ParsableCommand {
                 rows.map { row in
                     let r = row.record
                     return [
-                        WallTime(milliseconds: r.timeMs).rfc3339, r.route, row.account, row.key, r.modelServed.isEmpty ? r.modelAsked : r.modelServed,
+                        WallTime(milliseconds: r.timeMs).rfc3339, r.route, row.account, row.key,
+                        r.modelServed.isEmpty ? r.modelAsked : r.modelServed,
                         String(r.status), r.errorCode, String(r.inputTokens), String(r.cachedInputTokens), String(r.outputTokens),
                         r.hasCostMicrodollars ? Self.dollars(r.costMicrodollars) : "-", r.hasFirstByteMs ? String(r.firstByteMs) : "-",
                         String(r.durationMs),
@@ -43,12 +44,14 @@ struct Requests: ParsableCommand {
     static func json(_ row: UsageRow) -> String {
         let r = row.record
         return JSONText.object([
-            ("id", .string(RecordID(high: r.idHigh, low: r.idLow).description)), ("time", .string(WallTime(milliseconds: r.timeMs).rfc3339)),
+            ("id", .string(RecordID(high: r.idHigh, low: r.idLow).description)),
+            ("time", .string(WallTime(milliseconds: r.timeMs).rfc3339)),
             ("route", .string(r.route)), ("request_id", .string(r.requestID)), ("key", r.hasKeyID ? .string(row.key) : .null),
             ("account", r.hasAccountID ? .string(row.account) : .null),
             ("model", .string(r.modelServed.isEmpty ? r.modelAsked : r.modelServed)), ("model_asked", .string(r.modelAsked)),
             ("status", .int(Int64(r.status))), ("error_code", r.errorCode.isEmpty ? .null : .string(r.errorCode)),
-            ("input_tokens", .int(r.inputTokens)), ("cached_input_tokens", .int(r.cachedInputTokens)), ("output_tokens", .int(r.outputTokens)),
+            ("input_tokens", .int(r.inputTokens)), ("cached_input_tokens", .int(r.cachedInputTokens)),
+            ("output_tokens", .int(r.outputTokens)),
             ("reasoning_tokens", .int(r.reasoningTokens)), ("cost_microdollars", r.hasCostMicrodollars ? .int(r.costMicrodollars) : .null),
             ("first_byte_ms", r.hasFirstByteMs ? .int(r.firstByteMs) : .null), ("duration_ms", .int(r.durationMs)),
             ("attempts", .int(Int64(r.attempts))), ("request_bytes", .int(r.requestBytes)), ("response_bytes", .int(r.responseBytes)),

@@ -67,13 +67,16 @@ enum LocalStore {
             let store = try open(settings, waitMilliseconds: 5_000)
             defer { store.close() }
             if let backup = store.backup { complain("database \(settings.databasePath): copied to \(backup) before the upgrade") }
-            if !store.applied.isEmpty { complain("database \(settings.databasePath): revision \(store.applied.joined(separator: ", ")) applied") }
+            if !store.applied.isEmpty {
+                complain("database \(settings.databasePath): revision \(store.applied.joined(separator: ", ")) applied")
+            }
         }
     }
 
     private static func open(_ settings: Settings, waitMilliseconds: Int) throws -> SQLiteStore {
         try SQLiteStore.open(
-            path: settings.databasePath, keyPath: settings.keyFile, appVersion: Version.text, lockWaitMilliseconds: waitMilliseconds, now: Clock.wall,
+            path: settings.databasePath, keyPath: settings.keyFile, appVersion: Version.text, lockWaitMilliseconds: waitMilliseconds,
+            now: Clock.wall,
             backupsKept: settings.preMigrateBackups)
     }
 

@@ -8,8 +8,12 @@ private func key(models: [String]? = nil, expires: Int64? = nil, revoked: Int64?
         id: 1, name: "k", digest: [], prefix: "sk-clb-", models: models, expiresAt: expires.map { WallTime(milliseconds: $0) },
         revokedAt: revoked.map { WallTime(milliseconds: $0) }, createdAt: now)
 }
-private func check(local: Bool, forwarded: Bool = false, _ authorization: String?, known: ClientKey? = nil) -> Result<ClientKey?, ProxyError> {
-    ClientAdmission.check(Caller(isLocalPeer: local, isForwarded: forwarded, authorization: authorization), now: now) { $0 == "sk-clb-good" ? known : nil }
+private func check(local: Bool, forwarded: Bool = false, _ authorization: String?, known: ClientKey? = nil) -> Result<
+    ClientKey?, ProxyError
+> {
+    ClientAdmission.check(Caller(isLocalPeer: local, isForwarded: forwarded, authorization: authorization), now: now) {
+        $0 == "sk-clb-good" ? known : nil
+    }
 }
 
 @Suite struct ClientAdmissionTests {

@@ -5,7 +5,9 @@ import Vocabulary
 
 @Suite struct FrameReaderTests {
     static let record: UsageRecord = {
-        var r = UsageRecord(id: RecordID(high: 0x0190_0000_0000_7001, low: 0x8000_0000_0000_0002), time: WallTime(milliseconds: 1_800_000_000_123), route: "/v1/responses", requestID: "req-1")
+        var r = UsageRecord(
+            id: RecordID(high: 0x0190_0000_0000_7001, low: 0x8000_0000_0000_0002), time: WallTime(milliseconds: 1_800_000_000_123),
+            route: "/v1/responses", requestID: "req-1")
         (r.keyID, r.accountID, r.costMicrodollars, r.firstByteMilliseconds) = (3, nil, 0, nil)
         (r.modelAsked, r.modelServed, r.status, r.errorCode) = ("gpt-5", "gpt-5-2026", 200, "")
         (r.inputTokens, r.cachedInputTokens, r.outputTokens, r.reasoningTokens) = (10, 4, 20, 5)
@@ -17,7 +19,8 @@ import Vocabulary
     func splitAtEveryByte() throws {
         var bytes: [UInt8] = []
         let frames: [Frame] = [
-            Frame(.refused(Refused())), Frame(.usageBatch(UsageBatch(end: 99, records: [Self.record.journalBytes])), correlation: 7), Frame(),
+            Frame(.refused(Refused())), Frame(.usageBatch(UsageBatch(end: 99, records: [Self.record.journalBytes])), correlation: 7),
+            Frame(),
         ]
         for frame in frames { FrameCodec.encode(frame, into: &bytes) }
         for cut in 0...bytes.count {
@@ -55,10 +58,12 @@ import Vocabulary
     func mappings() throws {
         #expect(try UsageRecord(journalBytes: Self.record.journalBytes) == Self.record)
         let account = Account(
-            id: 4, slot: 2, name: "a", kind: .chatGPT, state: .paused, baseURL: "https://x/y", credentials: .init(bearer: "b", refreshToken: "r", idToken: nil, chatGPTAccountID: "c"),
+            id: 4, slot: 2, name: "a", kind: .chatGPT, state: .paused, baseURL: "https://x/y",
+            credentials: .init(bearer: "b", refreshToken: "r", idToken: nil, chatGPTAccountID: "c"),
             createdAt: WallTime(milliseconds: 5))
         let key = ClientKey(
-            id: 1, name: "k", digest: [1, 2], prefix: "sk-clb-A", models: [], expiresAt: WallTime(milliseconds: 9), revokedAt: nil, createdAt: WallTime(milliseconds: 1))
+            id: 1, name: "k", digest: [1, 2], prefix: "sk-clb-A", models: [], expiresAt: WallTime(milliseconds: 9), revokedAt: nil,
+            createdAt: WallTime(milliseconds: 1))
         let snapshot = Snapshot(version: 3, accounts: [account], clientKeys: [key], pepper: [9], settings: ["x": "y"])
         #expect(try Snapshot(SnapshotMessage(snapshot)) == snapshot)
         #expect(AccountMessage(withoutSecrets: account).bearer == "")

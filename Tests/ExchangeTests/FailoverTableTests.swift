@@ -23,9 +23,12 @@ private func verdict(_ failure: Failure, attempts: Int = 1) -> Verdict {
             verdict(.refused(UpstreamRefusal(status: 400, code: "insufficient_quota")))
                 == Verdict(next: .nextAccount, penalty: .limited(milliseconds: 120_000)))
         #expect(verdict(.refused(UpstreamRefusal(status: 401))) == Verdict(next: .nextAccount, penalty: unauthorized))
-        #expect(verdict(.refused(UpstreamRefusal(status: 403, code: "token_expired"))) == Verdict(next: .nextAccount, penalty: unauthorized))
+        #expect(
+            verdict(.refused(UpstreamRefusal(status: 403, code: "token_expired"))) == Verdict(next: .nextAccount, penalty: unauthorized))
         #expect(verdict(.refused(UpstreamRefusal(status: 403, code: "unsupported_country"))) == Verdict(next: .surface, penalty: .none))
-        for status in [502, 503, 504] { #expect(verdict(.refused(UpstreamRefusal(status: status))) == Verdict(next: .nextAccount, penalty: errors)) }
+        for status in [502, 503, 504] {
+            #expect(verdict(.refused(UpstreamRefusal(status: status))) == Verdict(next: .nextAccount, penalty: errors))
+        }
         for status in [400, 404, 409, 413, 422] { #expect(verdict(.refused(UpstreamRefusal(status: status))).next == .surface) }
         #expect(
             verdict(.failedEvent(UpstreamRefusal(status: 200, code: "rate_limit_exceeded")))
@@ -64,7 +67,9 @@ private func verdict(_ failure: Failure, attempts: Int = 1) -> Verdict {
     func reading() {
         func read(_ json: String) -> UpstreamRefusal { UpstreamRefusal(status: 400, json: Array(json.utf8).span.bytes, retryAfter: "12") }
         let body = read(#"{"error":{"message":"m","type":"t","code":"c","resets_at":5,"resets_in_seconds":6}}"#)
-        #expect(body == UpstreamRefusal(status: 400, code: "c", type: "t", message: "m", retryAfterSeconds: 12, resetsAt: 5, resetsInSeconds: 6))
+        #expect(
+            body == UpstreamRefusal(status: 400, code: "c", type: "t", message: "m", retryAfterSeconds: 12, resetsAt: 5, resetsInSeconds: 6)
+        )
         #expect(read(#"{"type":"response.failed","response":{"error":{"code":"x","message":"y"}}}"#).code == "x")
         #expect(read(#"{"detail":"no"}"#).message == "no")
         #expect(read(#"{"error":{"type":"usage_limit_reached"}}"#).code == "usage_limit_reached")

@@ -5,11 +5,14 @@
         var scanned = 0
         for length in lengths {
             do {
-                guard let (head, consumed) = try RequestHead.parse(input.span.bytes.extracting(0..<length), scanned: &scanned) else { continue }
+                guard let (head, consumed) = try RequestHead.parse(input.span.bytes.extracting(0..<length), scanned: &scanned) else {
+                    continue
+                }
                 precondition(consumed <= length && head.target.utf8.first != nil)
                 var out: [UInt8] = []
                 head.fields.forEachEndToEnd { HeadWriter.field($1, $2, into: &out) }
-                return "\(head.method) \(head.target) \(head.path) \(head.query ?? "-") \(head.framing) \(head.keepsAlive) \(consumed) \(out)"
+                return
+                    "\(head.method) \(head.target) \(head.path) \(head.query ?? "-") \(head.framing) \(head.keepsAlive) \(consumed) \(out)"
             } catch { return "\(error)" }
         }
         return "incomplete"

@@ -5,7 +5,9 @@
         var scanned = 0
         for length in lengths {
             do {
-                guard let (head, consumed) = try ResponseHead.parse(input.span.bytes.extracting(0..<length), scanned: &scanned) else { continue }
+                guard let (head, consumed) = try ResponseHead.parse(input.span.bytes.extracting(0..<length), scanned: &scanned) else {
+                    continue
+                }
                 precondition(consumed <= length)
                 return "\(head.status) \(head.framing(toMethod: .get)) \(head.keepsAlive) \(head.fields.count) \(consumed)"
             } catch { return "\(error)" }

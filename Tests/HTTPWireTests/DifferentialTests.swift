@@ -68,7 +68,9 @@ import Testing
         }
         #expect(we.method == they.method, "\(note): \(shown)")
         let absolute = they.target.hasPrefix("h") || they.target.hasPrefix("H")
-        #expect(absolute ? they.target.hasSuffix(we.target) || we.target.hasPrefix("/?") || we.target == "/" : we.target == they.target, "\(note): \(shown)")
+        #expect(
+            absolute ? they.target.hasSuffix(we.target) || we.target.hasPrefix("/?") || we.target == "/" : we.target == they.target,
+            "\(note): \(shown)")
         #expect(we.fields == they.fields, "\(note): \(shown)")
         #expect(we.body == they.body, "\(note): \(shown)")
         #expect(they.complete, "\(note): \(shown)")
@@ -93,7 +95,9 @@ import Testing
         let seed = UInt64(round) &* 7919 &+ 1
         var random = Seeded(state: seed)
         let alphabet: [UInt8] = bytes("\r\n\t :;,=\"0159aAfFxX/\\?#*HTP.") + [0, 1, 0x7F, 0x80, 0xFF]
-        let splices = ["\r\n", "\r\n\r\n", "Content-Length: 3\r\n", "Transfer-Encoding: chunked\r\n", "0\r\n\r\n", ";x=y", "Host: a\r\n", " "].map(bytes)
+        let splices = [
+            "\r\n", "\r\n\r\n", "Content-Length: 3\r\n", "Transfer-Encoding: chunked\r\n", "0\r\n\r\n", ";x=y", "Host: a\r\n", " ",
+        ].map(bytes)
         var compared = 0
         for n in 0..<3000 {
             var input = Self.corpus.randomElement(using: &random)!

@@ -20,7 +20,11 @@ struct Parsed: Equatable {
     var consumed = 0
 }
 
-enum Outcome: Equatable { case incomplete, refused(WireError), parsed(Parsed) }
+enum Outcome: Equatable {
+    case incomplete
+    case refused(WireError)
+    case parsed(Parsed)
+}
 
 func list(_ fields: HeaderFields) -> [String] {
     var all: [String] = []
@@ -36,7 +40,8 @@ func request(_ input: [UInt8], prefixes lengths: [Int]) -> Outcome {
             guard let (head, consumed) = try RequestHead.parse(input.span.bytes.extracting(0..<length), scanned: &scanned) else { continue }
             return .parsed(
                 Parsed(
-                    method: head.method.text, target: head.target, version: head.minorVersion, fields: list(head.fields), framing: head.framing,
+                    method: head.method.text, target: head.target, version: head.minorVersion, fields: list(head.fields),
+                    framing: head.framing,
                     keepsAlive: head.keepsAlive, expectsContinue: head.expectsContinue, consumed: consumed))
         } catch { return .refused(error) }
     }
@@ -49,7 +54,9 @@ func response(_ input: [UInt8], prefixes lengths: [Int]) -> Outcome {
     var scanned = 0
     for length in lengths {
         do {
-            guard let (head, consumed) = try ResponseHead.parse(input.span.bytes.extracting(0..<length), scanned: &scanned) else { continue }
+            guard let (head, consumed) = try ResponseHead.parse(input.span.bytes.extracting(0..<length), scanned: &scanned) else {
+                continue
+            }
             return .parsed(
                 Parsed(
                     version: head.minorVersion, status: head.status, fields: list(head.fields), framing: head.framing(toMethod: .get),

@@ -13,7 +13,9 @@ func hex(_ text: String) -> [UInt8] {
     static let zlib = hex("789ccb48cdc9c957c8402233f3d272124b52b9008431098a")
     static let raw = hex("cb48cdc9c957c8402233f3d272124b52b900")
     static let zstd = hex("28b52ffd0458a500007068656c6c6f20696e666c6174650a0100e14a11ad581102")
-    static let gzipZeros = hex("1f8b0800000000000203edc13101000000c2a0f54f6d067fa00000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000080d7007b58e05c400d0300")
+    static let gzipZeros = hex(
+        "1f8b0800000000000203edc13101000000c2a0f54f6d067fa00000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000080d7007b58e05c400d0300"
+    )
     static let zstdZeros = hex("28b52ffd04684c000008000100fcff391002036a0800c4e97470")
     static let zstdWindow27 = hex("28b52ffd0088d1000068656c6c6f2068656c6c6f2068656c6c6f20696e666c6174650a")
     static let zstdWindow28 = hex("28b52ffd0090d1000068656c6c6f2068656c6c6f2068656c6c6f20696e666c6174650a")
@@ -44,7 +46,9 @@ func hex(_ text: String) -> [UInt8] {
 
     @Test(arguments: cases.filter { !$0.encodings.isEmpty && $0.encodings != ["identity"] }) func aBodyCutShortIsMalformed(_ c: Case) {
         for cut in 0..<c.body.count {
-            #expect(throws: InflateError.self, "cut at \(cut)") { try Inflate.decode(Array(c.body[..<cut]), encodings: c.encodings, bytesMax: 1000) }
+            #expect(throws: InflateError.self, "cut at \(cut)") {
+                try Inflate.decode(Array(c.body[..<cut]), encodings: c.encodings, bytesMax: 1000)
+            }
         }
     }
 
@@ -77,7 +81,9 @@ func hex(_ text: String) -> [UInt8] {
         #expect(throws: InflateError.malformed("zstd")) { try Inflate.decode(Self.zstdWindow28, encodings: ["zstd"], bytesMax: 1000) }
         // A long list would be work without end.
         let many = [String](repeating: "identity", count: 1000)
-        #expect(throws: InflateError.unsupported("more than 4 encodings")) { try Inflate.decode(Self.plain, encodings: many, bytesMax: 1000) }
+        #expect(throws: InflateError.unsupported("more than 4 encodings")) {
+            try Inflate.decode(Self.plain, encodings: many, bytesMax: 1000)
+        }
     }
 
     @Test func namesWhatItCannot() {

@@ -22,15 +22,20 @@ func text(_ bytes: [UInt8]?) -> String? { bytes.map { String(decoding: $0, as: U
 /// Goal: exactly RFC 8259 is valid.
 @Suite struct ValidationTests {
     static let good = [
-        "{}", "[]", " [ ] ", "0", "-0", "1.5e+10", "1E5", "-0.1e-2", "\"\"", "\"a\\u00e9\\n\\/\\\"\"", "\"\\ud800\"", "true", "false", "null",
+        "{}", "[]", " [ ] ", "0", "-0", "1.5e+10", "1E5", "-0.1e-2", "\"\"", "\"a\\u00e9\\n\\/\\\"\"", "\"\\ud800\"", "true", "false",
+        "null",
         "[1,2,[3,{\"a\":[]}],{}]", "{\"a\":1,\"a\":2}", "\r\n\t{\"a\" : \"b\" , \"c\":[ 1 , null ]}\n", "\"\u{e9}\u{20ac}\u{1f600}\u{7f}\"",
         String(repeating: "[", count: 512) + String(repeating: "]", count: 512),
     ]
     static let bad = [
-        "", " ", "{", "}", "[", "]", "[1", "[1,", "[1,]", "[,1]", "[1 2]", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "{a:1}", "{1:1}", "{,}", "{\"a\" 1}",
-        "[}", "{]", "{\"a\":1]", "[1}", "01", "-", "+1", "1.", ".5", "1e", "1e+", "0x1", "1a", "- 1", "NaN", "Infinity", "True", "nul", "truex",
-        "'a'", "\"", "\"\\", "\"\\x\"", "\"\\u12\"", "\"\\u12g4\"", "\"\n\"", "\"\t\"", "\"\u{0}\"", "1 2", "{} {}", "[]]", "\u{feff}{}", "\u{a0}1",
-        "[1,/*c*/2]", "// c\n1", String(repeating: "[", count: 513) + String(repeating: "]", count: 513), String(repeating: "[", count: 100_000),
+        "", " ", "{", "}", "[", "]", "[1", "[1,", "[1,]", "[,1]", "[1 2]", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "{a:1}", "{1:1}", "{,}",
+        "{\"a\" 1}",
+        "[}", "{]", "{\"a\":1]", "[1}", "01", "-", "+1", "1.", ".5", "1e", "1e+", "0x1", "1a", "- 1", "NaN", "Infinity", "True", "nul",
+        "truex",
+        "'a'", "\"", "\"\\", "\"\\x\"", "\"\\u12\"", "\"\\u12g4\"", "\"\n\"", "\"\t\"", "\"\u{0}\"", "1 2", "{} {}", "[]]", "\u{feff}{}",
+        "\u{a0}1",
+        "[1,/*c*/2]", "// c\n1", String(repeating: "[", count: 513) + String(repeating: "]", count: 513),
+        String(repeating: "[", count: 100_000),
         String(repeating: "{\"a\":", count: 100_000),
     ]
 
@@ -47,10 +52,13 @@ func text(_ bytes: [UInt8]?) -> String? { bytes.map { String(decoding: $0, as: U
         _ = set(input, [("a", [0x31])])
     }
 
-    @Test(arguments: [
-        [0x80], [0xC0, 0x80], [0xC1, 0xBF], [0xE0, 0x80, 0x80], [0xED, 0xA0, 0x80], [0xF0, 0x80, 0x80, 0x80], [0xF4, 0x90, 0x80, 0x80], [0xF5, 0x80, 0x80, 0x80],
-        [0xC3], [0xE2, 0x82], [0xF0, 0x9F, 0x98], [0xFF],
-    ] as [[UInt8]]) func refusesBytesThatAreNoText(_ raw: [UInt8]) {
+    @Test(
+        arguments: [
+            [0x80], [0xC0, 0x80], [0xC1, 0xBF], [0xE0, 0x80, 0x80], [0xED, 0xA0, 0x80], [0xF0, 0x80, 0x80, 0x80], [0xF4, 0x90, 0x80, 0x80],
+            [0xF5, 0x80, 0x80, 0x80],
+            [0xC3], [0xE2, 0x82], [0xF0, 0x9F, 0x98], [0xFF],
+        ] as [[UInt8]]) func refusesBytesThatAreNoText(_ raw: [UInt8])
+    {
         #expect(throws: JSONError.self) { try validate(([0x22] + raw + [0x22])) }
     }
 
@@ -73,7 +81,8 @@ func text(_ bytes: [UInt8]?) -> String? { bytes.map { String(decoding: $0, as: U
 /// Goal: members are found without a tree.
 @Suite struct ScanTests {
     let document = bytes(
-        " {\"type\" : \"response.completed\", \"response\":{\"id\":\"r\\u0031\",\"usage\":{\"input_tokens\":12, \"n\":-9223372036854775808},\"x\":[1,\"]\",{\"}\":\"\\\"\"}],\"ok\":true},\"z\":null,\"\\u006bey\":1.5} ")
+        " {\"type\" : \"response.completed\", \"response\":{\"id\":\"r\\u0031\",\"usage\":{\"input_tokens\":12, \"n\":-9223372036854775808},\"x\":[1,\"]\",{\"}\":\"\\\"\"}],\"ok\":true},\"z\":null,\"\\u006bey\":1.5} "
+    )
 
     @Test func finds() throws {
         let type = try #require(find(document, "type"))

@@ -71,7 +71,8 @@ import Testing
 
     @Test func responses() {
         for findings in [
-            tap(Self.response, UsageTap.responsesBody), tap(#"{"type":"response.completed","response":\#(Self.response)}"#, UsageTap.responsesEvent),
+            tap(Self.response, UsageTap.responsesBody),
+            tap(#"{"type":"response.completed","response":\#(Self.response)}"#, UsageTap.responsesEvent),
         ] {
             #expect(findings.usage == TokenUsage(input: 10, cachedInput: 4, output: 7, reasoning: 3))
             #expect(findings.modelServed == "gpt-5.4-2026-03-01")
@@ -83,7 +84,9 @@ import Testing
 
     @Test func failures() {
         let event = UsageTap.responsesEvent
-        #expect(tap(#"{"type":"response.failed","response":{"error":{"code":"rate_limit_exceeded","message":"x"},"usage":null}}"#, event).errorCode == "rate_limit_exceeded")
+        #expect(
+            tap(#"{"type":"response.failed","response":{"error":{"code":"rate_limit_exceeded","message":"x"},"usage":null}}"#, event)
+                .errorCode == "rate_limit_exceeded")
         #expect(tap(#"{"type":"response.failed","response":{"error":null}}"#, event).errorCode == "upstream_error")
         #expect(tap(#"{"type":"error","error":{"code":"x"}}"#, event).errorCode == "x")
         #expect(tap(#"{"type":"error","code":"y"}"#, event).errorCode == "y")
@@ -99,14 +102,20 @@ import Testing
         #expect(chat.usage == TokenUsage(input: 5, cachedInput: 1, output: 6, reasoning: 2))
         #expect(chat.modelServed == "gpt-5.4")
         #expect(tap(#"{"choices":[],"usage":null}"#, UsageTap.chatChunk).usage == nil)
-        #expect(tap(#"{"object":"list","data":[],"model":"text-embedding-3-small","usage":{"prompt_tokens":8,"total_tokens":8}}"#, UsageTap.embeddingsBody).usage == TokenUsage(input: 8))
+        #expect(
+            tap(
+                #"{"object":"list","data":[],"model":"text-embedding-3-small","usage":{"prompt_tokens":8,"total_tokens":8}}"#,
+                UsageTap.embeddingsBody
+            ).usage == TokenUsage(input: 8))
     }
 
     @Test func prefixesDoNoHarm() {
         let json = #"{"type":"response.completed","response":\#(Self.response)}"#
         for cut in 0..<json.utf8.count {
             let part = String(decoding: Array(json.utf8)[..<cut], as: UTF8.self)
-            for read in [UsageTap.responsesEvent, UsageTap.responsesBody, UsageTap.chatChunk, UsageTap.embeddingsBody] { _ = tap(part, read) }
+            for read in [UsageTap.responsesEvent, UsageTap.responsesBody, UsageTap.chatChunk, UsageTap.embeddingsBody] {
+                _ = tap(part, read)
+            }
         }
     }
 }

@@ -3,7 +3,9 @@ import Testing
 import Vocabulary
 
 private let now = WallTime(milliseconds: 1_000_000)
-private func candidate(_ id: Int64, eligible: Bool = true, inFlight: Int = 0, used: UInt64 = 0, cools: Int64 = 0, limited: Bool = false) -> Candidate {
+private func candidate(_ id: Int64, eligible: Bool = true, inFlight: Int = 0, used: UInt64 = 0, cools: Int64 = 0, limited: Bool = false)
+    -> Candidate
+{
     Candidate(
         accountID: id, isEligible: eligible, inFlight: inFlight, lastUsed: Instant(nanoseconds: used),
         cooldownUntil: WallTime(milliseconds: cools), isLimited: limited)
@@ -13,7 +15,8 @@ private func candidate(_ id: Int64, eligible: Bool = true, inFlight: Int = 0, us
     @Test("Fewest open turns win, then the one not used for longest")
     func order() {
         #expect(Routing.choose([candidate(1, inFlight: 2), candidate(2, inFlight: 1, used: 9)], excluding: [], now: now) == .account(1))
-        #expect(Routing.choose([candidate(1, used: 9), candidate(2, used: 3), candidate(3, used: 5)], excluding: [], now: now) == .account(1))
+        #expect(
+            Routing.choose([candidate(1, used: 9), candidate(2, used: 3), candidate(3, used: 5)], excluding: [], now: now) == .account(1))
     }
 
     @Test("What was tried, is paused or cools down is not chosen")

@@ -66,7 +66,8 @@ func kind(_ body: () throws(StoreError) -> Void) -> StoreError? {
     } catch { return error }
 }
 
-let newAccount = NewAccount(name: "one", kind: .apiKey, baseURL: "https://api.openai.com/v1/", credentials: .init(bearer: "sk-secret-value"))
+let newAccount = NewAccount(
+    name: "one", kind: .apiKey, baseURL: "https://api.openai.com/v1/", credentials: .init(bearer: "sk-secret-value"))
 
 @Suite struct UsageTests {
     @Test("A record sent twice is stored once, within a batch and across batches and restarts")
@@ -167,7 +168,9 @@ let newAccount = NewAccount(name: "one", kind: .apiKey, baseURL: "https://api.op
         }
         try rose { _ = try store.addAccount(newAccount, now: now) }
         try rose { _ = try store.setAccountState("one", .paused, now: now) }
-        try rose { _ = try store.createClientKey("k", models: ["gpt-5", "o3"], expiresAt: WallTime(milliseconds: now.milliseconds + 1), now: now) }
+        try rose {
+            _ = try store.createClientKey("k", models: ["gpt-5", "o3"], expiresAt: WallTime(milliseconds: now.milliseconds + 1), now: now)
+        }
         let snapshot = try store.snapshot()
         #expect(snapshot.accounts.first?.state == .paused && snapshot.accounts.first?.credentials == newAccount.credentials)
         #expect(snapshot.clientKeys.first?.models == ["gpt-5", "o3"] && snapshot.pepper.count == 32)
@@ -194,7 +197,8 @@ let newAccount = NewAccount(name: "one", kind: .apiKey, baseURL: "https://api.op
             let text = String(decoding: Scratch.bytes(file), as: UTF8.self)
             #expect(!text.contains("sk-secret-value") && !text.contains(plain))
         }
-        try store.connection.run("UPDATE accounts SET credentials = (SELECT credentials FROM accounts WHERE name = 'two') WHERE name = 'one'")
+        try store.connection.run(
+            "UPDATE accounts SET credentials = (SELECT credentials FROM accounts WHERE name = 'two') WHERE name = 'one'")
         #expect(kind { () throws(StoreError) in _ = try store.snapshot() }?.kind == .corrupt)
     }
 
@@ -202,13 +206,18 @@ let newAccount = NewAccount(name: "one", kind: .apiKey, baseURL: "https://api.op
     func invalid() throws {
         let scratch = Scratch()
         let store = try scratch.open()
-        for (name, url, bearer) in [("a b", "https://x", "k"), ("a", "ftp://x", "k"), ("a", "https://x", ""), ("a", "https://x", "k\r\nX: y"), ("-a", "https://x", "k")] {
+        for (name, url, bearer) in [
+            ("a b", "https://x", "k"), ("a", "ftp://x", "k"), ("a", "https://x", ""), ("a", "https://x", "k\r\nX: y"),
+            ("-a", "https://x", "k"),
+        ] {
             let new = NewAccount(name: name, kind: .apiKey, baseURL: url, credentials: .init(bearer: bearer))
             let error = kind { () throws(StoreError) in _ = try store.addAccount(new, now: now) }
             #expect(error?.kind == .invalid)
             #expect(error?.message.contains("X: y") == false)
         }
-        #expect(kind { () throws(StoreError) in _ = try store.createClientKey("k", models: ["a\"b"], expiresAt: nil, now: now) }?.kind == .invalid)
+        #expect(
+            kind { () throws(StoreError) in _ = try store.createClientKey("k", models: ["a\"b"], expiresAt: nil, now: now) }?.kind
+                == .invalid)
     }
 }
 
@@ -220,7 +229,9 @@ let newAccount = NewAccount(name: "one", kind: .apiKey, baseURL: "https://api.op
         do {
             let python = try Connection(scratch.database, .readWrite)
             try python.execute("PRAGMA journal_mode = \(mode)")
-            try python.execute("CREATE TABLE alembic_version (version_num TEXT); INSERT INTO alembic_version VALUES ('abc123'); CREATE TABLE accounts (id TEXT)")
+            try python.execute(
+                "CREATE TABLE alembic_version (version_num TEXT); INSERT INTO alembic_version VALUES ('abc123'); CREATE TABLE accounts (id TEXT)"
+            )
         }
         let before = Scratch.bytes(scratch.database)
         let writing = kind { () throws(StoreError) in _ = try scratch.open() }
@@ -282,7 +293,8 @@ let newAccount = NewAccount(name: "one", kind: .apiKey, baseURL: "https://api.op
         #expect(store.applied == ["0001"])
         store.close()
         let two = Revision(id: "0002", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER) STRICT"]])
-        let broken = Revision(id: "0002", name: "broken", statements: [.sqlite: ["CREATE TABLE half (id INTEGER) STRICT", "CREATE NONSENSE"]])
+        let broken = Revision(
+            id: "0002", name: "broken", statements: [.sqlite: ["CREATE TABLE half (id INTEGER) STRICT", "CREATE NONSENSE"]])
         #expect(kind { () throws(StoreError) in _ = try scratch.open(revisions: Schema.revisions + [broken]) } != nil)
         store = try scratch.open(revisions: Schema.revisions + [two])
         #expect(store.applied == ["0002"])

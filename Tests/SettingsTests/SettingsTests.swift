@@ -19,7 +19,8 @@ import Testing
         flags.dataDirectory = "rel/./a/../b"
         flags.workers = 2
         let s = try parse(["CODEX_LB_DATA_DIR": "/x", "CODEX_LB_WORKERS": "9", "PORT": "99", "RUNTIME_DIRECTORY": "/run/x"], flags)
-        #expect(s.dataDirectory == "/work/rel/b" && s.workers == 2 && s.listen == ["127.0.0.1:99"] && s.runtimeDirectory == "/work/rel/b/run")
+        #expect(
+            s.dataDirectory == "/work/rel/b" && s.workers == 2 && s.listen == ["127.0.0.1:99"] && s.runtimeDirectory == "/work/rel/b/run")
         let systemd = try parse(["STATE_DIRECTORY": "/var/lib/codex-lb", "RUNTIME_DIRECTORY": "/run/codex-lb"])
         #expect(systemd.dataDirectory == "/var/lib/codex-lb" && systemd.runtimeDirectory == "/run/codex-lb")
     }
@@ -37,8 +38,10 @@ import Testing
     @Test(
         "A bad value names its setting",
         arguments: [
-            ("CODEX_LB_WORKERS", "many"), ("CODEX_LB_WORKERS", "0"), ("CODEX_LB_WORKERS", "65"), ("PORT", "x"), ("CODEX_LB_DATABASE_URL", "mysql://x"),
-            ("CODEX_LB_LOG_FORMAT", "xml"), ("CODEX_LB_LOG_LEVEL", "loud"), ("CODEX_LB_IDLE_TIMEOUT_SECONDS", "-1"), ("CODEX_LB_HEAD_TIMEOUT_SECONDS", "soon"),
+            ("CODEX_LB_WORKERS", "many"), ("CODEX_LB_WORKERS", "0"), ("CODEX_LB_WORKERS", "65"), ("PORT", "x"),
+            ("CODEX_LB_DATABASE_URL", "mysql://x"),
+            ("CODEX_LB_LOG_FORMAT", "xml"), ("CODEX_LB_LOG_LEVEL", "loud"), ("CODEX_LB_IDLE_TIMEOUT_SECONDS", "-1"),
+            ("CODEX_LB_HEAD_TIMEOUT_SECONDS", "soon"),
         ])
     func bad(_ name: String, _ value: String) {
         #expect { try parse([name: value]) } throws: { ($0 as? SettingsError)?.name == name }

@@ -16,7 +16,9 @@ import Testing
 
     private func offenders(_ isBad: (_ path: String, _ line: Substring) -> Bool) -> [String] {
         Self.sources.flatMap { path, text in
-            text.split(separator: "\n", omittingEmptySubsequences: false).enumerated().filter { isBad(path, $0.element) }.map { "\(path):\($0.offset + 1)" }
+            text.split(separator: "\n", omittingEmptySubsequences: false).enumerated().filter { isBad(path, $0.element) }.map {
+                "\(path):\($0.offset + 1)"
+            }
         }
     }
 
@@ -36,7 +38,9 @@ import Testing
 
     @Test("One target per C library")
     func doors() {
-        let doors = ["CUV": ["Loop"], "COpenSSL": ["TLS", "Sealing"], "CSQLite": ["SQLiteStore"], "CZlib": ["Inflate"], "CZstd": ["Inflate"]]
+        let doors = [
+            "CUV": ["Loop"], "COpenSSL": ["TLS", "Sealing"], "CSQLite": ["SQLiteStore"], "CZlib": ["Inflate"], "CZstd": ["Inflate"],
+        ]
         let bad = offenders { path, line in
             guard let name = imports(line), let allowed = doors[String(name)] else { return false }
             return !allowed.contains { path.hasPrefix($0 + "/") }
@@ -46,7 +50,10 @@ import Testing
 
     @Test("Decisions do no I/O: layers 1 to 3 import neither the loop, the system nor the log")
     func decisions() {
-        let decisions = ["HTTPWire", "JSONWire", "ControlWire", "Settings", "Schema", "Admission", "Routing", "Exchange", "Metering", "Translation", "Fleet"]
+        let decisions = [
+            "HTTPWire", "JSONWire", "ControlWire", "Settings", "Schema", "Admission", "Routing", "Exchange", "Metering", "Translation",
+            "Fleet",
+        ]
         let forbidden: Set<Substring> = ["Loop", "Platform", "Logging", "Foundation", "Glibc", "Diagnostics", "TLS", "SQLiteStore"]
         let bad = offenders { path, line in
             decisions.contains { path.hasPrefix($0 + "/") } && imports(line).map { forbidden.contains($0) } ?? false
@@ -63,7 +70,9 @@ import Testing
     @Test("try? has a reason beside it; nothing unfinished is left")
     func reasons() {
         #expect(offenders { _, line in line.contains("try? ") && !line.contains("//") } == [])
-        #expect(offenders { path, line in line.contains("TODO") || line.contains("FIXME") || line.contains("XXX") && !line.contains("XXXXXX") } == [])
+        #expect(
+            offenders { path, line in line.contains("TODO") || line.contains("FIXME") || line.contains("XXX") && !line.contains("XXXXXX") }
+                == [])
         #expect(offenders { _, line in line.contains("try!") } == [])
     }
 

@@ -4,7 +4,9 @@ import Translation
 import Vocabulary
 
 private func value(_ bytes: [UInt8]) throws -> JSONValue { try JSONValue(parsing: bytes.span.bytes) }
-private func fromChat(_ json: String) throws -> JSONValue { try value(ChatTranslation.responsesRequest(fromChat: Array(json.utf8).span.bytes)) }
+private func fromChat(_ json: String) throws -> JSONValue {
+    try value(ChatTranslation.responsesRequest(fromChat: Array(json.utf8).span.bytes))
+}
 private func codex(_ json: String) throws -> JSONValue { try value(ResponsesTranslation.codexRequest(from: Array(json.utf8).span.bytes)) }
 private func json(_ text: String) throws -> JSONValue { try value(Array(text.utf8)) }
 
@@ -35,11 +37,13 @@ private func json(_ text: String) throws -> JSONValue { try value(Array(text.utf
                     """))
     }
 
-    @Test("What can't be told is refused with the place", arguments: [
-        (#"{"model":"m"}"#, "messages"), (#"{"messages":[],"n":2}"#, "n"), (#"{"messages":[{"role":"robot"}]}"#, "messages.0.role"),
-        (#"{"messages":[{"role":"tool","content":"x"}]}"#, "messages.0.tool_call_id"),
-        (#"{"messages":[{"role":"user","content":[{"type":"input_audio"}]}]}"#, "messages.0.content.0"),
-    ])
+    @Test(
+        "What can't be told is refused with the place",
+        arguments: [
+            (#"{"model":"m"}"#, "messages"), (#"{"messages":[],"n":2}"#, "n"), (#"{"messages":[{"role":"robot"}]}"#, "messages.0.role"),
+            (#"{"messages":[{"role":"tool","content":"x"}]}"#, "messages.0.tool_call_id"),
+            (#"{"messages":[{"role":"user","content":[{"type":"input_audio"}]}]}"#, "messages.0.content.0"),
+        ])
     func refused(_ body: String, _ place: String) {
         #expect { try fromChat(body) } throws: { ($0 as? ProxyError)?.param == place && ($0 as? ProxyError)?.status == 400 }
     }
