@@ -7,18 +7,26 @@ seconds=$1; shift
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 dir=${FUZZ_DIR:-$root/.build/fuzz}
-[ $# -gt 0 ] || set -- RequestHead ResponseHead ChunkedBody Events JSON
+[ $# -gt 0 ] || set -- RequestHead ResponseHead ChunkedBody Events JSON Frames
 mkdir -p "$dir"
 status=0
 for name; do
-    case $name in JSON) module=JSONWire ;; *) module=HTTPWire ;; esac
+    case $name in JSON) module=JSONWire ;; Frames) module=ControlWire ;; *) module=HTTPWire ;; esac
     # One module of the sources and the harness: what the sources import of Vocabulary is the file of limits alone.
     work=$dir/$name.sources
     rm -rf "$work"; mkdir -p "$work" "$dir/$name.corpus"
     cp "$root/Sources/$module"/*.swift "$root/Sources/Vocabulary/Limits.swift" "$work/"
+    link=""
+    if [ $module = ControlWire ]; then
+        # Its values are Vocabulary's, and its messages need SwiftProtobuf: a debug build has made that.
+        cp "$root/Sources/Vocabulary"/*.swift "$work/"
+        built=$(cd "$root" && swift build --show-bin-path)
+        [ -f "$built/Modules/SwiftProtobuf.swiftmodule" ] || (cd "$root" && swift build --target ControlWire)
+        link="-I $built/Modules $built/SwiftProtobuf.build/*.o"
+    fi
     cp "$here/$name.swift" "$work/Harness.swift"
     sed -i -E '/^(public |internal )?import Vocabulary$/d' "$work"/*.swift
-    swiftc -swift-version 6 -O -sanitize=fuzzer -parse-as-library -module-name Fuzz -o "$dir/$name" "$work"/*.swift
+    swiftc -swift-version 6 -O -sanitize=fuzzer -parse-as-library -module-name Fuzz -o "$dir/$name" "$work"/*.swift $link
     echo "== $name, $seconds s"
     # -rss_limit and -timeout end what grows or hangs.
     if ! "$dir/$name" -max_total_time="$seconds" -timeout=5 -rss_limit_mb=1024 -max_len=65536 -print_final_stats=1 \
