@@ -356,8 +356,6 @@ final class Worker {
         Process.setHardDeadline(seconds: settings.times.drain / 1000 + 10)
         drain(milliseconds: settings.times.drain)
     }
-
-    func statusCounts() -> (connections: Int, turns: Int) { (connections.count, turns.count) }
 }
 
 public enum WorkerRole {
