@@ -41,6 +41,7 @@ let package = Package(
         library("CUV", pkgConfig: "libuv", apt: "libuv1-dev"),
         library("COpenSSL", pkgConfig: "openssl", apt: "libssl-dev"),
         library("CSQLite", pkgConfig: "sqlite3", apt: "libsqlite3-dev"),
+        library("CPostgres", pkgConfig: "libpq", apt: "libpq-dev"),
         library("CZstd", pkgConfig: "libzstd", apt: "libzstd-dev"),
         library("CZlib", pkgConfig: "zlib", apt: "zlib1g-dev"),
         .target(name: "CPlatform", cSettings: [.define("_GNU_SOURCE")]),
@@ -66,8 +67,9 @@ let package = Package(
         part("Sealing", ["Vocabulary", "COpenSSL"]),
         part("Inflate", ["Vocabulary", "CZlib", "CZstd"]),
         part("Diagnostics", ["Vocabulary", "Platform", log]),
-        part("Store", ["Vocabulary", "Schema"]),
-        part("SQLiteStore", ["Vocabulary", "Schema", "Store", "Sealing", "CSQLite"]),
+        part("Store", ["Vocabulary", "Schema", "JSONWire", "Sealing"]),
+        part("SQLiteStore", ["Vocabulary", "Schema", "Store", "CSQLite"]),
+        part("PostgresStore", ["Vocabulary", "Schema", "Settings", "Store", "Loop", "CPostgres"]),
         // 5  roles
         part("SupervisorRole", ["Vocabulary", "ControlWire", "Settings", "Fleet", "Platform", "Loop", "Diagnostics", log]),
         part("WriterRole", ["Vocabulary", "ControlWire", "Settings", "Platform", "Loop", "Diagnostics", "Store", "SQLiteStore", log]),
@@ -75,15 +77,16 @@ let package = Package(
             "WorkerRole",
             [
                 "Vocabulary", "HTTPWire", "JSONWire", "ControlWire", "Settings", "Admission", "Routing", "Exchange", "Metering",
-                "Translation", "Platform", "Loop", "TLS", "Sealing", "Inflate", "Diagnostics", log,
+                "Translation", "Platform", "Loop", "TLS", "Sealing", "Inflate", "Diagnostics", "Schema", "Store", "SQLiteStore",
+                "PostgresStore", log,
             ]),
         part("DemoUpstream", ["Vocabulary", "HTTPWire", "JSONWire", "Loop", "Platform"]),
         // 6  the command line
         .executableTarget(
             name: "codex-lb",
             dependencies: [
-                "Vocabulary", "ControlWire", "Settings", "Platform", "Loop", "Diagnostics", "Store", "SQLiteStore", "SupervisorRole",
-                "WorkerRole", "WriterRole", "DemoUpstream", "JSONWire", "Schema", log, arguments,
+                "Vocabulary", "ControlWire", "Settings", "Platform", "Loop", "Diagnostics", "Store", "SQLiteStore", "PostgresStore",
+                "SupervisorRole", "WorkerRole", "WriterRole", "DemoUpstream", "JSONWire", "Schema", log, arguments,
             ],
             swiftSettings: ours),
         .executableTarget(

@@ -827,6 +827,15 @@ public nonisolated struct StatusReply: Sendable {
 
   public var children: [ChildStatus] = []
 
+  /// Where the store is, without a password.
+  public var database: String = String()
+
+  /// Of its schema; empty until it is known.
+  public var revision: String = String()
+
+  /// Empty when all is well; else one line.
+  public var databaseProblem: String = String()
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -2287,7 +2296,7 @@ nonisolated extension StatusRequest: SwiftProtobuf.Message, SwiftProtobuf._Messa
 
 nonisolated extension StatusReply: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".StatusReply"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}supervisor_pid\0\u{1}version\0\u{1}generation\0\u{1}state\0\u{3}age_ms\0\u{1}listeners\0\u{3}data_directory\0\u{1}children\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}supervisor_pid\0\u{1}version\0\u{1}generation\0\u{1}state\0\u{3}age_ms\0\u{1}listeners\0\u{3}data_directory\0\u{1}children\0\u{1}database\0\u{1}revision\0\u{3}database_problem\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -2303,6 +2312,9 @@ nonisolated extension StatusReply: SwiftProtobuf.Message, SwiftProtobuf._Message
       case 6: try { try decoder.decodeRepeatedStringField(value: &self.listeners) }()
       case 7: try { try decoder.decodeSingularStringField(value: &self.dataDirectory) }()
       case 8: try { try decoder.decodeRepeatedMessageField(value: &self.children) }()
+      case 9: try { try decoder.decodeSingularStringField(value: &self.database) }()
+      case 10: try { try decoder.decodeSingularStringField(value: &self.revision) }()
+      case 11: try { try decoder.decodeSingularStringField(value: &self.databaseProblem) }()
       default: break
       }
     }
@@ -2333,6 +2345,15 @@ nonisolated extension StatusReply: SwiftProtobuf.Message, SwiftProtobuf._Message
     if !self.children.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.children, fieldNumber: 8)
     }
+    if !self.database.isEmpty {
+      try visitor.visitSingularStringField(value: self.database, fieldNumber: 9)
+    }
+    if !self.revision.isEmpty {
+      try visitor.visitSingularStringField(value: self.revision, fieldNumber: 10)
+    }
+    if !self.databaseProblem.isEmpty {
+      try visitor.visitSingularStringField(value: self.databaseProblem, fieldNumber: 11)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -2345,6 +2366,9 @@ nonisolated extension StatusReply: SwiftProtobuf.Message, SwiftProtobuf._Message
     if lhs.listeners != rhs.listeners {return false}
     if lhs.dataDirectory != rhs.dataDirectory {return false}
     if lhs.children != rhs.children {return false}
+    if lhs.database != rhs.database {return false}
+    if lhs.revision != rhs.revision {return false}
+    if lhs.databaseProblem != rhs.databaseProblem {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

@@ -17,7 +17,7 @@ public struct ChildSlot: Hashable, Sendable, CustomStringConvertible {
 ///                └── exit ──┴──────────┘          └─▶ ended
 /// as a whole: starting ─▶ serving ─▶ stoppingWorkers ─▶ stoppingWriter ─▶ stopped
 /// ```
-/// The writer comes first and goes last: a worker's records always find it.
+/// The writer comes first and goes last: a worker's records always find it. On a shared database there is none.
 public struct Fleet: Sendable {
     public enum Phase: String, Sendable {
         /// Not everyone has been ready yet. Can transition to: `serving`, `stoppingWorkers`, `stopped`.
@@ -100,11 +100,16 @@ public struct Fleet: Sendable {
     private let readyMilliseconds: Int
     private var exitCode: Int32 = 0
 
-    public init(workers: Int, now: Instant, drainMilliseconds: Int, readyMilliseconds: Int = Limits.readyMilliseconds) {
+    /// `hasWriter`: false when the workers write the database themselves.
+    public init(
+        workers: Int, hasWriter: Bool = true, now: Instant, drainMilliseconds: Int, readyMilliseconds: Int = Limits.readyMilliseconds
+    ) {
         self.drainMilliseconds = drainMilliseconds
         self.readyMilliseconds = readyMilliseconds
-        let slots = [ChildSlot(.writer)] + (0..<workers).map { ChildSlot(.worker, $0) }
-        children = slots.map { Child(slot: $0, state: .waiting(until: $0.role == .writer ? now : .never), since: now) }
+        let first = hasWriter ? [ChildSlot(.writer)] : []
+        children = (first + (0..<workers).map { ChildSlot(.worker, $0) }).map {
+            Child(slot: $0, state: .waiting(until: $0.role == .writer || !hasWriter ? now : .never), since: now)
+        }
     }
 
     private func index(_ slot: ChildSlot) -> Int { children.firstIndex { $0.slot == slot }! }
@@ -238,9 +243,10 @@ public struct Fleet: Sendable {
     private mutating func advanceStop(_ now: Instant) -> [Action] {
         if phase == .stoppingWorkers, !workersLeft {
             phase = .stoppingWriter
-            let i = index(ChildSlot(.writer))
-            if children[i].state.pid != nil { return drain(i, now) }
-            children[i].state = .ended
+            if let i = children.firstIndex(where: { $0.slot.role == .writer }) {
+                if children[i].state.pid != nil { return drain(i, now) }
+                children[i].state = .ended
+            }
         }
         if phase == .stoppingWriter, children.allSatisfy({ $0.state == .ended }) {
             phase = .stopped

@@ -94,6 +94,22 @@ public enum Process {
         return pid
     }
 
+    /// Starts another program, whose standard streams are ours and which inherits nothing else.
+    public static func spawn(_ path: String, _ arguments: [String], environment: [String: String]) throws(SystemError) -> Int32 {
+        var argv = ([path] + arguments).map { strdup($0) } + [nil]
+        var envp = environment.sorted { $0.key < $1.key }.map { strdup("\($0.key)=\($0.value)") } + [nil]
+        defer {
+            for p in argv { free(p) }
+            for p in envp { free(p) }
+        }
+        let pid = codexlb_spawn(path, &argv, &envp, [], [], 0)
+        if pid < 0 { throw SystemError(-pid, "starting \(path)") }
+        return pid
+    }
+
+    /// Gives way to every other process for CPU and disk: for checks beside a running server.
+    public static func becomeIdle() { codexlb_become_idle() }
+
     /// Why a child ended.
     public enum Exit: Sendable, Equatable, CustomStringConvertible {
         case code(Int32)

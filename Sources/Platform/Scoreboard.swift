@@ -41,6 +41,24 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         (base + Self.accountsOffset + (slot * Self.accountCells + index) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
     }
 
+    // The instance
+
+    /// Facts of the whole instance, written by whoever learns of them.
+    public enum Fact: Int, Sendable {
+        /// Worker slots in use, so that sums need not visit all.
+        case workerSlots
+        /// Number of the schema's revision; 0 when it is not known yet.
+        case schemaRevision
+        /// What the check after the start found: `CheckResult`.
+        case checkResult
+    }
+    public enum CheckResult: Int, Sendable { case none, running, good, damaged, failed }
+
+    public func value(_ fact: Fact) -> Int { Int(factCell(fact).pointee.load(ordering: .relaxed)) }
+    public func set(_ fact: Fact, _ value: Int) { factCell(fact).pointee.store(UInt64(value), ordering: .relaxed) }
+    private func factCell(_ fact: Fact) -> Cell { (base + fact.rawValue * 8).assumingMemoryBound(to: Atomic<UInt64>.self) }
+    public var checkResult: CheckResult { CheckResult(rawValue: value(.checkResult)) ?? .none }
+
     // Workers
 
     public func add(_ counter: Counter, worker slot: Int, _ amount: Int = 1) {
@@ -89,15 +107,9 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
             accountCell(slot, 2).pointee.store(0, ordering: .relaxed)
         }
     }
-    /// Worker slots in use, so that sums need not visit all; the supervisor sets it before it starts one.
-    public var workerSlots: Int {
-        get { Int(base.assumingMemoryBound(to: Atomic<UInt64>.self).pointee.load(ordering: .relaxed)) }
-        nonmutating set { base.assumingMemoryBound(to: Atomic<UInt64>.self).pointee.store(UInt64(newValue), ordering: .relaxed) }
-    }
-
     /// Turns that all workers have open on the account.
     public func inFlight(account slot: Int) -> Int {
-        (0..<min(workerSlots, Limits.workersMax)).reduce(0) { $0 + Int(accountCell(slot, 4 + $1).pointee.load(ordering: .relaxed)) }
+        (0..<min(value(.workerSlots), Limits.workersMax)).reduce(0) { $0 + Int(accountCell(slot, 4 + $1).pointee.load(ordering: .relaxed)) }
     }
     public func turnStarted(account slot: Int, worker: Int, now: Instant) {
         accountCell(slot, 4 + worker).pointee.wrappingAdd(1, ordering: .relaxed)

@@ -25,7 +25,7 @@ public enum Backup {
     static let freeSpacePercent = 110
 
     /// Copies the database as it is at one moment, while others write. The default name is `<database>.backup.YYYYMMDD-HHMMSS` (UTC).
-    public static func make(database path: String, output: String? = nil, now: WallTime) throws(StoreError) -> BackupFile {
+    public static func make(database path: String, output: String? = nil, now: WallTime, progress: ((String) -> Void)? = nil) throws(StoreError) -> BackupFile {
         guard case .ours = try Inspection.of(path) else { throw StoreError(.missing, "there is no database at \(path) to copy") }
         let target = output ?? free(path + ".backup." + stamp(now))
         guard access(target, F_OK) != 0 else { throw StoreError(.constraint, "\(target) exists already; give another name") }
@@ -126,7 +126,7 @@ public enum Backup {
             }
             let version = String(try connection.int("PRAGMA user_version") ?? 0)
             file.revision = String(repeating: "0", count: max(0, 4 - version.count)) + version
-            let found = try connection.rows(isThorough ? "PRAGMA integrity_check(5)" : "PRAGMA quick_check(5)") { $0.text(0) }
+            let found = try connection.rows(isThorough ? "PRAGMA integrity_check(5)" : "PRAGMA quick_check(5)", []) { $0.text(0) }
             if found != ["ok"] { file.problem = found.joined(separator: "; ") }
         } catch {
             file.problem = error.message

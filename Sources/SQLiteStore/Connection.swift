@@ -1,17 +1,6 @@
 internal import CSQLite
 internal import Store
 
-/// A value of SQLite's own types.
-enum SQLValue {
-    case null
-    case int(Int64)
-    case text(String)
-    case blob([UInt8])
-
-    init(_ value: Int64?) { self = value.map { .int($0) } ?? .null }
-    init(_ value: String?) { self = value.map { .text($0) } ?? .null }
-}
-
 /// One prepared statement; belongs to its connection, which finalises it.
 final class Statement {
     fileprivate let handle: OpaquePointer
@@ -55,13 +44,11 @@ final class Statement {
 
     func int(_ column: Int32) -> Int64 { sqlite3_column_int64(handle, column) }
     func isNull(_ column: Int32) -> Bool { sqlite3_column_type(handle, column) == SQLITE_NULL }
-    func intOrNil(_ column: Int32) -> Int64? { isNull(column) ? nil : int(column) }
     func text(_ column: Int32) -> String {
         guard let bytes = sqlite3_column_text(handle, column) else { return "" }
         let count = Int(sqlite3_column_bytes(handle, column))
         return String(decoding: UnsafeBufferPointer(start: bytes, count: count), as: UTF8.self)
     }
-    func textOrNil(_ column: Int32) -> String? { isNull(column) ? nil : text(column) }
     func blob(_ column: Int32) -> [UInt8] {
         guard let bytes = sqlite3_column_blob(handle, column) else { return [] }
         return Array(UnsafeRawBufferPointer(start: bytes, count: Int(sqlite3_column_bytes(handle, column))))
@@ -149,12 +136,6 @@ final class Connection {
     }
 
     func run(_ sql: String, _ values: [SQLValue] = []) throws(StoreError) { try statement(sql).run(values) }
-
-    func rows<T>(_ sql: String, _ values: [SQLValue] = [], _ row: (Statement) throws(StoreError) -> T) throws(StoreError) -> [T] {
-        var out: [T] = []
-        try statement(sql).run(values) { statement throws(StoreError) in out.append(try row(statement)) }
-        return out
-    }
 
     func int(_ sql: String, _ values: [SQLValue] = []) throws(StoreError) -> Int64? {
         try rows(sql, values) { $0.int(0) }.first

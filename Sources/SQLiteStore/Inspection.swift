@@ -31,7 +31,7 @@ enum Inspection {
         do throws(StoreError) {
             application = try connection.int("PRAGMA application_id") ?? 0
             version = try connection.int("PRAGMA user_version") ?? 0
-            tables = try connection.rows("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name") { $0.text(0) }
+            tables = try connection.rows("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name", []) { $0.text(0) }
         } catch {
             guard error.kind == .foreign else { throw error }
             throw StoreError(.foreign, "\(path) is not an SQLite database; it was not touched. Move it away or choose another --data-dir")
@@ -40,7 +40,7 @@ enum Inspection {
             guard version <= Int64(Schema.head.number) else {
                 throw StoreError(
                     .newer,
-                    "database \(path) has revision \(padded(version)), this codex-lb knows \(Schema.head.id); run the newer codex-lb that made it, or restore a backup"
+                    "database \(path) has revision \(Schema.name(Int(version))), this codex-lb knows \(Schema.head.id); run the newer codex-lb that made it, or restore a backup"
                 )
             }
             return .ours(revision: Int(version))
@@ -48,7 +48,7 @@ enum Inspection {
         if tables.isEmpty && application == 0 { return .empty }
         let what: String
         if tables.contains("alembic_version") {
-            let revision = try connection.rows("SELECT version_num FROM alembic_version LIMIT 1") { $0.text(0) }.first ?? ""
+            let revision = try connection.rows("SELECT version_num FROM alembic_version LIMIT 1", []) { $0.text(0) }.first ?? ""
             what = "the database of the Python codex-lb\(revision.isEmpty ? "" : " (alembic revision \(revision))")"
         } else {
             let some = tables.prefix(3).joined(separator: ", ")
@@ -56,10 +56,5 @@ enum Inspection {
                 "a database of another program (application id \(application), \(tables.isEmpty ? "no tables" : "tables \(some)\(tables.count > 3 ? ", …" : "")"))"
         }
         throw StoreError(.foreign, "\(path) is \(what); it was not touched. Move it away or choose another --data-dir")
-    }
-
-    private static func padded(_ number: Int64) -> String {
-        let text = String(number)
-        return String(repeating: "0", count: max(0, 4 - text.utf8.count)) + text
     }
 }

@@ -1,5 +1,4 @@
-internal import Schema
-internal import Sealing
+public import Schema
 public import Store
 public import Vocabulary
 
@@ -8,43 +7,48 @@ public import Vocabulary
 #endif
 
 /// The store in one SQLite file. One process at a time opens it for writing; any may open it read-only.
-public final class SQLiteStore: StoreSession, @unchecked Sendable {  // one caller at a time: the contract of StoreSession
-    public let path: String
-    public let revision: String
-    /// The revisions that opening it applied.
-    public let applied: [String]
-    /// The copy that was made before the upgrade.
-    public let backup: String?
-
-    let connection: Connection
-    private let key: SealingKey?
-    private var lock: WriterLock?
-
-    private init(
-        _ connection: Connection, key: SealingKey?, lock: WriterLock?, revision: String, applied: [String], backup: String? = nil
-    ) {
-        (self.connection, self.key, self.lock, self.backup) = (connection, key, lock, backup)
-        (self.revision, self.applied, path) = (revision, applied, connection.path)
+public enum SQLiteStore {
+    /// How a writer's opening goes about the schema.
+    public struct Upgrade {
+        /// The revision to stop at; nil: all.
+        public var target: Int?
+        /// Copies made before an upgrade of an existing database that are kept; 0: none is made.
+        public var backupsKept: Int
+        /// Told what takes time, and what is done.
+        public var progress: (String) -> Void
+        /// Told of each statement just before it runs.
+        public var willRun: (Revision, Int, Int) -> Void
+        public init(
+            target: Int? = nil, backupsKept: Int = 5, progress: @escaping (String) -> Void = { _ in },
+            willRun: @escaping (Revision, Int, Int) -> Void = { _, _, _ in }
+        ) {
+            (self.target, self.backupsKept, self.progress, self.willRun) = (target, backupsKept, progress, willRun)
+        }
     }
+
+    /// Free space wanted before an upgrade, in hundredths of the database's size: its log and rebuilt tables.
+    static let upgradeSpacePercent = 120
 
     /// Opens the database as its writer: makes what is missing (directory, database, key), upgrades the schema, checks the key.
     /// A file that is not ours is refused before anything is made or changed.
     ///
-    /// Before an existing database is upgraded a copy of it is made, of which the newest `backupsKept` are kept; 0 makes none.
+    /// Without `upgrade` the database must be there with a revision that this build can serve with.
     public static func open(
-        path: String, keyPath: String, appVersion: String, lockWaitMilliseconds: Int, now: WallTime, backupsKept: Int = 5
-    ) throws(StoreError) -> SQLiteStore {
+        path: String, keyPath: String, appVersion: String, lockWaitMilliseconds: Int, now: WallTime, upgrade: Upgrade? = Upgrade()
+    ) throws(StoreError) -> StoreSession {
         try open(
-            path: path, keyPath: keyPath, appVersion: appVersion, lockWaitMilliseconds: lockWaitMilliseconds, now: now,
-            backupsKept: backupsKept, revisions: Schema.revisions)
+            path: path, keyPath: keyPath, appVersion: appVersion, lockWaitMilliseconds: lockWaitMilliseconds, now: now, upgrade: upgrade,
+            revisions: Schema.revisions)
     }
 
     static func open(
-        path: String, keyPath: String, appVersion: String, lockWaitMilliseconds: Int, now: WallTime, backupsKept: Int = 5,
+        path: String, keyPath: String, appVersion: String, lockWaitMilliseconds: Int, now: WallTime, upgrade: Upgrade? = Upgrade(),
         revisions: [Revision]
-    ) throws(StoreError) -> SQLiteStore {
-        _ = try Inspection.of(path)
-        let lock = try WriterLock.acquire(database: path, waitMilliseconds: lockWaitMilliseconds)
+    ) throws(StoreError) -> StoreSession {
+        let isThere = try isOurs(path)
+        guard upgrade != nil || isThere else { throw missing(path) }
+        let lock = try WriterLock.acquire(
+            database: path, waitMilliseconds: lockWaitMilliseconds, waiting: upgrade?.progress ?? { _ in })
         _ = try Inspection.of(path)  // the former holder may have made it
         let before = umask(0o077)  // SQLite gives its log and index the mode of the database
         defer { umask(before) }
@@ -52,9 +56,10 @@ public final class SQLiteStore: StoreSession, @unchecked Sendable {  // one call
         try connection.execute("PRAGMA trusted_schema = OFF")
         try connection.execute("PRAGMA foreign_keys = ON")
         // A ledger that does not fit stops here, before the first write.
-        let known = try connection.checkHistory(revisions)
-        let key = try key(for: connection, keyPath: keyPath)
-        let mode = try connection.rows("PRAGMA journal_mode = WAL") { $0.text(0) }.first ?? ""
+        var migrator = Migrator(connection, revisions)
+        let known = try migrator.applied()
+        let vault = try Vault.open(connection, keyPath: keyPath, makesKey: upgrade != nil)
+        let mode = try connection.rows("PRAGMA journal_mode = WAL", []) { $0.text(0) }.first ?? ""
         guard mode == "wal" else {
             throw StoreError(
                 .io, "database \(path): this file system does not carry SQLite's WAL (journal mode stays \"\(mode)\"); use a local one")
@@ -62,110 +67,91 @@ public final class SQLiteStore: StoreSession, @unchecked Sendable {  // one call
         // With groups of records FULL costs nothing, and a power cut loses nothing that was acknowledged.
         try connection.execute("PRAGMA synchronous = FULL")
         try connection.execute("PRAGMA wal_autocheckpoint = 4000")
-        var backup: String?
-        if known > 0, known < revisions.count, backupsKept > 0 {
-            backup = try Backup.make(database: path, now: now).path
-            try Backup.prune(database: path, keeping: backupsKept)
+        var (backup, applied): (String?, [String]) = (nil, [])
+        if let upgrade {
+            let isPending = revisions.dropFirst(known).contains { $0.number <= upgrade.target ?? .max }
+            if known > 0, isPending {
+                try checkSpace(path)
+                if upgrade.backupsKept > 0 {
+                    backup = try Backup.make(database: path, now: now, progress: upgrade.progress).path
+                    try Backup.prune(database: path, keeping: upgrade.backupsKept)
+                }
+            }
+            migrator.willRun = upgrade.willRun
+            migrator.willCommit = { revision throws(StoreError) in
+                let orphans = try connection.rows("PRAGMA foreign_key_check", []) { "\($0.text(0)) → \($0.text(2))" }
+                guard orphans.isEmpty else {
+                    throw StoreError(.constraint, "rows point to missing rows: \(Set(orphans).sorted().joined(separator: ", "))")
+                }
+                try connection.execute("PRAGMA application_id = \(Schema.applicationID)")
+                try connection.execute("PRAGMA user_version = \(revision.number)")
+            }
+            do throws(StoreError) {
+                applied = try migrator.apply(upTo: upgrade.target, appVersion: appVersion, now: now)
+            } catch {
+                guard let backup else { throw error }
+                throw StoreError(
+                    error.kind, "\(error.message). The copy made before is \(backup); put it back with: codex-lb db restore \(backup)")
+            }
+            try vault.initialise(connection)
         }
-        let applied = try connection.upgrade(revisions, appVersion: appVersion, now: now)
-        try initialise(connection, key)
-        return SQLiteStore(connection, key: key, lock: lock, revision: revisions.last?.id ?? "0000", applied: applied, backup: backup)
+        let revision = known + applied.count
+        guard revision >= Schema.oldestUsable else {
+            throw StoreError(.older, "database \(path) has no revision that this codex-lb can work with; run: codex-lb db upgrade")
+        }
+        return StoreSession(
+            connection, vault: vault, revision: revisions[revision - 1].id, applied: applied, backup: backup, holding: lock)
     }
 
-    /// Opens an existing database for lists. It has no key: `snapshot()` is not for it.
-    public static func openReadOnly(path: String) throws(StoreError) -> SQLiteStore {
-        guard case .ours = try Inspection.of(path) else {
-            throw StoreError(.missing, "there is no database at \(path) yet; codex-lb serve makes one")
+    /// Opens an existing database for lists and checks. It has no key: `snapshot()` is not for it.
+    public static func openReadOnly(path: String) throws(StoreError) -> StoreSession {
+        let connection = try reader(path)
+        let known = try Migrator(connection).applied()
+        guard known >= Schema.oldestUsable else {
+            throw StoreError(.older, "database \(path) has no revision that this codex-lb can work with; run: codex-lb db upgrade")
         }
+        return StoreSession(connection, vault: nil, revision: Schema.revisions[known - 1].id)
+    }
+
+    static func reader(_ path: String) throws(StoreError) -> Connection {
+        guard try isOurs(path) else { throw missing(path) }
         let connection = try Connection(path, .readOnly)
         try connection.execute("PRAGMA trusted_schema = OFF")
-        let known = try connection.checkHistory(Schema.revisions)
-        guard known == Schema.revisions.count else {
-            throw StoreError(.older, "database \(path) has an older revision than \(Schema.head.id); run: codex-lb db upgrade")
+        return connection
+    }
+
+    /// The revisions applied to a database, oldest first; empty when there is no database yet.
+    public static func history(path: String) throws(StoreError) -> [AppliedRevision] {
+        guard try isOurs(path) else { return [] }
+        return try Migrator.history(reader(path))
+    }
+
+    /// What an upgrade would apply; looks only.
+    public static func pending(path: String) throws(StoreError) -> [Revision] {
+        guard try isOurs(path) else { return Schema.revisions }
+        return Array(Schema.revisions.dropFirst(try Migrator(reader(path)).applied()))
+    }
+
+    private static func isOurs(_ path: String) throws(StoreError) -> Bool {
+        if case .ours = try Inspection.of(path) { true } else { false }
+    }
+
+    private static func missing(_ path: String) -> StoreError {
+        StoreError(.missing, "there is no database at \(path) yet; codex-lb serve or codex-lb db upgrade makes one")
+    }
+
+    private static func checkSpace(_ path: String) throws(StoreError) {
+        var info = stat()
+        var space = statvfs()
+        let folder = path.lastIndex(of: "/").map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
+        guard stat(path, &info) == 0, statvfs(folder, &space) == 0 else { return }  // the copy that follows says why
+        let free = Int(space.f_bavail) * Int(space.f_frsize)
+        let wanted = Int(info.st_size) / 100 * upgradeSpacePercent
+        guard free > wanted else {
+            throw StoreError(
+                .full,
+                "\(folder) has \(free >> 20) MiB free, the upgrade of \(path) wants \(wanted >> 20) MiB and as much again for the copy; make room, nothing was changed"
+            )
         }
-        return SQLiteStore(connection, key: nil, lock: nil, revision: Schema.head.id, applied: [])
-    }
-
-    // MARK: The key
-
-    /// The key file's key, made when the database is sealed with none yet.
-    private static func key(for connection: Connection, keyPath: String) throws(StoreError) -> SealingKey {
-        let path = connection.path
-        var sealedWith: String?
-        if try connection.int("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'state'") == 1 {
-            sealedWith = try connection.rows("SELECT value FROM state WHERE key = 'key_fingerprint'") { $0.text(0) }.first
-        }
-        guard let sealedWith else { return try sealing { () throws(SealingError) in try KeyFile.loadOrCreate(path: keyPath) } }
-        let key = try sealing { () throws(SealingError) in try KeyFile.load(path: keyPath) }
-        if let key, key.fingerprint == sealedWith { return key }
-        let what =
-            key.map { "\(keyPath) (\($0.fingerprint)) is not the encryption key of database \(path)" }
-            ?? "\(keyPath) is missing, the encryption key of database \(path)"
-        throw StoreError(.wrongKey, "\(what), which is sealed with key \(sealedWith); put the right file back")
-    }
-
-    private static func initialise(_ connection: Connection, _ key: SealingKey) throws(StoreError) {
-        guard try connection.int("SELECT count(*) FROM state WHERE key = 'key_fingerprint'") == 0 else { return }
-        let pepper = try sealing { () throws(SealingError) in try key.seal(SecureRandom.bytes(32), context: Self.pepperContext) }
-        try connection.transaction { () throws(StoreError) in
-            for (name, value): (String, SQLValue) in [
-                ("key_fingerprint", .text(key.fingerprint)), ("pepper", .blob(pepper)), ("snapshot_version", .int(1)),
-            ] {
-                try connection.run("INSERT INTO state (key, value) VALUES (?, ?)", [.text(name), value])
-            }
-        }
-    }
-
-    private static let pepperContext = "state|pepper|value|1"
-    static func credentialsContext(_ id: Int64) -> String { "accounts|\(id)|credentials|1" }
-
-    static func sealing<T>(_ body: () throws(SealingError) -> T) throws(StoreError) -> T {
-        do throws(SealingError) { return try body() } catch {
-            throw StoreError(error.kind == .wrongKey || error.kind == .keyFile ? .wrongKey : .corrupt, error.description)
-        }
-    }
-
-    func requireKey() throws(StoreError) -> SealingKey {
-        guard let key else { throw StoreError(.readOnly, "database \(path) is open for reading only, without its key") }
-        return key
-    }
-
-    func pepper() throws(StoreError) -> [UInt8] {
-        let key = try requireKey()
-        guard let sealed = try connection.rows("SELECT value FROM state WHERE key = 'pepper'", [], { $0.blob(0) }).first else {
-            throw StoreError(.corrupt, "database \(path) has no pepper for client keys; restore a backup")
-        }
-        return try Self.sealing { () throws(SealingError) in try key.open(sealed, context: Self.pepperContext) }
-    }
-
-    // MARK: Snapshot
-
-    /// A change that workers must see: `body` and the next version in one transaction.
-    func change<T>(_ body: () throws(StoreError) -> T) throws(StoreError) -> T {
-        try connection.transaction { () throws(StoreError) in
-            let result = try body()
-            try connection.run("UPDATE state SET value = value + 1 WHERE key = 'snapshot_version'")
-            return result
-        }
-    }
-
-    public func snapshot() throws(StoreError) -> Snapshot {
-        try connection.transaction(immediate: false) { () throws(StoreError) in
-            let version = try connection.int("SELECT value FROM state WHERE key = 'snapshot_version'") ?? 0
-            let settings = try connection.rows("SELECT key, value FROM settings") { ($0.text(0), $0.text(1)) }
-            return Snapshot(
-                version: version, accounts: try accounts(withCredentials: true), clientKeys: try keys("WHERE revoked_at_ms IS NULL"),
-                pepper: try pepper(), settings: Dictionary(uniqueKeysWithValues: settings))
-        }
-    }
-
-    public func checkpoint() throws(StoreError) {
-        // PASSIVE never waits and never stops a reader (benbjohnson/litestream#724).
-        try connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-    }
-
-    public func close() {
-        connection.close()
-        lock = nil
     }
 }

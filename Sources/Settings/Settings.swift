@@ -16,11 +16,8 @@ public struct Settings: Sendable, Equatable {
     public var dataDirectory: String
     /// Sockets of the running instance. `CODEX_LB_RUNTIME_DIR`, else `$RUNTIME_DIRECTORY`, else `<data>/run`.
     public var runtimeDirectory: String
-    /// The SQLite file.
-    public var databasePath: String
+    public var database: DatabaseSettings
     public var keyFile: String
-    /// Copies made before migrations that are kept; 0: none is made.
-    public var preMigrateBackups: Int
     public var listen: [String]
     public var workers: Int
     public var logFormat: LogFormat
@@ -75,38 +72,16 @@ public struct Settings: Sendable, Equatable {
     }
 
     public init(environment: [String: String], flags: Flags = Flags(), processors: Int) throws(SettingsError) {
-        func value(_ name: String) -> String? { environment[name].flatMap { $0.isEmpty ? nil : $0 } }
-        let home = value("HOME") ?? "/"
-        func absolute(_ path: String, _ name: String) throws(SettingsError) -> String {
-            let expanded = path == "~" ? home : path.hasPrefix("~/") ? home + path.dropFirst(1) : path
-            if expanded.hasPrefix("/") { return Self.trimmed(expanded) }
-            guard let here = value("PWD"), here.hasPrefix("/") else { throw SettingsError(name, "\"\(path)\" must be an absolute path") }
-            return Self.trimmed(here + "/" + expanded)
-        }
-        dataDirectory = try absolute(
+        let read = SettingsReader(environment: environment)
+        let value = read.value
+        dataDirectory = try read.absolute(
             flags.dataDirectory ?? value("CODEX_LB_DATA_DIR") ?? value("STATE_DIRECTORY") ?? "~/.codex-lb", "CODEX_LB_DATA_DIR")
-        runtimeDirectory = try absolute(
+        runtimeDirectory = try read.absolute(
             value("CODEX_LB_RUNTIME_DIR") ?? (flags.dataDirectory == nil ? value("RUNTIME_DIRECTORY") : nil) ?? dataDirectory + "/run",
             "CODEX_LB_RUNTIME_DIR")
-        if let url = value("CODEX_LB_DATABASE_URL") {
-            guard let path = Self.sqlitePath(url) else {
-                throw SettingsError("CODEX_LB_DATABASE_URL", "expected sqlite:///PATH, for example sqlite:///~/.codex-lb/store.db")
-            }
-            databasePath = try absolute(path, "CODEX_LB_DATABASE_URL")
-        } else {
-            databasePath = dataDirectory + "/store.db"
-        }
-        keyFile = try absolute(value("CODEX_LB_ENCRYPTION_KEY_FILE") ?? dataDirectory + "/encryption.key", "CODEX_LB_ENCRYPTION_KEY_FILE")
-
-        let backups = value("CODEX_LB_DATABASE_SQLITE_PRE_MIGRATE_BACKUP_MAX_FILES") ?? "5"
-        guard let kept = Int(backups), (1...1000).contains(kept) else {
-            throw SettingsError("CODEX_LB_DATABASE_SQLITE_PRE_MIGRATE_BACKUP_MAX_FILES", "\"\(backups)\"; give 1 to 1000")
-        }
-        switch value("CODEX_LB_DATABASE_SQLITE_PRE_MIGRATE_BACKUP_ENABLED")?.lowercased() ?? "true" {
-        case "true", "1", "yes", "on": preMigrateBackups = kept
-        case "false", "0", "no", "off": preMigrateBackups = 0
-        case let other: throw SettingsError("CODEX_LB_DATABASE_SQLITE_PRE_MIGRATE_BACKUP_ENABLED", "\"\(other)\"; give true or false")
-        }
+        database = try DatabaseSettings(read, defaultPath: dataDirectory + "/store.db")
+        keyFile = try read.absolute(
+            value("CODEX_LB_ENCRYPTION_KEY_FILE") ?? dataDirectory + "/encryption.key", "CODEX_LB_ENCRYPTION_KEY_FILE")
 
         if !flags.listen.isEmpty {
             listen = flags.listen
@@ -140,11 +115,7 @@ public struct Settings: Sendable, Equatable {
         journalStream = value("JOURNAL_STREAM")
         times = TimeLimits()
         for (name, path) in Self.timeNames {
-            guard let text = value(name) else { continue }
-            guard let seconds = Double(text), seconds > 0, seconds <= 86_400 else {
-                throw SettingsError(name, "\"\(text)\"; give seconds above 0 and up to 86400")
-            }
-            times[keyPath: path] = Int(seconds * 1000)
+            times[keyPath: path] = try read.milliseconds(name, times[keyPath: path])
         }
         httpsProxy = value("HTTPS_PROXY") ?? value("https_proxy")
         // Not shown: it may hold a password. Going around a proxy that can't be used would be a leak.
@@ -158,16 +129,6 @@ public struct Settings: Sendable, Equatable {
         pinFirstCPU = value("CODEX_LB_PIN_FIRST_CPU").flatMap { Int($0) }
     }
 
-    /// The path of `sqlite:///PATH` or `sqlite+aiosqlite:///PATH`; what follows the third slash is absolute but for `~` and `.`.
-    static func sqlitePath(_ url: String) -> String? {
-        for scheme in ["sqlite:///", "sqlite+aiosqlite:///"] where url.hasPrefix(scheme) {
-            let rest = String(url.dropFirst(scheme.count))
-            guard !rest.isEmpty else { return nil }
-            return rest.hasPrefix("~") || rest.hasPrefix("./") || rest.hasPrefix("../") || rest.hasPrefix("/") ? rest : "/" + rest
-        }
-        return nil
-    }
-
     private static func isProxy(_ url: String) -> Bool {
         var rest = url.hasPrefix("http://") ? url.dropFirst(7) : url[...]
         if let at = rest.lastIndex(of: "@") { rest = rest[rest.index(after: at)...] }
@@ -175,14 +136,6 @@ public struct Settings: Sendable, Equatable {
         guard !rest.isEmpty, !rest.contains("/") else { return false }
         guard let colon = rest.lastIndex(of: ":"), !rest.hasSuffix("]") else { return true }
         return colon > rest.startIndex && UInt16(rest[rest.index(after: colon)...]) != nil
-    }
-
-    private static func trimmed(_ path: String) -> String {
-        var parts: [Substring] = []
-        for part in path.split(separator: "/") {
-            if part == ".." { _ = parts.popLast() } else if part != "." { parts.append(part) }
-        }
-        return "/" + parts.joined(separator: "/")
     }
 
     public var writerSocket: String { runtimeDirectory + "/writer.sock" }

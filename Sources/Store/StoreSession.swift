@@ -1,45 +1,5 @@
+internal import Sealing
 public import Vocabulary
-
-/// Why the store could not do something: a kind to decide by and one line that says what, where and what to do.
-public struct StoreError: Error, Equatable, Sendable, CustomStringConvertible {
-    public enum Kind: String, Sendable {
-        /// Someone else holds a lock; may be tried again.
-        case busy
-        /// No space left; may be tried again.
-        case full
-        /// The system failed to read or write; may be tried again.
-        case io
-        case readOnly
-        case corrupt
-        /// A file that is not ours. It was not touched.
-        case foreign
-        /// Made by a newer codex-lb.
-        case newer
-        /// An applied revision is not the one this program knows.
-        case changed
-        /// Older than this program needs, and opened without the right to upgrade.
-        case older
-        case wrongKey
-        /// The name is taken, or the values contradict each other.
-        case constraint
-        case notFound
-        /// A value that can't be stored.
-        case invalid
-        case missing
-        case other
-    }
-    public var kind: Kind
-    public var message: String
-    public init(_ kind: Kind, _ message: String) { (self.kind, self.message) = (kind, message) }
-    public var description: String { message }
-    /// Whether the same call may work later without anyone changing its arguments.
-    public var mayBeRetried: Bool {
-        switch kind {
-        case .busy, .full, .io, .readOnly, .corrupt, .other: true
-        case .foreign, .newer, .changed, .older, .wrongKey, .constraint, .notFound, .invalid, .missing: false
-        }
-    }
-}
 
 public struct NewAccount: Sendable, Equatable {
     public var name: String
@@ -59,37 +19,208 @@ public struct UsageListing: Sendable, Equatable {
     public init(record: UsageRecord, key: String, account: String) { (self.record, self.key, self.account) = (record, key, account) }
 }
 
-/// An open store: the operations of the domain, whatever database does them. Each call that changes something is one durable transaction.
-/// Calls block; one caller at a time.
-public protocol StoreSession: AnyObject, Sendable {
-    /// The revision of the schema: `0001`.
-    var revision: String { get }
+/// An open store: the operations of the domain over one blocking connection, whatever database is behind it. Each call that changes
+/// something is one durable transaction. One caller at a time.
+public final class StoreSession: @unchecked Sendable {  // one caller at a time: its contract
+    package let connection: any SQLConnection
+    /// The revision of the schema when it was opened: `0001`.
+    public let revision: String
+    /// The revisions that opening it applied.
+    public let applied: [String]
+    /// The copy that was made before the upgrade.
+    public let backup: String?
+    package let vault: Vault?
+    /// What must live as long as the session: the writer's lock.
+    private var held: AnyObject?
+
+    package init(
+        _ connection: any SQLConnection, vault: Vault?, revision: String, applied: [String] = [], backup: String? = nil,
+        holding held: AnyObject? = nil
+    ) {
+        (self.connection, self.vault, self.revision, self.applied) = (connection, vault, revision, applied)
+        (self.backup, self.held) = (backup, held)
+    }
+
+    /// How messages name the database.
+    public var place: String { connection.place }
+
+    public func rows<T>(_ query: Query<T>) throws(StoreError) -> [T] { try connection.rows(query) }
+
+    // MARK: Usage
 
     /// Stores the records; those whose id is known already are left alone. Returns how many were new.
-    func append(_ records: [UsageRecord]) throws(StoreError) -> Int
+    public func append(_ records: [UsageRecord]) throws(StoreError) -> Int {
+        records.isEmpty ? 0 : try connection.append(records)
+    }
+
     /// The newest records, newest first.
-    func usage(last count: Int) throws(StoreError) -> [UsageListing]
+    public func usage(last count: Int) throws(StoreError) -> [UsageListing] { try connection.rows(Queries.usage(last: count)) }
 
-    func snapshot() throws(StoreError) -> Snapshot
+    // MARK: Accounts
 
-    func addAccount(_ account: NewAccount, now: WallTime) throws(StoreError) -> Account
-    func setAccountState(_ name: String, _ state: Account.State, now: WallTime) throws(StoreError) -> Account
+    public func addAccount(_ new: NewAccount, now: WallTime) throws(StoreError) -> Account {
+        try StoreName.check(new.name, of: "account")
+        var base = new.baseURL
+        while base.hasSuffix("/") { base.removeLast() }
+        guard base.hasPrefix("https://") || base.hasPrefix("http://"), base.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) else {
+            throw StoreError(.invalid, "base URL \"\(new.baseURL)\": expected http:// or https://, for example https://api.openai.com/v1")
+        }
+        guard !new.credentials.bearer.isEmpty else { throw StoreError(.invalid, "account \(new.name): the key is empty") }
+        // It becomes a header field: a line break in it would make another one.
+        guard (new.credentials.bearer + (new.credentials.chatGPTAccountID ?? "")).utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) else {
+            throw StoreError(.invalid, "account \(new.name): the key has characters that no key has (spaces, line breaks or not ASCII)")
+        }
+        let vault = try requireVault()
+        return try change { () throws(StoreError) in
+            guard try liveAccount(new.name) == nil else { throw StoreError(.constraint, "there is an account \(new.name) already") }
+            let taken = Set(try connection.rows("SELECT slot FROM accounts WHERE slot IS NOT NULL", []) { Int($0.int(0)) })
+            guard let slot = (0..<Limits.accountsMax).first(where: { !taken.contains($0) }) else {
+                throw StoreError(.constraint, "there are \(Limits.accountsMax) accounts already, the most there can be; remove one first")
+            }
+            let made = try connection.rows(
+                """
+                INSERT INTO accounts (slot, name, kind, state, base_url, credentials, created_at_ms, changed_at_ms)
+                VALUES ($1, $2, $3, $4, $5, $6, $7, $7) RETURNING id
+                """,
+                [
+                    .int(Int64(slot)), .text(new.name), .text(new.kind.rawValue), .text(Account.State.active.rawValue), .text(base),
+                    .blob([]), .int(now.milliseconds),
+                ]
+            ) { $0.int(0) }
+            guard let id = made.first else { throw StoreError(.other, "\(place) gave no id for the account \(new.name)") }
+            // The seal is bound to the row, whose number is known only now.
+            let sealed = try vault.seal(new.credentials, account: id)
+            try connection.change("UPDATE accounts SET credentials = $1 WHERE id = $2", [.blob(sealed), .int(id)])
+            return Account(
+                id: id, slot: slot, name: new.name, kind: new.kind, state: .active, baseURL: base, credentials: new.credentials,
+                createdAt: now)
+        }
+    }
+
+    public func setAccountState(_ name: String, _ state: Account.State, now: WallTime) throws(StoreError) -> Account {
+        try change { () throws(StoreError) in
+            var account = try existingAccount(name)
+            account.state = state
+            try connection.change(
+                "UPDATE accounts SET state = $1, changed_at_ms = $2 WHERE id = $3",
+                [.text(state.rawValue), .int(now.milliseconds), .int(account.id)])
+            return account
+        }
+    }
+
     /// Frees name and slot and forgets the credentials; what it used stays on record.
-    func removeAccount(_ name: String, now: WallTime) throws(StoreError) -> Account
+    public func removeAccount(_ name: String, now: WallTime) throws(StoreError) -> Account {
+        try change { () throws(StoreError) in
+            let account = try existingAccount(name)
+            try connection.change(
+                "UPDATE accounts SET slot = NULL, credentials = $1, removed_at_ms = $2, changed_at_ms = $2 WHERE id = $3",
+                [.blob([]), .int(now.milliseconds), .int(account.id)])
+            return account
+        }
+    }
+
     /// By name, without credentials.
-    func accounts() throws(StoreError) -> [Account]
+    public func accounts() throws(StoreError) -> [Account] { try connection.rows(Queries.accounts()).map(\.account) }
+
+    private func liveAccount(_ name: String) throws(StoreError) -> Account? {
+        try connection.rows(Queries.accounts(named: name)).first?.account
+    }
+
+    private func existingAccount(_ name: String) throws(StoreError) -> Account {
+        guard let account = try liveAccount(name) else {
+            throw StoreError(.notFound, "there is no account \"\(name)\"; codex-lb accounts list shows them")
+        }
+        return account
+    }
+
+    // MARK: Client keys
 
     /// Makes a key; `plain` exists here and nowhere else.
-    func createClientKey(
+    public func createClientKey(
         _ name: String, models: [String]?, expiresAt: WallTime?, now: WallTime
-    ) throws(StoreError) -> (key: ClientKey, plain: String)
-    func revokeClientKey(_ name: String, now: WallTime) throws(StoreError) -> ClientKey
-    /// Oldest first, revoked ones included.
-    func clientKeys() throws(StoreError) -> [ClientKey]
+    ) throws(StoreError) -> (key: ClientKey, plain: String) {
+        try StoreName.check(name, of: "key")
+        for model in models ?? [] {
+            guard !model.isEmpty, model.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F && $0 != UInt8(ascii: "\"") && $0 != UInt8(ascii: "\\") })
+            else {
+                throw StoreError(.invalid, "model name \"\(model)\": expected visible ASCII without quotes and spaces")
+            }
+        }
+        if let expiresAt, expiresAt <= now { throw StoreError(.invalid, "key \(name): \(expiresAt.rfc3339) is in the past") }
+        let plain = "sk-clb-" + Base64URL.encode(SecureRandom.bytes(32))
+        let digest = HMAC.sha256(key: try pepper(), message: Array(plain.utf8))
+        let prefix = String(plain.prefix(11))
+        let id = try change { () throws(StoreError) in
+            guard try connection.rows(Queries.clientKeys(validOnly: true, named: name)).isEmpty else {
+                throw StoreError(.constraint, "there is a key \(name) already; revoke it first or choose another name")
+            }
+            let list = models.map { "[" + $0.map { "\"\($0)\"" }.joined(separator: ",") + "]" }
+            return try connection.rows(
+                """
+                INSERT INTO client_keys (name, digest, prefix, models, expires_at_ms, created_at_ms) VALUES ($1, $2, $3, $4, $5, $6)
+                RETURNING id
+                """,
+                [
+                    .text(name), .blob(digest), .text(prefix), SQLValue(list), SQLValue(expiresAt?.milliseconds), .int(now.milliseconds),
+                ]
+            ) { $0.int(0) }.first ?? 0
+        }
+        let key = ClientKey(
+            id: id, name: name, digest: digest, prefix: prefix, models: models, expiresAt: expiresAt, revokedAt: nil, createdAt: now)
+        return (key, plain)
+    }
 
-    /// Moves what the log holds into the database proper, as far as readers allow.
-    func checkpoint() throws(StoreError)
-    func close()
+    public func revokeClientKey(_ name: String, now: WallTime) throws(StoreError) -> ClientKey {
+        try change { () throws(StoreError) in
+            guard var key = try connection.rows(Queries.clientKeys(validOnly: true, named: name)).first else {
+                throw StoreError(.notFound, "there is no valid key \"\(name)\"; codex-lb keys list shows them")
+            }
+            try connection.change("UPDATE client_keys SET revoked_at_ms = $1 WHERE id = $2", [.int(now.milliseconds), .int(key.id)])
+            key.revokedAt = now
+            return key
+        }
+    }
+
+    /// Oldest first, revoked ones included.
+    public func clientKeys() throws(StoreError) -> [ClientKey] { try connection.rows(Queries.clientKeys(validOnly: false)) }
+
+    // MARK: Snapshot
+
+    public func snapshot() throws(StoreError) -> Snapshot {
+        let vault = try requireVault()
+        return try connection.transaction(readsOnly: true) { () throws(StoreError) in
+            try vault.snapshot(
+                version: connection.rows(Queries.version).first, accounts: connection.rows(Queries.accounts()),
+                keys: connection.rows(Queries.clientKeys(validOnly: true)), pepper: connection.rows(Queries.pepper).first,
+                settings: connection.rows(Queries.settings))
+        }
+    }
+
+    /// A change that workers must see: the next version and `body` in one transaction. The version comes first: on a shared database
+    /// its row is what makes changes wait for each other.
+    private func change<T>(_ body: () throws(StoreError) -> T) throws(StoreError) -> T {
+        try connection.transaction { () throws(StoreError) in
+            try connection.change(
+                "UPDATE state SET value = CAST(CAST(value AS BIGINT) + 1 AS TEXT) WHERE key = 'snapshot_version'", [])
+            return try body()
+        }
+    }
+
+    private func requireVault() throws(StoreError) -> Vault {
+        guard let vault else { throw StoreError(.readOnly, "\(place) is open for reading only, without its key") }
+        return vault
+    }
+
+    private func pepper() throws(StoreError) -> [UInt8] {
+        try requireVault().pepper(connection.rows(Queries.pepper).first)
+    }
+
+    // MARK: The end
+
+    public func close() {
+        connection.close()
+        held = nil
+    }
 }
 
 /// Names that operators type: 1 to 64 of letters, digits, `.`, `_`, `-`, `@`, `+`.

@@ -25,6 +25,12 @@ final class Supervisor {
     private let generation: UInt64 = 1
     private var exitCode: Int32?
     private var upgrade: Int32?
+    /// One-shot children beside the fleet: the check after the start, the scheduled backup.
+    private var check: Int32?
+    private var backup: Int32?
+    private var backupAt = Instant.never
+    /// One line about the database that an operator should know; empty when all is well.
+    private var databaseProblem = ""
     private var timer: LoopTimer!
     private var door: ControlDoor!
     private var environment: [String: String]
@@ -32,14 +38,17 @@ final class Supervisor {
     private var stopSignals = 0
 
     static let tickMilliseconds = 50
+    /// A scheduled backup's child looks itself whether one is due; this is how often it is asked at most.
+    static let backupLookMilliseconds = 300_000
 
     init(_ loop: EventLoop, _ settings: Settings, listeners: [Int32], environment: [String: String], log: Logger) throws(SystemError) {
         (self.loop, self.settings, self.listeners, self.log) = (loop, settings, listeners, log)
         started = loop.now
-        fleet = Fleet(workers: settings.workers, now: started, drainMilliseconds: settings.times.drain)
+        fleet = Fleet(
+            workers: settings.workers, hasWriter: settings.database.sqlitePath != nil, now: started, drainMilliseconds: settings.times.drain)
         scoreboardMemory = try SharedMemory.create("codex-lb:scoreboard", count: Scoreboard.memoryBytes)
         scoreboard = Scoreboard(scoreboardMemory)
-        scoreboard.workerSlots = settings.workers
+        scoreboard.set(.workerSlots, settings.workers)
         self.environment = environment
         // Children find the same places, whatever flags and relative paths said.
         self.environment["CODEX_LB_DATA_DIR"] = settings.dataDirectory
@@ -58,7 +67,7 @@ final class Supervisor {
     /// Upgrades the database in a child, then starts the fleet.
     func start() {
         do throws(SystemError) {
-            upgrade = try Process.spawnSelf(["db", "upgrade"], heritage: nil, environment: environment)
+            upgrade = try Process.spawnSelf(["db", "upgrade", "--at-start"], heritage: nil, environment: environment)
         } catch {
             log.critical("cannot start", metadata: ["error": "\(error)"])
             return end(1)
@@ -71,14 +80,32 @@ final class Supervisor {
     private func end(_ code: Int32) {
         guard exitCode == nil else { return }
         exitCode = code
+        if let check { Process.signal(check, SIGKILL) }  // it only reads
+        if let backup { Process.signal(backup, SIGTERM) }
+        spool()
         ServiceManager.notify("STOPPING=1")
         door.close()
         loop.stop()
     }
 
+    /// What no store has acknowledged outlives us as a file.
+    private func spool() {
+        do throws(SystemError) {
+            guard
+                let saved = try Spool.save(journals.map { Journal($0) }, directory: settings.dataDirectory, now: Clock.wall)
+            else { return }
+            log.warning(
+                "usage records that could not be stored are kept for the next start",
+                metadata: ["records": "\(saved.count)", "file": "\(saved.path)"])
+        } catch {
+            log.critical("usage records are lost: they could be neither stored nor kept in a file", metadata: ["error": "\(error)"])
+        }
+    }
+
     private func tick() {
         let now = loop.now
         guard upgrade == nil else { return }
+        if now >= backupAt, backup == nil, stopSignals == 0 { backup = oneShot(["db", "backup", "--scheduled"]) }
         perform(fleet.ticked(now))
         for child in fleet.children where child.slot.role == .worker {
             perform(fleet.heartbeatSeen(child.slot, count: scoreboard.value(.heartbeat, worker: child.slot.number), now: now))
@@ -131,10 +158,59 @@ final class Supervisor {
         }
     }
 
+    private func oneShot(_ arguments: [String]) -> Int32? {
+        do throws(SystemError) {
+            return try Process.spawnSelf(arguments, heritage: nil, environment: environment)
+        } catch {
+            log.error("child cannot be started", metadata: ["child": "\(arguments.joined(separator: " "))", "error": "\(error)"])
+            return nil
+        }
+    }
+
+    private func startJobs() {
+        if settings.database.sqlitePath != nil, settings.database.startupCheck != .off {
+            scoreboard.set(.checkResult, Scoreboard.CheckResult.running.rawValue)
+            check = oneShot(["db", "check", "--at-start"] + (settings.database.startupCheck == .quick ? ["--quick"] : []))
+        }
+        if let interval = settings.database.backupIntervalMilliseconds {
+            backupAt = loop.now.adding(milliseconds: min(interval, Self.backupLookMilliseconds))
+        }
+    }
+
+    private func reapJobs() {
+        if let pid = check, let exit = Process.reap(pid) {
+            check = nil
+            let result: Scoreboard.CheckResult =
+                exit == .code(0) ? .good : exit == .code(OneShotExit.damaged) ? .damaged : .failed
+            scoreboard.set(.checkResult, result.rawValue)
+            switch result {
+            case .good: log.info("the database is sound")
+            case .damaged:
+                databaseProblem = "damaged: see the log, then codex-lb db check, db recover, db restore"
+                log.critical(
+                    "the database is damaged; the lines above say where. Stop the server, then codex-lb db recover or codex-lb db restore")
+            default: log.warning("the database could not be checked, or its schema is not as expected", metadata: ["exit": "\(exit)"])
+            }
+        }
+        if let pid = backup, let exit = Process.reap(pid) {
+            backup = nil
+            let interval = settings.database.backupIntervalMilliseconds ?? Self.backupLookMilliseconds
+            backupAt = loop.now.adding(milliseconds: min(interval, Self.backupLookMilliseconds))
+            if exit != .code(0) { log.error("the scheduled backup failed; the lines above say why", metadata: ["exit": "\(exit)"]) }
+        }
+    }
+
     private func reap() {
+        reapJobs()
         if let pid = upgrade, let exit = Process.reap(pid) {
             upgrade = nil
-            guard exit == .code(0) else {
+            switch exit {
+            case .code(0): break
+            case .code(OneShotExit.oldSchemaUsable):
+                databaseProblem = "the upgrade of the schema failed: serving with the old one"
+                log.error(
+                    "the schema could not be upgraded; going on with the old one, since CODEX_LB_DATABASE_MIGRATIONS_FAIL_FAST is false")
+            default:
                 log.critical("the database could not be made ready; the lines above say why", metadata: ["exit": "\(exit)"])
                 return end(1)
             }
@@ -182,6 +258,7 @@ final class Supervisor {
         if readyFacts?.accounts == 0 {
             log.notice("no account yet; add one with: codex-lb accounts add NAME --base-url https://api.openai.com/v1 --key-file FILE")
         }
+        startJobs()
         ServiceManager.notify("READY=1\nSTATUS=serving on \(names.joined(separator: ", "))")
     }
 
@@ -190,8 +267,9 @@ final class Supervisor {
     func received(_ frame: Frame, from slot: ChildSlot) {
         switch frame.body {
         case .ready(let ready):
-            if slot.role == .writer {
+            if slot.role == .writer || readyFacts == nil {
                 readyFacts = ready
+                scoreboard.set(.schemaRevision, Int(ready.revision) ?? 0)
                 log.info(
                     "database ready",
                     metadata: ["database": "\(ready.database)", "revision": "\(ready.revision)", "accounts": "\(ready.accounts)"])
@@ -226,6 +304,10 @@ final class Supervisor {
         reply.ageMs = UInt64(now.milliseconds(since: started))
         reply.listeners = listeners.map { Sockets.name(of: $0) }
         reply.dataDirectory = settings.dataDirectory
+        reply.database = settings.database.url.description
+        let revision = scoreboard.value(.schemaRevision)
+        if revision > 0 { reply.revision = String(repeating: "0", count: max(0, 4 - String(revision).count)) + String(revision) }
+        reply.databaseProblem = databaseProblem
         reply.children = fleet.children.map { child in
             var status = ChildStatus()
             status.pid = Int64(child.state.pid ?? 0)
@@ -242,6 +324,14 @@ final class Supervisor {
         }
         return reply
     }
+}
+
+/// Exit codes of the one-shot children, beyond 0 (all done) and 1 (failed).
+public enum OneShotExit {
+    /// `db upgrade --at-start`: it failed, and the schema that is there will do.
+    public static let oldSchemaUsable: Int32 = 3
+    /// `db check --at-start`: pages, rows or indexes are damaged.
+    public static let damaged: Int32 = 4
 }
 
 /// The supervisor's end of a child's control socket.

@@ -16,7 +16,7 @@ public enum SupervisorRole {
         log.notice(
             "codex-lb \(Version.text)",
             metadata: [
-                "data_directory": "\(settings.dataDirectory)", "database": "\(settings.databasePath)", "workers": "\(settings.workers)",
+                "data_directory": "\(settings.dataDirectory)", "database": "\(settings.database.url)", "workers": "\(settings.workers)",
             ])
         do throws(SystemError) {
             try Directory.make(settings.dataDirectory)
@@ -60,17 +60,5 @@ public enum SupervisorRole {
         case EACCES: "\(error). Give this user the right to it, or choose another place (--data-dir, --listen)"
         default: "\(error)"
         }
-    }
-}
-
-enum Directory {
-    /// Makes a directory and its parents, for this user only.
-    static func make(_ path: String) throws(SystemError) {
-        var at = ""
-        for part in path.split(separator: "/") {
-            at += "/" + part
-            if mkdir(at, 0o700) != 0, errno != EEXIST { throw SystemError(errno, "making the directory \(at)") }
-        }
-        if access(path, W_OK | X_OK) != 0 { throw SystemError(errno, "writing into the directory \(path)") }
     }
 }

@@ -2,7 +2,9 @@ import ControlWire
 import Logging
 import Loop
 import Platform
+import SQLiteStore
 import Settings
+import Store
 import Vocabulary
 
 /// The control socket to the supervisor: we say ready, it says drain; its end means that the supervisor is dead.
@@ -54,9 +56,27 @@ final class SupervisorLink: ByteStreamDelegate {
     func streamDrained(_ stream: ByteStream) {}
 }
 
+/// A worker's way to the store: takes the journal there and brings snapshots back.
+protocol StoreLink: AnyObject {
+    /// Called at the end of each turn of the loop.
+    func turnEnded()
+    /// To be called some times a second.
+    func sweep(_ now: Instant)
+    func totals(ofKey key: Int64?, _ done: @escaping (Result<UsageTotals, StoreError>) -> Void)
+    /// The schema's revision; empty when this side does not know it.
+    var revision: String { get }
+    /// Whether the store is asked regularly, so that its silence means something.
+    var isPolled: Bool { get }
+    var silenceMillisecondsMax: Int { get }
+}
+
 /// Carries the journal to the writer and brings snapshots back. Reconnects for ever; what was not acknowledged is sent again.
-final class WriterLink: ByteStreamDelegate {
+final class WriterLink: ByteStreamDelegate, StoreLink {
     private unowned let worker: Worker
+    private let reads: ReadPool
+    let revision = ""
+    let isPolled = false
+    let silenceMillisecondsMax = 10_000
     private var stream: ByteStream?
     private var reader = FrameReader()
     private var isConnected = false
@@ -74,8 +94,9 @@ final class WriterLink: ByteStreamDelegate {
     static let gatherMilliseconds = 3
     static let gatherBytes = 32 * 1024
 
-    init(_ worker: Worker) {
+    init(_ worker: Worker, database path: String) {
         self.worker = worker
+        reads = ReadPool(worker.loop, path: path, worker.poolLimits)
         retryAt = worker.loop.now
         gatherTimer = LoopTimer(worker.loop) { [unowned self] in
             isGathering = false
@@ -141,7 +162,14 @@ final class WriterLink: ByteStreamDelegate {
         retryMilliseconds = min(1000, retryMilliseconds * 2)
     }
 
-    func sweep(_ now: Instant) { if now >= retryAt { connect() } }
+    func sweep(_ now: Instant) {
+        if now >= retryAt { connect() }
+        reads.sweep(now)
+    }
+
+    func totals(ofKey key: Int64?, _ done: @escaping (Result<UsageTotals, StoreError>) -> Void) {
+        reads.first(Queries.totals(ofKey: key), done)
+    }
 
     /// Sends what the journal holds beyond what was sent.
     func flush() {

@@ -2,20 +2,21 @@ import HTTPWire
 import JSONWire
 import Logging
 import Platform
+import Schema
 import Settings
+import Store
 import Vocabulary
 
 /// What a worker answers by itself.
 enum LocalRoutes {
-    /// The store counts as away when it has said nothing for this long while records wait.
-    static let storeSilentMilliseconds = 10_000
-
     static func answer(_ request: ClientRequest, on client: ClientConnection, _ worker: Worker) {
         switch request.route {
         case .healthLive:
             client.respond(200, "application/json", Array("{\"status\":\"ok\"}".utf8), requestID: request.id)
         case .healthReady:
             ready(request, client, worker)
+        case .usage:
+            usage(request, client, worker)
         default:
             client.respond(200, "text/plain; version=0.0.4; charset=utf-8", metrics(worker), requestID: request.id)
         }
@@ -28,19 +29,46 @@ enum LocalRoutes {
         let active = worker.accounts.filter { $0.value.state == .active }
         let limited = active.filter { board.isLimited(account: $0.value.slot) && board.cooldownUntil(account: $0.value.slot) > now }
         let waiting = worker.usageJournal.usedBytes
-        let silence = Int(now.milliseconds) - board.value(.storeSeenMilliseconds, worker: worker.slot)
-        let isStoreAway = waiting > 0 && silence > storeSilentMilliseconds
         let hasRoom = worker.usageJournal.hasRoom()
-        var status = "ok"
-        if isStoreAway { status = "degraded" }
+        let schema = board.value(.schemaRevision)
+        let isBehind = schema > 0 && schema < Schema.head.number
+        let database =
+            worker.isStoreAway(now: now) ? "unreachable" : board.checkResult == .damaged ? "damaged" : isBehind ? "schema not upgraded" : "ok"
+        var status = database == "ok" ? "ok" : "degraded"
         if active.isEmpty || !hasRoom { status = "unavailable" }
         if worker.isDraining { status = "draining" }
         let code = status == "ok" || status == "degraded" ? 200 : 503
         let body =
-            "{\"status\":\"\(status)\",\"checks\":{\"database\":\"\(isStoreAway ? "unreachable" : "ok")\",\"accounts\":\"\(active.isEmpty ? "none active" : "ok")\"},"
+            "{\"status\":\"\(status)\",\"checks\":{\"database\":\"\(database)\",\"accounts\":\"\(active.isEmpty ? "none active" : "ok")\"},"
             + "\"accounts\":{\"configured\":\(worker.accounts.count),\"active\":\(active.count),\"limited\":\(limited.count)},"
-            + "\"journal\":{\"bytes\":\(waiting),\"capacity\":\(worker.usageJournal.capacity)},\"snapshot_version\":\(worker.snapshot?.version ?? 0)}"
+            + "\"journal\":{\"bytes\":\(waiting),\"capacity\":\(worker.usageJournal.capacity)},\"snapshot_version\":\(worker.snapshot?.version ?? 0),"
+            + "\"schema\":{\"revision\":\"\(schema > 0 ? Schema.name(schema) : "")\",\"expected\":\"\(Schema.head.id)\"}}"
         client.respond(code, "application/json", Array(body.utf8), requestID: request.id)
+    }
+
+    /// What the caller's key has used; without a key, which only callers on this host may lack, what all requests have.
+    private static func usage(_ request: ClientRequest, _ client: ClientConnection, _ worker: Worker) {
+        worker.totals(ofKey: request.key?.id) { result in
+            switch result {
+            case .success(let totals):
+                let dollars = Double(totals.costMicrodollars) / 1_000_000
+                let body =
+                    "{\"request_count\":\(totals.requests),\"total_tokens\":\(totals.inputTokens + totals.outputTokens),\"input_tokens\":\(totals.inputTokens),"
+                    + "\"cached_input_tokens\":\(totals.cachedInputTokens),\"output_tokens\":\(totals.outputTokens),\"total_cost_usd\":\(dollars),\"limits\":[]}"
+                client.respond(200, "application/json", Array(body.utf8), requestID: request.id)
+            case .failure(let error):
+                // Whatever is wrong with the store, the caller's key is good: never 401 or 403.
+                worker.log.warning("usage can't be read", metadata: ["request_id": "\(request.id)", "error": "\(error)"])
+                client.respond(
+                    ProxyError(
+                        status: 503, code: error.kind == .poolTimeout ? "database_pool_timeout" : "database_unavailable",
+                        type: "server_error",
+                        message: error.kind == .poolTimeout
+                            ? "No database connection became free in time. Try again in 5s"
+                            : "The database does not answer. Try again in 5s", origin: .ourselves, retryAfterSeconds: 5),
+                    requestID: request.id)
+            }
+        }
     }
 
     /// Prometheus text, summed over all workers by the scoreboard: any worker can be asked.
@@ -72,6 +100,8 @@ enum LocalRoutes {
         metric("stream_keepalive_sent_total", "counter", "Comments sent into silent streams.", board.sum(.keepaliveComments))
         metric("usage_records_journaled_total", "counter", "Usage records made.", board.sum(.recordsJournaled))
         metric("usage_records_acknowledged_total", "counter", "Usage records committed by the store.", board.sum(.recordsAcknowledged))
+        metric("schema_revision", "gauge", "Number of the schema's revision.", board.value(.schemaRevision))
+        metric("database_damaged", "gauge", "1 when the check after the start found damage.", board.checkResult == .damaged ? 1 : 0)
         metric("journal_bytes", "gauge", "Usage records waiting for the store, bytes.", board.sum(.journalBytes))
 
         let (counts, sum) = board.firstByteHistogram

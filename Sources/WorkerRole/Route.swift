@@ -12,6 +12,7 @@ enum Route: String, Sendable {
     case healthLive = "/health/live"
     case healthReady = "/health/ready"
     case metrics = "/metrics"
+    case usage = "/v1/usage"
 
     init?(path: String) {
         var path = path
@@ -24,7 +25,7 @@ enum Route: String, Sendable {
     var method: Method {
         switch self {
         case .responses, .chatCompletions, .embeddings, .codexResponses: .post
-        case .models, .codexModels, .healthLive, .healthReady, .metrics: .get
+        case .models, .codexModels, .healthLive, .healthReady, .metrics, .usage: .get
         }
     }
 

@@ -8,6 +8,7 @@ public import Platform
 import Routing
 import Sealing
 public import Settings
+import Store
 import Vocabulary
 
 /// An account of the snapshot with what a turn would else derive each time.
@@ -65,7 +66,7 @@ final class Worker {
     private var exitBy = Instant.never
     private var random = IDGenerator()
     lazy var catalogue = ModelCatalogue(self)
-    private var writer: WriterLink!
+    private var store: (any StoreLink)!
     private var supervisor: SupervisorLink!
     private var sweepTimer: LoopTimer!
     private var turnEnd: TurnEnd!
@@ -87,10 +88,13 @@ final class Worker {
         // A tenth of the descriptors stays free for upstreams' needs and the unexpected.
         connectionsMax = max(64, Process.descriptorLimit * 45 / 100)
         supervisor = SupervisorLink(self)
-        writer = WriterLink(self)
+        switch settings.database.url {
+        case .sqlite(let path): store = WriterLink(self, database: path)
+        case .postgresql(let url): store = DatabaseLink(self, url)
+        }
         sweepTimer = LoopTimer(loop) { [unowned self] in sweep() }
         sweepTimer.start(milliseconds: Self.sweepMilliseconds, repeating: Self.sweepMilliseconds)
-        turnEnd = TurnEnd(loop) { [unowned self] in writer.turnEnded() }
+        turnEnd = TurnEnd(loop) { [unowned self] in store.turnEnded() }
     }
 
     // MARK: Start
@@ -120,7 +124,24 @@ final class Worker {
         if !isReady { becomeReady() }
     }
 
+    /// This worker's share of the instance's connections.
+    var poolLimits: PoolMachine.Limits {
+        let share = settings.database.poolShare(worker: slot, workers: max(1, scoreboard.value(.workerSlots)))
+        return PoolMachine.Limits(
+            size: share.size, overflow: share.overflow, waitMilliseconds: settings.database.poolTimeoutMilliseconds)
+    }
+
     func storeSeen() { scoreboard.set(.storeSeenMilliseconds, worker: slot, Int(Clock.wall.milliseconds)) }
+
+    /// Answers from the store, over a pool that is bounded in connections and time.
+    func totals(ofKey key: Int64?, _ done: @escaping (Result<UsageTotals, StoreError>) -> Void) { store.totals(ofKey: key, done) }
+
+    /// Whether the store has been silent for too long. One that is asked all the time speaks all the time; the writer only when it has
+    /// something to acknowledge.
+    func isStoreAway(now: WallTime) -> Bool {
+        let silence = Int(now.milliseconds) - scoreboard.value(.storeSeenMilliseconds, worker: slot)
+        return silence > store.silenceMillisecondsMax && (store.isPolled || !usageJournal.isEmpty)
+    }
 
     private func becomeReady() {
         isReady = true
@@ -128,6 +149,8 @@ final class Worker {
         scoreboard.set(.ready, worker: slot, 1)
         var ready = Ready()
         ready.accounts = UInt32(accounts.count)
+        ready.database = settings.database.url.description
+        ready.revision = store.revision
         supervisor.send { $0.ready = ready }
     }
 
@@ -201,7 +224,7 @@ final class Worker {
 
     func answer(_ request: ClientRequest, on client: ClientConnection) {
         switch request.route {
-        case .healthLive, .healthReady, .metrics: LocalRoutes.answer(request, on: client, self)
+        case .healthLive, .healthReady, .metrics, .usage: LocalRoutes.answer(request, on: client, self)
         case .models, .codexModels: catalogue.answer(request, on: client)
         case .responses, .codexResponses, .chatCompletions, .embeddings: startTurn(request, client)
         }
@@ -317,7 +340,7 @@ final class Worker {
         for connection in connections.values { connection.sweep(now) }
         pool.sweep(now)
         catalogue.sweep(now)
-        writer.sweep(now)
+        store.sweep(now)
         if isDraining { checkDrained(now) }
     }
 

@@ -11,15 +11,15 @@ import Vocabulary
 ///
 /// Owner of the session from `init` on: no other thread may call it.
 final class CommitQueue: @unchecked Sendable {
-    private let session: any StoreSession
+    private let session: StoreSession
     private let loop: EventLoop
     private let lock = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
     private let signal = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
-    private var jobs: [(any StoreSession) -> Void] = []  // guarded by lock
+    private var jobs: [(StoreSession) -> Void] = []  // guarded by lock
     private var isClosing = false  // guarded by lock
     private var thread = pthread_t()
 
-    init(_ session: any StoreSession, _ loop: EventLoop) {
+    init(_ session: StoreSession, _ loop: EventLoop) {
         (self.session, self.loop) = (session, loop)
         pthread_mutex_init(lock, nil)
         pthread_cond_init(signal, nil)
@@ -34,7 +34,7 @@ final class CommitQueue: @unchecked Sendable {
     }
 
     /// Runs `body` on the writing thread, then `done` with its result on the loop.
-    func run<T>(_ body: @escaping @Sendable (any StoreSession) -> T, then done: @escaping (T) -> Void) {
+    func run<T>(_ body: @escaping @Sendable (StoreSession) -> T, then done: @escaping (T) -> Void) {
         let box = LoopBound(done)
         let loop = self.loop
         pthread_mutex_lock(lock)

@@ -10,7 +10,7 @@ public enum StoreCommands {
         public var snapshot: Snapshot?
     }
 
-    public static func perform(_ command: StoreCommand, on session: any StoreSession, now: WallTime) -> Outcome {
+    public static func perform(_ command: StoreCommand, on session: StoreSession, now: WallTime) -> Outcome {
         var reply = StoreReply()
         var hasChanged = true
         do throws(StoreError) {

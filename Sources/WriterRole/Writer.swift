@@ -38,7 +38,7 @@ final class Writer {
     static let intakeRecordsMax = 20_000
     static let complainMilliseconds = 5_000
 
-    init(_ loop: EventLoop, _ session: any StoreSession, _ snapshot: Snapshot, _ heritage: Heritage, _ settings: Settings, _ log: Logger)
+    init(_ loop: EventLoop, _ session: StoreSession, _ snapshot: Snapshot, _ heritage: Heritage, _ settings: Settings, _ log: Logger)
         throws
     {
         (self.loop, self.heritage, self.log, self.snapshot) = (loop, heritage, log, snapshot)
@@ -84,16 +84,8 @@ final class Writer {
     // MARK: Records
 
     func received(_ batch: UsageBatch, from worker: WorkerLink) {
-        let records = batch.recordBytes
-        var decoded: [UsageRecord] = []
-        for bytes in records {
-            do {
-                decoded.append(try UsageRecord(journalBytes: bytes))
-            } catch {
-                // One bad record must not hold up the rest for ever; its bytes are kept in the log.
-                let hex = bytes.map { String($0 >> 4, radix: 16) + String($0 & 15, radix: 16) }.joined()
-                log.critical("a usage record can't be read and is set aside", metadata: ["error": "\(error)", "bytes": "\(hex)"])
-            }
+        let decoded = UsageRecord.decode(batch.recordBytes) { hex, error in
+            log.critical("a usage record can't be read and is set aside", metadata: ["error": "\(error)", "bytes": "\(hex)"])
         }
         let isFirst = intake.isEmpty
         for (i, record) in decoded.enumerated() {

@@ -24,12 +24,16 @@ public enum WriterRole {
             return 1
         }
         do {
+            guard let path = settings.database.sqlitePath else {
+                log.critical("the writer is for SQLite only", metadata: ["database": "\(settings.database.url)"])
+                return 1
+            }
+            // The upgrade is over: what the schema is now must do.
             let store = try SQLiteStore.open(
-                path: settings.databasePath, keyPath: settings.keyFile, appVersion: Version.text,
-                lockWaitMilliseconds: lockWaitMilliseconds,
-                now: Clock.wall)
+                path: path, keyPath: settings.keyFile, appVersion: Version.text, lockWaitMilliseconds: lockWaitMilliseconds,
+                now: Clock.wall, upgrade: nil)
             let writer = try Writer(loop, store, try store.snapshot(), heritage, settings, log)
-            writer.start(supervisor, database: settings.databasePath, revision: store.revision)
+            writer.start(supervisor, database: path, revision: store.revision)
             loop.run()
             writer.close()
             return 0

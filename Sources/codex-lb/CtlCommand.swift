@@ -59,7 +59,9 @@ struct Ctl: ParsableCommand {
                 ("pid", .int(status.supervisorPid)), ("version", .string(status.version)), ("state", .string(status.state)),
                 ("generation", .int(Int64(status.generation))), ("age_ms", .int(Int64(status.ageMs))),
                 ("listeners", .raw("[" + status.listeners.map { JSONText.quoted($0) }.joined(separator: ",") + "]")),
-                ("data_directory", .string(status.dataDirectory)), ("children", .raw("[" + children.joined(separator: ",") + "]")),
+                ("data_directory", .string(status.dataDirectory)),
+                ("database", .string(status.database)), ("revision", .string(status.revision)),
+                ("database_problem", .optional(status.databaseProblem.isEmpty ? nil : status.databaseProblem)), ("children", .raw("[" + children.joined(separator: ",") + "]")),
             ])
         }
     }
@@ -87,6 +89,9 @@ enum JSONText {
                 return quoted(name) + ":" + text
             }.joined(separator: ",") + "}"
     }
+
+    /// Of members that are JSON already.
+    static func array(_ members: [String]) -> String { "[" + members.joined(separator: ",") + "]" }
 
     static func quoted(_ text: String) -> String {
         var out = "\""

@@ -1,50 +1,54 @@
 import ArgumentParser
+import Platform
+import PostgresStore
 import SQLiteStore
+import Schema
 import Settings
 import Store
+import SupervisorRole
 import Vocabulary
 
 /// The database by hand; the supervisor runs the same at start.
 struct Database: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "db", abstract: "Look after the database.",
-        subcommands: [Upgrade.self, Current.self, History.self, Check.self, BackUp.self, Backups.self, Restore.self])
-
-    struct Upgrade: ParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Bring the schema to this build's revision; a copy is made first.")
-        @OptionGroup var data: DataOptions
-        func run() throws { try LocalStore.upgrade(data.settings()) }
-    }
+        subcommands: [
+            Upgrade.self, Current.self, History.self, Check.self, Wait.self, BackUp.self, Backups.self, Restore.self, Recover.self, Copy.self,
+        ])
 
     struct Current: ParsableCommand {
         static let configuration = CommandConfiguration(abstract: "Print the database's revision, or none.")
-        @Flag(name: .long, help: "One JSON object.") var json = false
-        @OptionGroup var data: DataOptions
+        @OptionGroup var database: DatabaseOptions
 
         func run() throws {
-            let settings = try data.settings()
-            let revision = try LocalStore.history(settings).last?.id
-            print(json ? JSONText.object([("revision", .optional(revision)), ("head", .string(SQLiteStore.head))]) : revision ?? "none")
+            let settings = try database.settings()
+            let revision = try LocalStore.failing { try LocalStore.history(settings) }.last?.id
+            print(
+                database.json
+                    ? JSONText.object([
+                        ("database", .string(settings.database.url.description)), ("revision", .optional(revision)),
+                        ("head", .string(Schema.head.id)),
+                    ]) : revision ?? "none")
         }
     }
 
     struct History: ParsableCommand {
         static let configuration = CommandConfiguration(abstract: "List the revisions that were applied.")
-        @Flag(name: .long, help: "A JSON array.") var json = false
-        @OptionGroup var data: DataOptions
+        @OptionGroup var database: DatabaseOptions
 
         func run() throws {
-            let rows = try LocalStore.history(data.settings())
-            if json {
+            let settings = try database.settings()
+            let rows = try LocalStore.failing { try LocalStore.history(settings) }
+            if database.json {
                 print(
-                    "["
-                        + rows.map {
+                    JSONText.array(
+                        rows.map {
                             JSONText.object([
                                 ("id", .string($0.id)), ("name", .string($0.name)), ("checksum", .string($0.checksum)),
                                 ("applied_at", .string($0.appliedAt.rfc3339)), ("duration_ms", .int($0.durationMilliseconds)),
                                 ("app_version", .string($0.appVersion)),
                             ])
-                        }.joined(separator: ",") + "]")
+                        }))
             } else {
                 printTable(
                     ["REVISION", "NAME", "APPLIED", "MS", "BY"],
@@ -57,85 +61,60 @@ struct Database: ParsableCommand {
         static let configuration = CommandConfiguration(
             abstract:
                 "Check integrity, foreign keys, revision and that the schema is the expected one. Exit code 1 when something is wrong.")
-        @Flag(name: .long, help: "One JSON object.") var json = false
-        @OptionGroup var data: DataOptions
+        @Flag(name: .customLong("quick"), help: "SQLite: leave out whether indexes agree with their tables.") var isQuick = false
+        @Flag(name: .customLong("at-start"), help: .hidden) var isAtStart = false
+        @OptionGroup var database: DatabaseOptions
 
         func run() throws {
-            let settings = try data.settings()
-            let problems = try LocalStore.failing { () throws(StoreError) in try DatabaseCheck.run(path: settings.databasePath) }
-            if json {
+            let settings = try database.settings()
+            if isAtStart { Process.becomeIdle() }
+            let problems: [String]
+            var isDamaged = false
+            do throws(StoreError) {
+                problems = try LocalStore.check(settings, isQuick: isQuick)
+            } catch {
+                guard error.kind == .corrupt else {
+                    complain(error.message)
+                    throw ExitCode(1)
+                }
+                (problems, isDamaged) = ([error.message], true)
+            }
+            if database.json {
                 print(
                     JSONText.object([
-                        ("database", .string(settings.databasePath)), ("ok", .bool(problems.isEmpty)),
-                        ("problems", .raw("[" + problems.map { JSONText.quoted($0) }.joined(separator: ",") + "]")),
+                        ("database", .string(settings.database.url.description)), ("ok", .bool(problems.isEmpty)),
+                        ("problems", .raw(JSONText.array(problems.map { JSONText.quoted($0) }))),
                     ]))
             } else if problems.isEmpty {
-                print("\(settings.databasePath): ok")
+                if !isAtStart { print("\(settings.database.url): ok") }
             } else {
-                for problem in problems { complain("\(settings.databasePath): \(problem)") }
+                for problem in problems { complain("\(settings.database.url): \(problem)") }
             }
-            if !problems.isEmpty { throw ExitCode(1) }
+            guard !problems.isEmpty else { return }
+            throw ExitCode(isAtStart && (isDamaged || problems.contains(where: DatabaseCheck.isDamage)) ? OneShotExit.damaged : 1)
         }
     }
+}
 
-    struct BackUp: ParsableCommand {
-        static let configuration = CommandConfiguration(
-            commandName: "backup", abstract: "Copy the database as it is at one moment; a server may run.")
-        @Option(name: .long, help: "Where to (default: store.db.backup.YYYYMMDD-HHMMSS beside the database).") var output: String?
-        @OptionGroup var data: DataOptions
-
-        func run() throws {
-            let settings = try data.settings()
-            let file = try LocalStore.failing { () throws(StoreError) in
-                try Backup.make(database: settings.databasePath, output: output, now: Clock.wall)
-            }
-            print("\(file.path) (\(file.bytes) bytes, revision \(file.revision), checked)")
-            print("keep \(settings.keyFile) with it: without that file the accounts in it can't be read")
+extension LocalStore {
+    static func check(_ settings: Settings, isQuick: Bool) throws(StoreError) -> [String] {
+        switch settings.database.url {
+        case .sqlite(let path): try DatabaseCheck.run(path: path, isQuick: isQuick)
+        case .postgresql(let url): try PostgresStore.check(url)
         }
     }
+}
 
-    struct Backups: ParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "List the copies beside the database, newest first.")
-        @Flag(name: .long, help: "A JSON array.") var json = false
-        @OptionGroup var data: DataOptions
+/// Which database, and how to print; every `db` command takes this.
+struct DatabaseOptions: ParsableArguments {
+    @Option(name: .long, help: "The database (default: $CODEX_LB_DATABASE_URL, else sqlite:///<data directory>/store.db).")
+    var url: String?
+    @Flag(name: .long, help: "JSON instead of text.") var json = false
+    @OptionGroup var data: DataOptions
 
-        func run() throws {
-            let settings = try data.settings()
-            let files = Backup.list(database: settings.databasePath)
-            if json {
-                print(
-                    "["
-                        + files.map {
-                            JSONText.object([
-                                ("path", .string($0.path)), ("bytes", .int(Int64($0.bytes))), ("made", .string($0.stamp)),
-                                ("revision", .string($0.revision)), ("verified", .bool($0.problem.isEmpty)),
-                                ("problem", .optional($0.problem.isEmpty ? nil : $0.problem)),
-                            ])
-                        }.joined(separator: ",") + "]")
-            } else if files.isEmpty {
-                print("no backup beside \(settings.databasePath); make one with: codex-lb db backup")
-            } else {
-                printTable(
-                    ["MADE (UTC)", "BYTES", "REVISION", "VERIFIED", "FILE"],
-                    files.map { [$0.stamp, String($0.bytes), $0.revision, $0.problem.isEmpty ? "yes" : $0.problem, $0.path] })
-            }
-        }
-    }
-
-    struct Restore: ParsableCommand {
-        static let configuration = CommandConfiguration(
-            abstract: "Put a backup in the database's place; the present one is kept beside it.")
-        @Argument(help: "The backup.") var file: String
-        @OptionGroup var data: DataOptions
-
-        func run() throws {
-            let settings = try data.settings()
-            let aside = try LocalStore.failing { () throws(StoreError) in
-                try Backup.restore(file, database: settings.databasePath, now: Clock.wall)
-            }
-            print("\(settings.databasePath) is now \(file)")
-            if let aside { print("the database before is kept as \(aside)") }
-            print("start the server again with: codex-lb serve")
-        }
+    func settings() throws -> Settings {
+        var flags = Settings.Flags()
+        flags.dataDirectory = data.dataDirectory
+        return try loadSettings(flags, databaseURL: url)
     }
 }

@@ -60,7 +60,7 @@ struct Demo: ParsableCommand {
             throw ExitCode(1)
         }
         let directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        var environment = environmentWithDirectory()
+        var environment = try environmentWithDirectory()
         environment["CODEX_LB_DATA_DIR"] = directory
         for name in [
             "CODEX_LB_RUNTIME_DIR", "RUNTIME_DIRECTORY", "STATE_DIRECTORY", "CODEX_LB_DATABASE_URL", "CODEX_LB_ENCRYPTION_KEY_FILE",

@@ -58,24 +58,43 @@ struct DataOptions: ParsableArguments {
     }
 }
 
-func loadSettings(_ flags: Settings.Flags = Settings.Flags()) throws -> Settings {
+func loadSettings(_ flags: Settings.Flags = Settings.Flags(), databaseURL: String? = nil) throws -> Settings {
+    var environment = try environmentWithDirectory()
+    if let databaseURL { environment["CODEX_LB_DATABASE_URL"] = databaseURL }
     do {
-        return try Settings(environment: environmentWithDirectory(), flags: flags, processors: Process.processorCount)
+        return try Settings(environment: environment, flags: flags, processors: Process.processorCount)
     } catch {
         complain("\(error)")
         throw ExitCode(2)
     }
 }
 
-/// The environment with the true working directory, which `PWD` may be too old to tell.
-func environmentWithDirectory() -> [String: String] {
+/// The environment with the true working directory, which `PWD` may be too old to tell, and with what the files add to it: a name
+/// that the process has keeps the process's value.
+func environmentWithDirectory() throws -> [String: String] {
     var environment = Environment.current
     var buffer = [CChar](repeating: 0, count: 4096)
     if getcwd(&buffer, buffer.count) != nil {
         environment["PWD"] = String(decoding: buffer.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
+    // Children of a server have it all already; their working directory is no place to look for more.
+    if environment[Heritage.variable] != nil || environment[environmentIsComplete] != nil { return environment }
+    environment[environmentIsComplete] = "1"
+    for file in EnvironmentFile.names {
+        guard access(file, F_OK) == 0 else { continue }
+        if access(file, R_OK) != 0, file.hasPrefix("/") { continue }  // the service's own, when somebody else runs a command
+        let text = String(decoding: try readFile(file, what: "settings", bytesMax: EnvironmentFile.bytesMax), as: UTF8.self)
+        do throws(SettingsError) {
+            environment.merge(try EnvironmentFile.parse(text, file: file)) { known, _ in known }
+        } catch {
+            complain("\(error)")
+            throw ExitCode(2)
+        }
+    }
     return environment
 }
+
+private let environmentIsComplete = "CODEX_LB_ENVIRONMENT_IS_COMPLETE"
 
 func complain(_ text: String) { writeError("codex-lb: \(text)") }
 
@@ -111,7 +130,7 @@ struct Serve: ParsableCommand {
             complain("\(error)")
             throw ExitCode(2)
         }
-        let code = SupervisorRole.run(settings: settings, environment: environmentWithDirectory(), log: makeLog("supervisor", settings))
+        let code = SupervisorRole.run(settings: settings, environment: try environmentWithDirectory(), log: makeLog("supervisor", settings))
         throw ExitCode(code)
     }
 }

@@ -1,6 +1,8 @@
 import ArgumentParser
 import ControlWire
+import PostgresStore
 import SQLiteStore
+import Schema
 import Settings
 import Store
 import Vocabulary
@@ -10,14 +12,14 @@ import WriterRole
     import Glibc
 #endif
 
-/// Carries out a command on the store: lists are read from the database directly; changes go to the running server, or with none
-/// running are made here under the writer's lock. Never behind the writer's back.
+/// Carries out a command on the store: lists are read from the database directly. Changes of SQLite go to the running server, or with none
+/// running are made here under the writer's lock, never behind the writer's back; a shared database is changed directly.
 enum StoreClient {
     static func perform(_ command: StoreCommand, _ settings: Settings) throws -> StoreReply {
         let reply: StoreReply
         if isList(command) {
             reply = try LocalStore.list(command, settings)
-        } else if let server = try ControlClient.connect(settings) {
+        } else if settings.database.sqlitePath != nil, let server = try ControlClient.connect(settings) {
             var frame = Frame()
             frame.storeCommand = command
             guard case .storeReply(let answer)? = try server.ask(frame).body else {
@@ -43,12 +45,15 @@ enum StoreClient {
     }
 }
 
-/// The database opened by the command line itself.
+/// The database opened by the command line itself, whatever kind it is.
 enum LocalStore {
+    /// How long a change by hand waits for another writer of an SQLite database.
+    static let changeWaitMilliseconds = 2_000
+
     static func list(_ command: StoreCommand, _ settings: Settings) throws -> StoreReply {
-        guard access(settings.databasePath, F_OK) == 0 else { return StoreReply() }  // nothing was ever stored
+        if let path = settings.database.sqlitePath, access(path, F_OK) != 0 { return StoreReply() }  // nothing was ever stored
         return try failing {
-            let store = try SQLiteStore.openReadOnly(path: settings.databasePath)
+            let store = try openReadOnly(settings)
             defer { store.close() }
             return StoreCommands.perform(command, on: store, now: Clock.wall).reply
         }
@@ -56,32 +61,54 @@ enum LocalStore {
 
     static func change(_ command: StoreCommand, _ settings: Settings) throws -> StoreReply {
         try failing {
-            let store = try open(settings, waitMilliseconds: 2_000)
+            let store = try upgrade(settings, lockWaitMilliseconds: changeWaitMilliseconds)
             defer { store.close() }
             return StoreCommands.perform(command, on: store, now: Clock.wall).reply
         }
     }
 
-    static func upgrade(_ settings: Settings) throws {
-        try failing {
-            let store = try open(settings, waitMilliseconds: 5_000)
-            defer { store.close() }
-            if let backup = store.backup { complain("database \(settings.databasePath): copied to \(backup) before the upgrade") }
-            if !store.applied.isEmpty {
-                complain("database \(settings.databasePath): revision \(store.applied.joined(separator: ", ")) applied")
-            }
+    /// Opens the store with the schema brought up to `target`, the newest when nil.
+    static func upgrade(
+        _ settings: Settings, target: Int? = nil, lockWaitMilliseconds: Int, dieBefore: Int? = nil
+    ) throws(StoreError) -> StoreSession {
+        var statements = 0
+        let willRun: (Revision, Int, Int) -> Void = { _, _, _ in
+            statements += 1
+            if statements == dieBefore { kill(getpid(), SIGKILL) }
+        }
+        switch settings.database.url {
+        case .sqlite(let path):
+            return try SQLiteStore.open(
+                path: path, keyPath: settings.keyFile, appVersion: Version.text, lockWaitMilliseconds: lockWaitMilliseconds,
+                now: Clock.wall,
+                upgrade: SQLiteStore.Upgrade(
+                    target: target, backupsKept: settings.database.preMigrateBackups, progress: complain, willRun: willRun))
+        case .postgresql(let url):
+            return try PostgresStore.upgrade(
+                url, keyPath: settings.keyFile, target: target, appVersion: Version.text, lockWaitMilliseconds: lockWaitMilliseconds,
+                now: Clock.wall, progress: complain, willRun: willRun)
         }
     }
 
-    private static func open(_ settings: Settings, waitMilliseconds: Int) throws -> SQLiteStore {
-        try SQLiteStore.open(
-            path: settings.databasePath, keyPath: settings.keyFile, appVersion: Version.text, lockWaitMilliseconds: waitMilliseconds,
-            now: Clock.wall,
-            backupsKept: settings.preMigrateBackups)
+    static func openReadOnly(_ settings: Settings) throws(StoreError) -> StoreSession {
+        switch settings.database.url {
+        case .sqlite(let path): try SQLiteStore.openReadOnly(path: path)
+        case .postgresql(let url): try PostgresStore.openReadOnly(url)
+        }
     }
 
-    static func history(_ settings: Settings) throws -> [AppliedRevision] {
-        try failing { try SQLiteStore.history(path: settings.databasePath) }
+    static func history(_ settings: Settings) throws(StoreError) -> [AppliedRevision] {
+        switch settings.database.url {
+        case .sqlite(let path): try SQLiteStore.history(path: path)
+        case .postgresql(let url): try PostgresStore.history(url)
+        }
+    }
+
+    static func pending(_ settings: Settings) throws(StoreError) -> [Revision] {
+        switch settings.database.url {
+        case .sqlite(let path): try SQLiteStore.pending(path: path)
+        case .postgresql(let url): try PostgresStore.pending(url)
+        }
     }
 
     /// Runs `body`; a failure of the store is told and ends the command with 1.

@@ -33,6 +33,8 @@ int codexlb_pin(int cpu);
 
 /// Names the process as `ps` and `top` show it (15 bytes).
 void codexlb_name_thread(const char *name);
+/// Lowest priority for CPU (nice 19) and disk (ioprio_set(2), idle class).
+void codexlb_become_idle(void);
 /// Keeps the process's memory out of core files and away from ptrace by others.
 void codexlb_forbid_dumps(void);
 #endif

@@ -1,0 +1,100 @@
+public import Vocabulary
+
+#if canImport(Glibc)
+    internal import Glibc
+#endif
+
+/// Usage records that an instance could not store before its end, in files that its next start stores: `journal-YYYYMMDD-HHMMSS-PID.spool`
+/// in the data directory, mode 0600. Each is a sequence of [u32 count][u32 CRC-32C][bytes], little-endian.
+///
+/// Records have ids: a file that is stored twice is stored once.
+public enum Spool {
+    private static let prefix = "journal-"
+    private static let suffix = ".spool"
+
+    /// Writes what the journals still hold into one file, complete and on disk before it has its name. Nil when they hold nothing.
+    public static func save(_ journals: [Journal], directory: String, now: WallTime) throws(SystemError) -> (path: String, count: Int)? {
+        var out: [UInt8] = []
+        var count = 0
+        for journal in journals {
+            var at = journal.tail
+            while at < journal.head {
+                let (records, end, damaged) = journal.read(from: at, count: 1000)
+                for record in records {
+                    withUnsafeBytes(of: UInt32(record.count).littleEndian) { out += $0 }
+                    let sum = record.withUnsafeBytes { SharedMemory.checksum($0) }
+                    withUnsafeBytes(of: sum.littleEndian) { out += $0 }
+                    out += record
+                    count += 1
+                }
+                if damaged || end == at { break }
+                at = end
+            }
+        }
+        guard count > 0 else { return nil }
+        let digits = now.rfc3339.filter { $0.isNumber }
+        let path = "\(directory)/\(prefix)\(digits.prefix(8))-\(digits.dropFirst(8).prefix(6))-\(getpid())\(suffix)"
+        let partial = path + ".partial"
+        let fd = open(partial, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+        guard fd >= 0 else { throw SystemError(errno, "making \(partial)") }
+        defer { close(fd) }
+        var written = 0
+        while written < out.count {
+            let n = out.withUnsafeBytes { write(fd, $0.baseAddress! + written, out.count - written) }
+            guard n > 0 else {
+                let code = errno
+                unlink(partial)
+                throw SystemError(code, "writing \(partial)")
+            }
+            written += n
+        }
+        guard fsync(fd) == 0, rename(partial, path) == 0 else { throw SystemError(errno, "writing \(path)") }
+        let folder = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        if folder >= 0 {
+            fsync(folder)
+            close(folder)
+        }
+        return (path, count)
+    }
+
+    /// Spool files of a data directory, oldest first.
+    public static func files(directory: String) -> [String] {
+        guard let folder = opendir(directory) else { return [] }
+        defer { closedir(folder) }
+        var out: [String] = []
+        while let entry = readdir(folder) {
+            let name = withUnsafePointer(to: &entry.pointee.d_name) {
+                $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+            }
+            if name.hasPrefix(prefix), name.hasSuffix(suffix) { out.append(directory + "/" + name) }
+        }
+        return out.sorted()
+    }
+
+    /// The records of a file, as they stood in the journals, and whether it is whole to its end.
+    public static func load(_ path: String) throws(SystemError) -> (records: [[UInt8]], isWhole: Bool) {
+        let fd = open(path, O_RDONLY | O_CLOEXEC)
+        guard fd >= 0 else { throw SystemError(errno, "opening \(path)") }
+        defer { close(fd) }
+        var bytes: [UInt8] = []
+        var buffer = [UInt8](repeating: 0, count: 1 << 20)
+        while true {
+            let n = read(fd, &buffer, buffer.count)
+            guard n >= 0 else { throw SystemError(errno, "reading \(path)") }
+            if n == 0 { break }
+            bytes += buffer[..<n]
+        }
+        var records: [[UInt8]] = []
+        var at = 0
+        func number(_ offset: Int) -> UInt32 { (0..<4).reduce(0) { $0 | UInt32(bytes[offset + $1]) << UInt32(8 * $1) } }
+        while at + 8 <= bytes.count {
+            let count = Int(number(at))
+            guard at + 8 + count <= bytes.count else { return (records, false) }
+            let record = Array(bytes[at + 8..<at + 8 + count])
+            guard record.withUnsafeBytes({ SharedMemory.checksum($0) }) == number(at + 4) else { return (records, false) }
+            records.append(record)
+            at += 8 + count
+        }
+        return (records, at == bytes.count)
+    }
+}

@@ -1,0 +1,168 @@
+public import Loop
+public import Store
+public import Vocabulary
+
+/// A worker's connections to PostgreSQL, on its loop. Everything runs on the loop's thread.
+public final class PostgresPool {
+    private let loop: EventLoop
+    private let target: PostgresTarget
+    private let limits: PoolMachine.Limits
+    private var machine: PoolMachine
+    private var wires: [Int: PostgresWire] = [:]
+    private var callers: [Int: (Result<Int, StoreError>) -> Void] = [:]
+    private var nextCaller = 0
+    private var lastError: StoreError?
+
+    /// A statement without an answer for this long costs its connection: the server may be black-holed, where its own time limits
+    /// can't reach us.
+    public static let statementMilliseconds = 8_000
+
+    public init(_ loop: EventLoop, _ target: PostgresTarget, _ limits: PoolMachine.Limits) {
+        (self.loop, self.target, self.limits) = (loop, target, limits)
+        machine = PoolMachine(limits)
+    }
+
+    public var openCount: Int { machine.openCount }
+    public var waiterCount: Int { machine.waiterCount }
+    /// Why the last connection could not be opened or was lost; nil once one works again.
+    public var problem: StoreError? { machine.failureCount > 0 ? lastError : nil }
+
+    /// Gets a connection or, after the pool's time limit, an error.
+    func lease(_ done: @escaping (Result<Int, StoreError>) -> Void) {
+        let caller = nextCaller
+        nextCaller += 1
+        callers[caller] = done
+        perform(machine.asked(caller: caller, now: loop.now))
+    }
+
+    func release(_ id: Int) { perform(machine.released(id, now: loop.now)) }
+
+    func wire(_ id: Int) -> PostgresWire? { wires[id] }
+
+    /// The server has become one that can't be worked with: its connections are dropped.
+    func evict() { perform(machine.condemned(now: loop.now)) }
+
+    private func perform(_ actions: [PoolMachine.Action]) {
+        for action in actions {
+            switch action {
+            case .open(let id): open(id)
+            case .close(let id): wires.removeValue(forKey: id)?.close()
+            case .grant(let caller, let id): callers.removeValue(forKey: caller)?(.success(id))
+            case .refuse(let caller, let why): callers.removeValue(forKey: caller)?(.failure(refusal(why)))
+            }
+        }
+    }
+
+    private func refusal(_ why: PoolMachine.Refusal) -> StoreError {
+        let seconds = limits.waitMilliseconds / 1000
+        switch why {
+        case .unopened: return lastError ?? StoreError(.unreachable, "\(target.url) can't be reached")
+        case .closed: return StoreError(.poolTimeout, "the connections to \(target.url) are being closed")
+        case .timeout, .tooManyWaiters:
+            return StoreError(
+                .poolTimeout,
+                "no connection to \(target.url) became free within \(seconds) s: \(machine.busyCount) of \(limits.size + limits.overflow) of this worker are in use, \(machine.waiterCount) callers wait; raise CODEX_LB_DATABASE_POOL_SIZE or CODEX_LB_DATABASE_MAX_OVERFLOW"
+            )
+        }
+    }
+
+    private func open(_ id: Int) {
+        let wire = PostgresWire(loop, target)
+        wires[id] = wire
+        wire.connect { [weak self] error in
+            guard let self else { return }
+            if let error {
+                lastError = error
+                wires[id] = nil
+                return perform(machine.openFailed(id, now: loop.now))
+            }
+            wire.lost = { [weak self] error in
+                guard let self else { return }
+                lastError = error
+                wires[id] = nil
+                perform(machine.broke(id, now: loop.now))
+            }
+            perform(machine.opened(id, jitter: Double.random(in: 0...1), now: loop.now))
+        }
+    }
+
+    /// Runs the statements on a connection of their own; `done` once.
+    func run(_ statements: [PostgresStatement], milliseconds: Int, _ done: @escaping (Result<[PostgresResult], StoreError>) -> Void) {
+        lease { [self] leased in
+            switch leased {
+            case .failure(let error): done(.failure(error))
+            case .success(let id):
+                guard let wire = wires[id] else { return done(.failure(StoreError(.unreachable, "\(target.url): the connection is lost"))) }
+                wire.send(statements, milliseconds: milliseconds) { [self] answer in
+                    if case .failure(let error) = answer, PostgresFailure.evicts(error.kind) { evict() }
+                    release(id)
+                    done(answer)
+                }
+            }
+        }
+    }
+
+    /// Rows of one query.
+    public func rows<T>(
+        _ query: Query<T>, milliseconds: Int = statementMilliseconds, _ done: @escaping (Result<[T], StoreError>) -> Void
+    ) {
+        run([PostgresStatement(query)], milliseconds: milliseconds) { answer in
+            do throws(StoreError) { done(.success(try answer.get()[0].rows(query.decode))) } catch { done(.failure(error)) }
+        }
+    }
+
+    /// The snapshot's version and the schema's revision, of this moment.
+    public func facts(_ done: @escaping (Result<(version: Int64, revision: String), StoreError>) -> Void) {
+        run([PostgresStatement(Queries.version), PostgresStatement(Queries.revision)], milliseconds: Self.statementMilliseconds) { answer in
+            do throws(StoreError) {
+                let results = try answer.get()
+                done(
+                    .success(
+                        (
+                            try results[0].rows(Queries.version.decode).first ?? 0,
+                            try results[1].rows(Queries.revision.decode).first ?? ""
+                        )))
+            } catch {
+                done(.failure(error))
+            }
+        }
+    }
+
+    /// A snapshot, read in one transaction. `vault` gets the fingerprint of the key that the database is sealed with.
+    public func snapshot(
+        _ vault: @escaping (_ fingerprint: String) throws(StoreError) -> Vault, _ done: @escaping (Result<Snapshot, StoreError>) -> Void
+    ) {
+        let (accounts, keys) = (Queries.accounts(), Queries.clientKeys(validOnly: true))
+        let statements = [
+            PostgresStatement("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"), PostgresStatement(Queries.keyFingerprint),
+            PostgresStatement(Queries.version), PostgresStatement(accounts), PostgresStatement(keys), PostgresStatement(Queries.pepper),
+            PostgresStatement(Queries.settings), PostgresStatement("COMMIT"),
+        ]
+        run(statements, milliseconds: Self.statementMilliseconds) { answer in
+            do throws(StoreError) {
+                let r = try answer.get()
+                let fingerprint = try r[1].rows(Queries.keyFingerprint.decode).first ?? ""
+                done(
+                    .success(
+                        try vault(fingerprint).snapshot(
+                            version: r[2].rows(Queries.version.decode).first, accounts: r[3].rows(accounts.decode),
+                            keys: r[4].rows(keys.decode), pepper: r[5].rows(Queries.pepper.decode).first,
+                            settings: r[6].rows(Queries.settings.decode))))
+            } catch {
+                done(.failure(error))
+            }
+        }
+    }
+
+    /// Time limits of callers, connections and requests; to be called some times a second.
+    public func sweep(_ now: Instant) {
+        for wire in wires.values { wire.sweep(now) }
+        perform(machine.ticked(now))
+    }
+
+    public func close() {
+        perform(machine.closed(now: loop.now))
+        for wire in wires.values { wire.close() }
+        wires = [:]
+    }
+}

@@ -1,0 +1,124 @@
+internal import Sealing
+public import Vocabulary
+
+/// The encryption key of a store and what is sealed with it. Contexts bind a sealed value to its row and column.
+public struct Vault: Sendable {
+    private let key: SealingKey
+    private static let pepperContext = "state|pepper|value|1"
+    private static func credentialsContext(_ id: Int64) -> String { "accounts|\(id)|credentials|1" }
+
+    /// Sixteen hex digits to recognise the key by.
+    public var fingerprint: String { key.fingerprint }
+
+    /// The key that `connection`'s database is sealed with, from its file. A database that has no key yet gets one: the file is made
+    /// unless `makesKey` is false.
+    public static func open(_ connection: any SQLConnection, keyPath: String, makesKey: Bool = true) throws(StoreError) -> Vault {
+        let sealedWith = try connection.hasTable("state") ? try connection.rows(Queries.keyFingerprint).first : nil
+        guard let sealedWith else {
+            guard makesKey else { throw StoreError(.older, "\(connection.place) has no key yet; run: codex-lb db upgrade") }
+            return Vault(key: try sealing { () throws(SealingError) in try KeyFile.loadOrCreate(path: keyPath) })
+        }
+        return try load(sealedWith: sealedWith, keyPath: keyPath, place: connection.place)
+    }
+
+    /// The key of the file, which must be the one that the database is sealed with.
+    public static func load(sealedWith fingerprint: String, keyPath: String, place: String) throws(StoreError) -> Vault {
+        let key = try sealing { () throws(SealingError) in try KeyFile.load(path: keyPath) }
+        if let key, key.fingerprint == fingerprint { return Vault(key: key) }
+        let what =
+            key.map { "\(keyPath) (\($0.fingerprint)) is not the encryption key of \(place)" }
+            ?? "\(keyPath) is missing, the encryption key of \(place)"
+        throw StoreError(
+            .wrongKey,
+            "\(what), which is sealed with key \(fingerprint); put the right file back, or copy it from the instance that shares the database")
+    }
+
+    /// Gives a database whose schema is there but that holds nothing its first facts.
+    public func initialise(_ connection: any SQLConnection) throws(StoreError) {
+        guard try connection.rows(Queries.keyFingerprint).isEmpty else { return }
+        let pepper = try Self.sealing { () throws(SealingError) in
+            try key.seal(SecureRandom.bytes(32), context: Self.pepperContext)
+        }
+        try connection.transaction { () throws(StoreError) in
+            // Of two instances that start on one new database the second leaves what it finds.
+            for (name, value) in [
+                ("key_fingerprint", key.fingerprint), ("pepper", Base64URL.encode(pepper)), ("snapshot_version", "1"),
+            ] {
+                try connection.change(
+                    "INSERT INTO state (key, value) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING", [.text(name), .text(value)])
+            }
+            guard try connection.rows(Queries.keyFingerprint).first == key.fingerprint else {
+                throw StoreError(
+                    .wrongKey,
+                    "\(connection.place) has just been sealed by another instance with another key; copy that instance's encryption.key here")
+            }
+        }
+    }
+
+    func seal(_ credentials: Account.Credentials, account id: Int64) throws(StoreError) -> [UInt8] {
+        try Self.sealing { () throws(SealingError) in try key.seal(credentials.packed, context: Self.credentialsContext(id)) }
+    }
+
+    func pepper(_ stored: [UInt8]?) throws(StoreError) -> [UInt8] {
+        guard let stored else { throw StoreError(.corrupt, "the database has no pepper for client keys; restore a backup") }
+        // Text since codex-lb has a second dialect; the sealed bytes themselves, which begin with 1, before.
+        let sealed = stored.first == 1 ? stored : Base64URL.decode(String(decoding: stored, as: UTF8.self)) ?? stored
+        return try Self.sealing { () throws(SealingError) in try key.open(sealed, context: Self.pepperContext) }
+    }
+
+    /// A snapshot out of the rows that were read in one transaction.
+    public func snapshot(
+        version: Int64?, accounts: [SealedAccount], keys: [ClientKey], pepper: [UInt8]?, settings: [(String, String)]
+    ) throws(StoreError) -> Snapshot {
+        var opened: [Account] = []
+        for entry in accounts {
+            var account = entry.account
+            let packed = try Self.sealing { () throws(SealingError) in
+                try key.open(entry.sealed, context: Self.credentialsContext(account.id))
+            }
+            guard let credentials = Account.Credentials(packed: packed) else {
+                throw StoreError(.corrupt, "the credentials of the account \(account.name) can't be read; restore a backup")
+            }
+            account.credentials = credentials
+            opened.append(account)
+        }
+        return Snapshot(
+            version: version ?? 0, accounts: opened, clientKeys: keys, pepper: try self.pepper(pepper),
+            settings: Dictionary(settings, uniquingKeysWith: { _, new in new }))
+    }
+
+    private static func sealing<T>(_ body: () throws(SealingError) -> T) throws(StoreError) -> T {
+        do throws(SealingError) { return try body() } catch {
+            throw StoreError(error.kind == .wrongKey || error.kind == .keyFile ? .wrongKey : .corrupt, error.description)
+        }
+    }
+}
+
+/// The plain text inside the seal: four fields, each a byte that says whether it is there, a 4-byte big-endian length, UTF-8.
+extension Account.Credentials {
+    var packed: [UInt8] {
+        var out: [UInt8] = []
+        for field in [bearer, refreshToken, idToken, chatGPTAccountID] {
+            let bytes = Array((field ?? "").utf8)
+            out.append(field == nil ? 0 : 1)
+            for shift in [24, 16, 8, 0] { out.append(UInt8(truncatingIfNeeded: bytes.count >> shift)) }
+            out += bytes
+        }
+        return out
+    }
+
+    init?(packed: [UInt8]) {
+        var fields: [String?] = []
+        var rest = packed[...]
+        while rest.count >= 5, fields.count < 4 {
+            let isThere = rest.removeFirst() == 1
+            let count = rest.prefix(4).reduce(0) { $0 << 8 | Int($1) }
+            rest.removeFirst(4)
+            guard rest.count >= count else { return nil }
+            fields.append(isThere ? String(decoding: rest.prefix(count), as: UTF8.self) : nil)
+            rest.removeFirst(count)
+        }
+        guard fields.count == 4, rest.isEmpty, let bearer = fields[0] else { return nil }
+        self.init(bearer: bearer, refreshToken: fields[1], idToken: fields[2], chatGPTAccountID: fields[3])
+    }
+}

@@ -1,0 +1,158 @@
+import ControlWire
+import Logging
+import Loop
+import Platform
+import PostgresStore
+import Schema
+import Settings
+import Store
+import Vocabulary
+
+/// The store that workers share directly: brings the journal into PostgreSQL and looks for a newer snapshot there. What was not
+/// acknowledged stays in the journal and is sent again; turns never wait for any of it.
+final class DatabaseLink: StoreLink {
+    private unowned let worker: Worker
+    private let pool: PostgresPool
+    private let lane: RecordLane
+    /// Place in the journal up to which records have been given to the lane.
+    private var sent: UInt64
+    private var gatherTimer: LoopTimer!
+    private var isGathering = false
+    private var pollAt: Instant
+    private var isPolling = false
+    private var complainedAt: Instant?
+    private(set) var revision = ""
+    let isPolled = true
+    let silenceMillisecondsMax = 3_000
+
+    /// Between two looks at the snapshot's version: a change on another instance is here in less than a second. NOTIFY would be quicker,
+    /// but it takes a lock over all commits of the server and needs a session, which poolers do not keep.
+    static let pollMilliseconds = 400
+    static let complainMilliseconds = 5_000
+
+    init(_ worker: Worker, _ url: PostgresURL) {
+        self.worker = worker
+        pool = PostgresPool(worker.loop, PostgresTarget(url), worker.poolLimits)
+        lane = RecordLane(worker.loop, pool)
+        sent = worker.usageJournal.tail
+        pollAt = worker.loop.now
+        gatherTimer = LoopTimer(worker.loop) { [unowned self] in
+            isGathering = false
+            flush()
+        }
+        lane.failed = { [unowned self] in complain($0) }
+        poll()
+        flush()
+    }
+
+    // MARK: Records
+
+    func turnEnded() {
+        let waiting = worker.usageJournal.head &- sent
+        guard waiting > 0, lane.hasRoom else { return }
+        if waiting >= WriterLink.gatherBytes {
+            flush()
+        } else if !isGathering {
+            isGathering = true
+            gatherTimer.start(milliseconds: WriterLink.gatherMilliseconds)
+        }
+    }
+
+    private func flush() {
+        while lane.hasRoom, sent < worker.usageJournal.head {
+            let (entries, end, damaged) = worker.usageJournal.read(from: sent, count: Limits.batchRecordsMax)
+            if damaged { worker.log.critical("the journal is damaged: what follows this place is given up", metadata: ["place": "\(end)"]) }
+            // The acknowledgement of what could still be read forgets what could not.
+            let upTo = damaged ? worker.usageJournal.head : end
+            sent = upTo
+            let records = UsageRecord.decode(entries) { hex, error in
+                worker.log.critical("a usage record can't be read and is set aside", metadata: ["error": "\(error)", "bytes": "\(hex)"])
+            }
+            let count = entries.count
+            lane.append(records) { [unowned self] setAside in acknowledged(upTo, count, setAside) }
+        }
+    }
+
+    private func acknowledged(_ end: UInt64, _ count: Int, _ setAside: [UsageRecord]) {
+        for record in setAside {
+            let hex = record.journalBytes.map { String($0 >> 4, radix: 16) + String($0 & 15, radix: 16) }.joined()
+            worker.log.critical("the database refuses a usage record for what it holds; it is set aside", metadata: ["bytes": "\(hex)"])
+        }
+        worker.usageJournal.acknowledge(through: end)
+        worker.acknowledged(count)
+        seen()
+        flush()
+    }
+
+    // MARK: Snapshots
+
+    private func poll() {
+        guard !isPolling else { return }
+        isPolling = true
+        pool.facts { [weak self] result in
+            guard let self else { return }
+            switch result {
+            case .success(let facts):
+                revision = facts.revision
+                worker.scoreboard.set(.schemaRevision, Int(facts.revision) ?? 0)
+                seen()
+                guard facts.version > worker.snapshot?.version ?? -1 else { return polled() }
+                loadSnapshot()
+            case .failure(let error):
+                complain(error)
+                polled()
+            }
+        }
+    }
+
+    private func loadSnapshot() {
+        let settings = worker.settings
+        pool.snapshot({ fingerprint throws(StoreError) in
+            try Vault.load(sealedWith: fingerprint, keyPath: settings.keyFile, place: settings.database.url.description)
+        }) { [weak self] result in
+            guard let self else { return }
+            switch result {
+            case .success(let snapshot): worker.snapshotArrived(snapshot)
+            case .failure(let error): complain(error)
+            }
+            polled()
+        }
+    }
+
+    private func polled() {
+        isPolling = false
+        pollAt = worker.loop.now.adding(milliseconds: Self.pollMilliseconds)
+    }
+
+    // MARK: Reads
+
+    func totals(ofKey key: Int64?, _ done: @escaping (Result<UsageTotals, StoreError>) -> Void) {
+        pool.rows(Queries.totals(ofKey: key)) { result in done(result.map { $0[0] }) }
+    }
+
+    // MARK: Health
+
+    private func seen() {
+        if complainedAt != nil {
+            complainedAt = nil
+            worker.log.notice("the database is reached again", metadata: ["journal_bytes": "\(worker.usageJournal.usedBytes)"])
+        }
+        worker.storeSeen()
+    }
+
+    private func complain(_ error: StoreError) {
+        let now = worker.loop.now
+        guard complainedAt.map({ now.milliseconds(since: $0) >= Self.complainMilliseconds }) ?? true else { return }
+        complainedAt = now
+        worker.log.error(
+            "the database does not serve: turns go on, records wait in the journal",
+            metadata: ["error": "\(error)", "journal_bytes": "\(worker.usageJournal.usedBytes)"])
+    }
+
+    func sweep(_ now: Instant) {
+        pool.sweep(now)
+        lane.sweep(now)
+        if now >= pollAt { poll() }
+        if lane.hasRoom, sent < worker.usageJournal.head, !isGathering { flush() }
+    }
+}
