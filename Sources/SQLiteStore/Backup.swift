@@ -39,16 +39,18 @@ public enum Backup {
             unlink(partial)  // gone already when all went well
         }
         try copy(path, partial)
-        let made = examine(partial, isThorough: false)
-        guard made.problem.isEmpty else {
-            throw StoreError(.corrupt, "the copy of \(path) is no good: \(made.problem); the database itself may be damaged")
+        let (revision, problem) = try check(partial, isThorough: false)
+        guard problem.isEmpty else {
+            throw StoreError(
+                .corrupt,
+                "the copy of \(path) is no good: \(problem); the database itself may be damaged, run: codex-lb db check")
         }
         guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
         // link refuses a name that someone took meanwhile; rename would replace it.
         guard link(partial, target) == 0 else { throw failed("naming \(target)") }
         unlink(partial)
         try syncDirectory(of: target)
-        return examine(target, isThorough: false)
+        return BackupFile(path: target, bytes: bytes(target), stamp: stamp(inNameOf: target), revision: revision, problem: "")
     }
 
     /// All copies under backups' names, newest first. Files of other names are not ours to list or delete.
@@ -110,29 +112,32 @@ public enum Backup {
         from.close()
     }
 
-    /// Opens the file and looks whether it holds together.
+    /// What a file under a backup's name is; what keeps it from being read is its problem.
     static func examine(_ path: String, isThorough: Bool) -> BackupFile {
-        var info = stat()
-        let bytes = stat(path, &info) == 0 ? Int(info.st_size) : 0
-        let name = String(path[(path.lastIndex(of: "/").map { path.index(after: $0) } ?? path.startIndex)...])
-        var file = BackupFile(
-            path: path, bytes: bytes, stamp: name.split(separator: ".").last.map(String.init) ?? "", revision: "", problem: "")
+        var file = BackupFile(path: path, bytes: bytes(path), stamp: stamp(inNameOf: path), revision: "", problem: "")
         do throws(StoreError) {
-            let connection = try Connection(path, .readOnly)
-            let application = try connection.int("PRAGMA application_id") ?? 0
-            guard application == Int64(Schema.applicationID) else {
-                file.problem = "not a database of codex-lb"
-                return file
-            }
-            let version = String(try connection.int("PRAGMA user_version") ?? 0)
-            file.revision = String(repeating: "0", count: max(0, 4 - version.count)) + version
-            let found = try connection.rows(isThorough ? "PRAGMA integrity_check(5)" : "PRAGMA quick_check(5)") { $0.text(0) }
-            if found != ["ok"] { file.problem = found.joined(separator: "; ") }
+            (file.revision, file.problem) = try check(path, isThorough: isThorough)
         } catch {
             file.problem = error.message
         }
         return file
     }
+
+    /// The file's revision and what is wrong with it, empty when it holds together. Throws when it can't be read.
+    private static func check(_ path: String, isThorough: Bool) throws(StoreError) -> (revision: String, problem: String) {
+        let connection = try Connection(path, .readOnly)
+        guard try connection.int("PRAGMA application_id") == Int64(Schema.applicationID) else { return ("", "not a database of codex-lb") }
+        let version = String(try connection.int("PRAGMA user_version") ?? 0)
+        let problems = try connection.problems(isThorough: isThorough, limit: 5)
+        return (String(repeating: "0", count: max(0, 4 - version.count)) + version, problems.joined(separator: "; "))
+    }
+
+    private static func bytes(_ path: String) -> Int {
+        var info = stat()
+        return stat(path, &info) == 0 ? Int(info.st_size) : 0
+    }
+
+    private static func stamp(inNameOf path: String) -> String { path.split(separator: ".").last.map(String.init) ?? "" }
 
     private static func checkSpace(_ source: String, _ target: String) throws(StoreError) {
         var info = stat()

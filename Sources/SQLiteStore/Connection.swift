@@ -177,6 +177,19 @@ final class Connection {
         guard finish == SQLITE_OK else { throw error(finish, "copying \(source.path)") }
     }
 
+    /// What SQLite's own check finds, at most `limit` lines; empty when all is well. A page that the system can't read is an error of
+    /// the disk and is thrown: it says nothing about the database.
+    func problems(isThorough: Bool, limit: Int) throws(StoreError) -> [String] {
+        let found = try rows("PRAGMA \(isThorough ? "integrity" : "quick")_check(\(limit))") { $0.text(0) }
+        for line in found {
+            for part in line.split(separator: "error code=").dropFirst() {
+                guard let code = Int32(part.prefix { $0.isNumber }), code & 0xFF == SQLITE_IOERR else { continue }
+                throw error(code, "checking")
+            }
+        }
+        return found == ["ok"] ? [] : found
+    }
+
     var changes: Int { Int(sqlite3_changes64(handle)) }
     var lastRowID: Int64 { sqlite3_last_insert_rowid(handle) }
 

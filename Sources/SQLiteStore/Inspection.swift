@@ -13,15 +13,17 @@ enum Inspection {
 
     static func of(_ path: String) throws(StoreError) -> Inspection {
         guard access(path, F_OK) == 0 else { return .empty }
-        let main = try judge(Connection(path, .immutable))
-        // A log beside it may hold tables that the main file does not have yet; a read-only connection reads it and never checkpoints.
-        guard case .empty = main, access(path + "-wal", F_OK) == 0 else { return main }
+        var main: Inspection?
         do throws(StoreError) {
-            return try judge(Connection(path, .readOnly))
+            main = try judge(Connection(path, .immutable))
         } catch {
-            if error.kind == .foreign || error.kind == .newer { throw error }
-            return main
+            // A checkpoint that was cut off leaves a main file that is neither the old nor the new state; with its log it is whole.
+            guard error.kind == .corrupt, access(path + "-wal", F_OK) == 0 else { throw error }
         }
+        // A log beside it may hold tables that the main file does not have yet; a read-only connection reads it and never checkpoints.
+        if let main, case .ours = main { return main }
+        guard access(path + "-wal", F_OK) == 0 else { return .empty }
+        return try judge(Connection(path, .readOnly))
     }
 
     private static func judge(_ connection: Connection) throws(StoreError) -> Inspection {
