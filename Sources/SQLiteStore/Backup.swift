@@ -25,7 +25,10 @@ public enum Backup {
     static let freeSpacePercent = 110
 
     /// Copies the database as it is at one moment, while others write. The default name is `<database>.backup.YYYYMMDD-HHMMSS` (UTC).
-    public static func make(database path: String, output: String? = nil, now: WallTime) throws(StoreError) -> BackupFile {
+    /// A copy that takes longer than a second tells `progress` each second how far it is: `copying 512 of 1024 MiB`.
+    public static func make(
+        database path: String, output: String? = nil, now: WallTime, progress: ((String) -> Void)? = nil
+    ) throws(StoreError) -> BackupFile {
         guard case .ours = try Inspection.of(path) else { throw StoreError(.missing, "there is no database at \(path) to copy") }
         let target = output ?? free(path + ".backup." + stamp(now))
         guard access(target, F_OK) != 0 else { throw StoreError(.constraint, "\(target) exists already; give another name") }
@@ -38,7 +41,7 @@ public enum Backup {
             close(fd)
             unlink(partial)  // gone already when all went well
         }
-        try copy(path, partial)
+        try copy(path, partial, progress)
         let (revision, problem) = try check(partial, isThorough: false)
         guard problem.isEmpty else {
             throw StoreError(
@@ -55,19 +58,21 @@ public enum Backup {
 
     /// All copies under backups' names, newest first. Files of other names are not ours to list or delete.
     public static func list(database path: String) -> [BackupFile] {
-        names(path).sorted(by: >).map { examine(directory(path) + "/" + $0, isThorough: false) }
+        names(path).sorted(by: >).map { examine(Inspection.directory(path) + "/" + $0, isThorough: false) }
     }
 
     /// Deletes the oldest copies beyond `count`.
     public static func prune(database path: String, keeping count: Int) throws(StoreError) {
         for name in names(path).sorted(by: >).dropFirst(max(1, count)) {
-            guard unlink(directory(path) + "/" + name) == 0 else { throw failed("deleting \(name)") }
+            guard unlink(Inspection.directory(path) + "/" + name) == 0 else { throw failed("deleting \(name)") }
         }
     }
 
     /// Puts a copy in the database's place. The present database, with its log, is kept under `<database>.replaced.YYYYMMDD-HHMMSS`,
-    /// which is returned; nil when there was none. Refuses while a server runs and when the copy is no good.
-    public static func restore(_ file: String, database path: String, now: WallTime) throws(StoreError) -> String? {
+    /// which is returned; nil when there was none. Refuses while a server runs and when the copy is no good. `progress` as with `make`.
+    public static func restore(
+        _ file: String, database path: String, now: WallTime, progress: ((String) -> Void)? = nil
+    ) throws(StoreError) -> String? {
         let lock = try WriterLock.acquire(database: path, waitMilliseconds: 0)
         defer { withExtendedLifetime(lock) {} }
         guard access(file, R_OK) == 0 else { throw failed("reading \(file)") }
@@ -83,7 +88,7 @@ public enum Backup {
             close(fd)
             unlink(partial)
         }
-        try copy(file, partial)
+        try copy(file, partial, progress)
         guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
         var aside: String?
         if access(path, F_OK) == 0 {
@@ -101,11 +106,15 @@ public enum Backup {
 
     // MARK: Parts
 
-    /// One read transaction over the whole source: consistent whoever writes meanwhile, and never restarted.
-    private static func copy(_ source: String, _ target: String) throws(StoreError) {
+    private static func copy(_ source: String, _ target: String, _ progress: ((String) -> Void)?) throws(StoreError) {
         let from = try Connection(source, .readOnly)
         let to = try Connection(target, .readWrite)
-        try to.copy(from: from)
+        var told = Clock.now
+        try to.copy(from: from) { bytes, total in
+            guard let progress, bytes < total, Clock.now.milliseconds(since: told) >= 1000 else { return }
+            told = Clock.now
+            progress("copying \(bytes >> 20) of \(total >> 20) MiB")
+        }
         // A copy is one file: it needs no log beside it.
         try to.execute("PRAGMA journal_mode = DELETE")
         to.close()
@@ -142,18 +151,22 @@ public enum Backup {
     private static func checkSpace(_ source: String, _ target: String) throws(StoreError) {
         var info = stat()
         var space = statvfs()
-        guard stat(source, &info) == 0, statvfs(directory(target), &space) == 0 else { throw failed("looking at \(directory(target))") }
+        guard stat(source, &info) == 0, statvfs(Inspection.directory(target), &space) == 0 else {
+            throw failed("looking at \(Inspection.directory(target))")
+        }
         let free = Int(space.f_bavail) * Int(space.f_frsize)
         let wanted = Int(info.st_size) / 100 * freeSpacePercent
         guard free > wanted else {
             throw StoreError(
-                .full, "\(directory(target)) has \(free / 1_048_576) MiB free, the copy of \(source) wants \(wanted / 1_048_576 + 1) MiB")
+                .full,
+                "\(Inspection.directory(target)) has \(free / 1_048_576) MiB free, the copy of \(source) wants \(wanted / 1_048_576 + 1) MiB"
+            )
         }
     }
 
-    private static func names(_ path: String) -> [String] {
+    static func names(_ path: String) -> [String] {
         let prefix = String(path[(path.lastIndex(of: "/").map { path.index(after: $0) } ?? path.startIndex)...]) + ".backup."
-        guard let folder = opendir(directory(path)) else { return [] }
+        guard let folder = opendir(Inspection.directory(path)) else { return [] }
         defer { closedir(folder) }
         var out: [String] = []
         while let entry = readdir(folder) {
@@ -170,10 +183,6 @@ public enum Backup {
         return out
     }
 
-    private static func directory(_ path: String) -> String {
-        path.lastIndex(of: "/").map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
-    }
-
     /// The name, or the first of `name-1`, `name-2` … that nobody has.
     private static func free(_ name: String) -> String {
         if access(name, F_OK) != 0 { return name }
@@ -187,10 +196,10 @@ public enum Backup {
     }
 
     private static func syncDirectory(of path: String) throws(StoreError) {
-        let fd = open(directory(path), O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        guard fd >= 0 else { throw failed("opening \(directory(path))") }
+        let fd = open(Inspection.directory(path), O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard fd >= 0 else { throw failed("opening \(Inspection.directory(path))") }
         defer { close(fd) }
-        guard fsync(fd) == 0 else { throw failed("syncing \(directory(path))") }
+        guard fsync(fd) == 0 else { throw failed("syncing \(Inspection.directory(path))") }
     }
 
     private static func failed(_ what: String) -> StoreError {
