@@ -109,7 +109,8 @@ let package = Package(
         suite("Translation", ["Vocabulary", "JSONWire"]),
         suite("ControlWire", ["Vocabulary", protobuf]),
         suite("Sealing"),
-        suite("SQLiteStore", ["Vocabulary", "Schema", "Store", "Sealing", "CSQLite"]),
+        .target(name: "FaultVFS", dependencies: ["CSQLite"], path: "Tests/Support/FaultVFS"),
+        suite("SQLiteStore", ["Vocabulary", "Schema", "Store", "Sealing", "CSQLite", "FaultVFS"]),
         suite(
             "HTTPWire",
             [

@@ -17,6 +17,10 @@ public struct BackupFile: Sendable, Equatable {
     public var revision: String
     /// Why it is no good; empty when it opens and `quick_check` finds nothing.
     public var problem: String
+
+    public init(path: String, bytes: Int, stamp: String, revision: String, problem: String) {
+        (self.path, self.bytes, self.stamp, self.revision, self.problem) = (path, bytes, stamp, revision, problem)
+    }
 }
 
 /// Copies of a database and the way back. A file under a backup's name is always complete, on disk and checked.
@@ -24,10 +28,16 @@ public enum Backup {
     /// Free space wanted, in hundredths of the database's size.
     static let freeSpacePercent = 110
 
-    /// Copies the database as it is at one moment, while others write. The default name is `<database>.backup.YYYYMMDD-HHMMSS` (UTC).
-    public static func make(database path: String, output: String? = nil, now: WallTime, progress: ((String) -> Void)? = nil) throws(StoreError) -> BackupFile {
+    /// Copies made before upgrades and by hand, and those of the schedule; each kind has its own limit.
+    public static let (label, scheduledLabel) = ("backup", "scheduled")
+
+    /// Copies the database as it is at one moment, while others write. The default name is `<database>.<label>.YYYYMMDD-HHMMSS` (UTC).
+    /// A copy that takes longer than a second tells `progress` each second how far it is: `copying 512 of 1024 MiB`.
+    public static func make(
+        database path: String, output: String? = nil, label: String = label, now: WallTime, progress: ((String) -> Void)? = nil
+    ) throws(StoreError) -> BackupFile {
         guard case .ours = try Inspection.of(path) else { throw StoreError(.missing, "there is no database at \(path) to copy") }
-        let target = output ?? free(path + ".backup." + stamp(now))
+        let target = output ?? free("\(path).\(label).\(stamp(now))")
         guard access(target, F_OK) != 0 else { throw StoreError(.constraint, "\(target) exists already; give another name") }
         try checkSpace(path, target)
         let partial = "\(target).\(getpid()).partial"
@@ -38,34 +48,38 @@ public enum Backup {
             close(fd)
             unlink(partial)  // gone already when all went well
         }
-        try copy(path, partial)
-        let made = examine(partial, isThorough: false)
-        guard made.problem.isEmpty else {
-            throw StoreError(.corrupt, "the copy of \(path) is no good: \(made.problem); the database itself may be damaged")
+        try copy(path, partial, progress)
+        let (revision, problem) = try check(partial, isThorough: false)
+        guard problem.isEmpty else {
+            throw StoreError(
+                .corrupt,
+                "the copy of \(path) is no good: \(problem); the database itself may be damaged, run: codex-lb db check")
         }
         guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
         // link refuses a name that someone took meanwhile; rename would replace it.
         guard link(partial, target) == 0 else { throw failed("naming \(target)") }
         unlink(partial)
         try syncDirectory(of: target)
-        return examine(target, isThorough: false)
+        return BackupFile(path: target, bytes: bytes(target), stamp: stamp(inNameOf: target), revision: revision, problem: "")
     }
 
     /// All copies under backups' names, newest first. Files of other names are not ours to list or delete.
-    public static func list(database path: String) -> [BackupFile] {
-        names(path).sorted(by: >).map { examine(directory(path) + "/" + $0, isThorough: false) }
+    public static func list(database path: String, label: String = label) -> [BackupFile] {
+        names(path, label: label).map { examine(Inspection.directory(path) + "/" + $0, isThorough: false) }
     }
 
     /// Deletes the oldest copies beyond `count`.
-    public static func prune(database path: String, keeping count: Int) throws(StoreError) {
-        for name in names(path).sorted(by: >).dropFirst(max(1, count)) {
-            guard unlink(directory(path) + "/" + name) == 0 else { throw failed("deleting \(name)") }
+    public static func prune(database path: String, label: String = label, keeping count: Int) throws(StoreError) {
+        for name in names(path, label: label).dropFirst(max(1, count)) {
+            guard unlink(Inspection.directory(path) + "/" + name) == 0 else { throw failed("deleting \(name)") }
         }
     }
 
     /// Puts a copy in the database's place. The present database, with its log, is kept under `<database>.replaced.YYYYMMDD-HHMMSS`,
-    /// which is returned; nil when there was none. Refuses while a server runs and when the copy is no good.
-    public static func restore(_ file: String, database path: String, now: WallTime) throws(StoreError) -> String? {
+    /// which is returned; nil when there was none. Refuses while a server runs and when the copy is no good. `progress` as with `make`.
+    public static func restore(
+        _ file: String, database path: String, now: WallTime, progress: ((String) -> Void)? = nil
+    ) throws(StoreError) -> String? {
         let lock = try WriterLock.acquire(database: path, waitMilliseconds: 0)
         defer { withExtendedLifetime(lock) {} }
         guard access(file, R_OK) == 0 else { throw failed("reading \(file)") }
@@ -81,7 +95,7 @@ public enum Backup {
             close(fd)
             unlink(partial)
         }
-        try copy(file, partial)
+        try copy(file, partial, progress)
         guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
         var aside: String?
         if access(path, F_OK) == 0 {
@@ -99,74 +113,91 @@ public enum Backup {
 
     // MARK: Parts
 
-    /// One read transaction over the whole source: consistent whoever writes meanwhile, and never restarted.
-    private static func copy(_ source: String, _ target: String) throws(StoreError) {
+    private static func copy(_ source: String, _ target: String, _ progress: ((String) -> Void)?) throws(StoreError) {
         let from = try Connection(source, .readOnly)
         let to = try Connection(target, .readWrite)
-        try to.copy(from: from)
+        var told = Clock.now
+        try to.copy(from: from) { bytes, total in
+            guard let progress, bytes < total, Clock.now.milliseconds(since: told) >= 1000 else { return }
+            told = Clock.now
+            progress("copying \(bytes >> 20) of \(total >> 20) MiB")
+        }
         // A copy is one file: it needs no log beside it.
         try to.execute("PRAGMA journal_mode = DELETE")
         to.close()
         from.close()
     }
 
-    /// Opens the file and looks whether it holds together.
+    /// What a file under a backup's name is; what keeps it from being read is its problem.
     static func examine(_ path: String, isThorough: Bool) -> BackupFile {
-        var info = stat()
-        let bytes = stat(path, &info) == 0 ? Int(info.st_size) : 0
-        let name = String(path[(path.lastIndex(of: "/").map { path.index(after: $0) } ?? path.startIndex)...])
-        var file = BackupFile(
-            path: path, bytes: bytes, stamp: name.split(separator: ".").last.map(String.init) ?? "", revision: "", problem: "")
+        var file = BackupFile(path: path, bytes: bytes(path), stamp: stamp(inNameOf: path), revision: "", problem: "")
         do throws(StoreError) {
-            let connection = try Connection(path, .readOnly)
-            let application = try connection.int("PRAGMA application_id") ?? 0
-            guard application == Int64(Schema.applicationID) else {
-                file.problem = "not a database of codex-lb"
-                return file
-            }
-            let version = String(try connection.int("PRAGMA user_version") ?? 0)
-            file.revision = String(repeating: "0", count: max(0, 4 - version.count)) + version
-            let found = try connection.rows(isThorough ? "PRAGMA integrity_check(5)" : "PRAGMA quick_check(5)", []) { $0.text(0) }
-            if found != ["ok"] { file.problem = found.joined(separator: "; ") }
+            (file.revision, file.problem) = try check(path, isThorough: isThorough)
         } catch {
             file.problem = error.message
         }
         return file
     }
 
+    /// The file's revision and what is wrong with it, empty when it holds together. Throws when it can't be read.
+    private static func check(_ path: String, isThorough: Bool) throws(StoreError) -> (revision: String, problem: String) {
+        let connection = try Connection(path, .readOnly)
+        guard try connection.int("PRAGMA application_id") == Int64(Schema.applicationID) else { return ("", "not a database of codex-lb") }
+        let version = Schema.name(Int(try connection.int("PRAGMA user_version") ?? 0))
+        let problems = try connection.problems(isThorough: isThorough, limit: 5)
+        return (version, problems.joined(separator: "; "))
+    }
+
+    private static func bytes(_ path: String) -> Int {
+        var info = stat()
+        return stat(path, &info) == 0 ? Int(info.st_size) : 0
+    }
+
+    private static func stamp(inNameOf path: String) -> String { path.split(separator: ".").last.map(String.init) ?? "" }
+
     private static func checkSpace(_ source: String, _ target: String) throws(StoreError) {
         var info = stat()
         var space = statvfs()
-        guard stat(source, &info) == 0, statvfs(directory(target), &space) == 0 else { throw failed("looking at \(directory(target))") }
+        guard stat(source, &info) == 0, statvfs(Inspection.directory(target), &space) == 0 else {
+            throw failed("looking at \(Inspection.directory(target))")
+        }
         let free = Int(space.f_bavail) * Int(space.f_frsize)
         let wanted = Int(info.st_size) / 100 * freeSpacePercent
         guard free > wanted else {
             throw StoreError(
-                .full, "\(directory(target)) has \(free / 1_048_576) MiB free, the copy of \(source) wants \(wanted / 1_048_576 + 1) MiB")
+                .full,
+                "\(Inspection.directory(target)) has \(free / 1_048_576) MiB free, the copy of \(source) wants \(wanted / 1_048_576 + 1) MiB"
+            )
         }
     }
 
-    private static func names(_ path: String) -> [String] {
-        let prefix = String(path[(path.lastIndex(of: "/").map { path.index(after: $0) } ?? path.startIndex)...]) + ".backup."
-        guard let folder = opendir(directory(path)) else { return [] }
+    static func names(_ path: String, label: String = label) -> [String] {
+        let base = path[(path.lastIndex(of: "/").map { path.index(after: $0) } ?? path.startIndex)...]
+        return names(in: Inspection.directory(path), prefix: "\(base).\(label).", suffix: "")
+    }
+
+    /// Names `<prefix>YYYYMMDD-HHMMSS[-n]<suffix>` in a directory, the newest first.
+    public static func names(in directory: String, prefix: String, suffix: String) -> [String] {
+        entries(of: directory).filter { name in
+            guard name.hasPrefix(prefix), name.hasSuffix(suffix), name.count > prefix.count + suffix.count else { return false }
+            let parts = name.dropFirst(prefix.count).dropLast(suffix.count).split(separator: "-", omittingEmptySubsequences: false)
+            return (2...3).contains(parts.count) && parts[0].count == 8 && parts[1].count == 6
+                && parts.allSatisfy { !$0.isEmpty && $0.utf8.allSatisfy { (48...57).contains($0) } }
+        }.sorted(by: >)
+    }
+
+    /// Names of a directory's entries; none when it can't be read.
+    public static func entries(of directory: String) -> [String] {
+        guard let folder = opendir(directory) else { return [] }
         defer { closedir(folder) }
         var out: [String] = []
         while let entry = readdir(folder) {
-            let name = withUnsafePointer(to: &entry.pointee.d_name) {
-                $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-            }
-            guard name.hasPrefix(prefix) else { continue }
-            let parts = name.dropFirst(prefix.count).split(separator: "-", omittingEmptySubsequences: false)
-            let isOurs =
-                (2...3).contains(parts.count) && parts[0].count == 8 && parts[1].count == 6
-                && parts.allSatisfy { !$0.isEmpty && $0.utf8.allSatisfy { (48...57).contains($0) } }
-            if isOurs { out.append(name) }
+            out.append(
+                withUnsafePointer(to: &entry.pointee.d_name) {
+                    $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+                })
         }
         return out
-    }
-
-    private static func directory(_ path: String) -> String {
-        path.lastIndex(of: "/").map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
     }
 
     /// The name, or the first of `name-1`, `name-2` … that nobody has.
@@ -176,16 +207,16 @@ public enum Backup {
     }
 
     /// `20261123-100500`
-    static func stamp(_ now: WallTime) -> String {
+    public static func stamp(_ now: WallTime) -> String {
         let digits = now.rfc3339.filter { $0.isNumber }
         return digits.prefix(8) + "-" + digits.dropFirst(8).prefix(6)
     }
 
     private static func syncDirectory(of path: String) throws(StoreError) {
-        let fd = open(directory(path), O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        guard fd >= 0 else { throw failed("opening \(directory(path))") }
+        let fd = open(Inspection.directory(path), O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard fd >= 0 else { throw failed("opening \(Inspection.directory(path))") }
         defer { close(fd) }
-        guard fsync(fd) == 0 else { throw failed("syncing \(directory(path))") }
+        guard fsync(fd) == 0 else { throw failed("syncing \(Inspection.directory(path))") }
     }
 
     private static func failed(_ what: String) -> StoreError {

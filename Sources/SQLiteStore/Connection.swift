@@ -1,6 +1,10 @@
 internal import CSQLite
 internal import Store
 
+#if canImport(Glibc)
+    internal import Glibc
+#endif
+
 /// One prepared statement; belongs to its connection, which finalises it.
 final class Statement {
     fileprivate let handle: OpaquePointer
@@ -67,11 +71,12 @@ final class Connection {
     fileprivate static var copied: sqlite3_destructor_type { unsafeBitCast(-1, to: sqlite3_destructor_type.self) }  // SQLITE_TRANSIENT
 
     let path: String
+    private let mode: Mode
     private var handle: OpaquePointer?
     private var statements: [String: Statement] = [:]
 
     init(_ path: String, _ mode: Mode) throws(StoreError) {
-        self.path = path
+        (self.path, self.mode) = (path, mode)
         var flags = SQLITE_OPEN_URI | SQLITE_OPEN_FULLMUTEX | SQLITE_OPEN_EXRESCODE
         flags |= mode == .readWrite ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE : SQLITE_OPEN_READONLY
         let code = sqlite3_open_v2(Self.uri(path, mode), &handle, flags, nil)
@@ -109,19 +114,60 @@ final class Connection {
     }
 
     func error(_ code: Int32, _ what: String = "") -> StoreError {
-        let kind: StoreError.Kind =
-            switch code & 0xFF {
-            case SQLITE_BUSY, SQLITE_LOCKED: .busy
-            case SQLITE_FULL: .full
-            case SQLITE_READONLY: .readOnly
-            case SQLITE_CORRUPT: .corrupt
-            case SQLITE_NOTADB: .foreign
-            case SQLITE_IOERR, SQLITE_CANTOPEN, SQLITE_PERM: .io
-            case SQLITE_CONSTRAINT: .constraint
-            default: .other
+        let words =
+            sqlite3_extended_errcode(handle) == code ? handle.flatMap { sqlite3_errmsg($0) }.map { String(cString: $0) } : nil
+        let text = "\(what.isEmpty ? "" : what + ": ")\(words ?? String(cString: sqlite3_errstr(code))) (SQLite \(code))"
+        let system = handle.map { sqlite3_system_errno($0) } ?? 0
+        let isReadOnlyFileSystem = system == EROFS || Self.isReadOnlyFileSystem(path)
+        return Self.error(code, text, path: path, mode: mode, system: system, isReadOnlyFileSystem: isReadOnlyFileSystem)
+    }
+
+    /// SQLITE_READONLY_ROLLBACK, a macro that Swift does not see: only a writer may take back what a journal holds.
+    private static let hotJournal = SQLITE_READONLY | 3 << 8
+
+    /// What `code` means and what can be done about it. `system` is the errno of the call that failed, 0 when there was none.
+    static func error(
+        _ code: Int32, _ text: String, path: String, mode: Mode, system: Int32, isReadOnlyFileSystem: Bool
+    ) -> StoreError {
+        let database = "database \(path)"
+        let reason = system == 0 ? text : "\(text), \(String(cString: strerror(system)))"
+        switch code & 0xFF {
+        case SQLITE_BUSY, SQLITE_LOCKED:
+            return StoreError(.busy, "\(database) is locked by another program: \(text); find it with: fuser -v \(path)")
+        case SQLITE_FULL:
+            return StoreError(.full, "\(database): no space left: \(text); free some on the file system of \(Inspection.directory(path))")
+        case SQLITE_CORRUPT, SQLITE_NOTADB:
+            return StoreError(.corrupt, damaged(database, text))
+        case SQLITE_CONSTRAINT:
+            return StoreError(.constraint, "\(database): \(text)")
+        case SQLITE_READONLY where mode != .readWrite && code != Self.hotJournal:
+            return StoreError(.readOnly, "\(database) is open for reading only: \(text)")
+        case SQLITE_READONLY where mode != .readWrite:
+            return StoreError(
+                .readOnly, "\(database) was left in the middle of a transaction: \(text); start codex-lb once, it takes it back")
+        case SQLITE_READONLY, SQLITE_PERM, SQLITE_CANTOPEN, SQLITE_IOERR:
+            if isReadOnlyFileSystem {
+                let way = "mount it writable or choose another --data-dir"
+                return StoreError(.readOnly, "\(database) lies on a read-only file system: \(reason); \(way)")
             }
-        let text = handle.flatMap { sqlite3_errmsg($0) }.map { String(cString: $0) } ?? String(cString: sqlite3_errstr(code))
-        return StoreError(kind, "database \(path): \(what.isEmpty ? "" : what + ": ")\(text) (SQLite \(code))")
+            if code & 0xFF == SQLITE_READONLY || code & 0xFF == SQLITE_PERM || system == EACCES || system == EPERM {
+                let way = "look at owner and mode with: ls -la \(Inspection.directory(path))"
+                return StoreError(.readOnly, "\(database): user \(geteuid()) may not write the file or its directory: \(reason); \(way)")
+            }
+            return StoreError(.io, "\(database): \(reason)")
+        default:
+            return StoreError(.other, "\(database): \(reason)")
+        }
+    }
+
+    /// The line about a damaged database.
+    static func damaged(_ database: String, _ reason: String) -> String {
+        "\(database) is damaged: \(reason); codex-lb db check shows how, codex-lb db restore puts a backup in its place, codex-lb db recover saves what can still be read"
+    }
+
+    private static func isReadOnlyFileSystem(_ path: String) -> Bool {
+        var info = statvfs()
+        return statvfs(Inspection.directory(path), &info) == 0 && info.f_flag & UInt(ST_RDONLY) != 0
     }
 
     /// Prepared at the first use, kept to the end.
@@ -147,15 +193,42 @@ final class Connection {
         guard code == SQLITE_OK else { throw error(code) }
     }
 
-    /// Makes this database a copy of `source` as it is at this moment.
-    func copy(from source: Connection) throws(StoreError) {
+    /// Makes this database a copy of `source` as it is at this moment, in portions of `pages` pages; after each `portion` is told how
+    /// many bytes of how many are copied.
+    ///
+    /// One read transaction on the source spans them all. Without it SQLite would let go between two portions and begin anew after each
+    /// commit of another connection (sqlite.org/backup.html); with it others commit meanwhile and neither side waits.
+    func copy(
+        from source: Connection, pages: Int32 = 1024, portion: (_ bytes: Int, _ of: Int) throws(StoreError) -> Void = { _, _ in }
+    ) throws(StoreError) {
+        let pageBytes = Int(try source.int("PRAGMA page_size") ?? 4096)
+        // The read makes the transaction begin.
+        try source.execute("BEGIN; SELECT count(*) FROM sqlite_master")
+        defer { sqlite3_exec(source.handle, "ROLLBACK", nil, nil, nil) }
         guard let backup = sqlite3_backup_init(handle, "main", source.handle, "main") else {
-            throw error(sqlite3_errcode(handle), "copying")
+            throw error(sqlite3_extended_errcode(handle), "copying")
         }
-        let step = sqlite3_backup_step(backup, -1)
-        let finish = sqlite3_backup_finish(backup)
-        guard step == SQLITE_DONE else { throw error(step, "copying \(source.path)") }
-        guard finish == SQLITE_OK else { throw error(finish, "copying \(source.path)") }
+        defer { sqlite3_backup_finish(backup) }
+        while true {
+            let code = sqlite3_backup_step(backup, pages)
+            guard code == SQLITE_OK || code == SQLITE_DONE else { throw error(code, "copying \(source.path)") }
+            let total = Int(sqlite3_backup_pagecount(backup))
+            try portion((total - Int(sqlite3_backup_remaining(backup))) * pageBytes, total * pageBytes)
+            if code == SQLITE_DONE { return }
+        }
+    }
+
+    /// What SQLite's own check finds, at most `limit` lines; empty when all is well. A page that the system can't read is an error of
+    /// the disk and is thrown: it says nothing about the database.
+    func problems(isThorough: Bool, limit: Int) throws(StoreError) -> [String] {
+        let found = try rows("PRAGMA \(isThorough ? "integrity" : "quick")_check(\(limit))", []) { $0.text(0) }
+        for line in found {
+            for part in line.split(separator: "error code=").dropFirst() {
+                guard let code = Int32(part.prefix { $0.isNumber }), code & 0xFF == SQLITE_IOERR else { continue }
+                throw error(code, "checking")
+            }
+        }
+        return found == ["ok"] ? [] : found
     }
 
     var changes: Int { Int(sqlite3_changes64(handle)) }

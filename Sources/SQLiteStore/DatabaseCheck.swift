@@ -8,13 +8,17 @@ public enum DatabaseCheck {
     public static func run(path: String, isQuick: Bool = false) throws(StoreError) -> [String] {
         let connection = try SQLiteStore.reader(path)
         defer { connection.close() }
-        var problems = try connection.rows(isQuick ? "PRAGMA quick_check(20)" : "PRAGMA integrity_check(20)", []) { $0.text(0) }
-        problems.removeAll { $0 == "ok" }
+        var problems = try connection.problems(isThorough: !isQuick, limit: 20).map { Self.damageMark + $0 }
         problems += try connection.rows("PRAGMA foreign_key_check", []) { "row of \($0.text(0)) points to a missing row of \($0.text(2))" }
         let known = try Migrator(connection).applied()
         if known < Schema.revisions.count { problems.append("revision \(Schema.head.id) is not applied; run: codex-lb db upgrade") }
         return problems + SchemaDrift.lines(expected: try expected(known), found: try objects(connection))
     }
+
+    private static let damageMark = "damaged: "
+
+    /// Whether a line tells of pages, rows or indexes that are broken; others are about the schema.
+    public static func isDamage(_ line: String) -> Bool { line.hasPrefix(damageMark) }
 
     /// The schema as the first `count` revisions make it, in a database of its own in memory.
     private static func expected(_ count: Int) throws(StoreError) -> [String: String] {

@@ -6,36 +6,68 @@ internal import Store
 #endif
 
 /// What a file is, found without changing a byte of it or beside it.
-enum Inspection {
+public enum Inspection {
     /// No file yet, or one without tables.
     case empty
     case ours(revision: Int)
 
     static func of(_ path: String) throws(StoreError) -> Inspection {
         guard access(path, F_OK) == 0 else { return .empty }
-        let main = try judge(Connection(path, .immutable))
-        // A log beside it may hold tables that the main file does not have yet; a read-only connection reads it and never checkpoints.
-        guard case .empty = main, access(path + "-wal", F_OK) == 0 else { return main }
+        let hasLog = access(path + "-wal", F_OK) == 0
+        do throws(StoreError) {
+            if case .ours(let revision) = try judge(Connection(path, .immutable)) { return .ours(revision: revision) }
+        } catch {
+            guard error.kind == .corrupt else { throw error }
+            if pagesBeforeJournal(path) == 0 { return .empty }
+            // A checkpoint that was cut off leaves a main file that is neither the old nor the new state; with its log it is whole.
+            guard hasLog else { throw unreadable(path, error) }
+        }
+        // A log may hold tables that the main file does not have yet; a read-only connection reads it and never checkpoints.
+        // One with a journal, too, was cut off while it was being made; SQLite takes that back when a writer opens it.
+        guard hasLog, pagesBeforeJournal(path).map({ $0 > 1 }) ?? true else { return .empty }
         do throws(StoreError) {
             return try judge(Connection(path, .readOnly))
         } catch {
-            if error.kind == .foreign || error.kind == .newer { throw error }
-            return main
+            throw error.kind == .corrupt ? unreadable(path, error) : error
         }
+    }
+
+    /// The kind of network file system (`nfs4`, `cifs`, `9p`, `fuse.sshfs` …) that `path`, or before it exists its directory, lies on;
+    /// nil for a local one. SQLite's locks and its shared memory do not work reliably there (sqlite.org/howtocorrupt.html 2.1).
+    public static func networkFileSystem(of path: String) -> String? {
+        guard let real = realpath(path, nil) ?? realpath(directory(path), nil) else { return nil }
+        defer { free(real) }
+        return networkFileSystem(of: String(cString: real), mounts: String(decoding: contents("/proc/self/mountinfo"), as: UTF8.self))
+    }
+
+    /// `mounts` is proc_pid_mountinfo(5): the mount point is the fifth word, the type the first one after ` - `.
+    static func networkFileSystem(of path: String, mounts: String) -> String? {
+        var (best, type) = (-1, Substring())
+        for line in mounts.split(separator: "\n") {
+            let halves = line.split(separator: " - ", maxSplits: 1)
+            let words = halves[0].split(separator: " ")
+            guard halves.count == 2, words.count > 4, let found = halves[1].split(separator: " ").first else { continue }
+            let point = words[4].split(separator: "\\040", omittingEmptySubsequences: false).joined(separator: " ")
+            let isAbove = point == "/" || path == point || path.hasPrefix(point + "/")
+            // Of two on one point the later one covers the other.
+            if isAbove, point.utf8.count >= best { (best, type) = (point.utf8.count, found) }
+        }
+        let remote: Set<Substring> = [
+            "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "coda", "ncpfs", "lustre", "gfs2", "ocfs2", "virtiofs", "vboxsf",
+            "fuse.sshfs", "fuse.rclone", "fuse.s3fs", "fuse.glusterfs", "fuse.gcsfuse", "fuse.ceph", "fuse.davfs2", "davfs",
+        ]
+        return remote.contains(type) ? String(type) : nil
+    }
+
+    static func directory(_ path: String) -> String {
+        path.lastIndex(of: "/").map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
     }
 
     private static func judge(_ connection: Connection) throws(StoreError) -> Inspection {
         let path = connection.path
-        let tables: [String]
-        let (application, version): (Int64, Int64)
-        do throws(StoreError) {
-            application = try connection.int("PRAGMA application_id") ?? 0
-            version = try connection.int("PRAGMA user_version") ?? 0
-            tables = try connection.rows("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name", []) { $0.text(0) }
-        } catch {
-            guard error.kind == .foreign else { throw error }
-            throw StoreError(.foreign, "\(path) is not an SQLite database; it was not touched. Move it away or choose another --data-dir")
-        }
+        let application = try connection.int("PRAGMA application_id") ?? 0
+        let version = try connection.int("PRAGMA user_version") ?? 0
+        let tables = try connection.rows("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name", []) { $0.text(0) }
         if application == Int64(Schema.applicationID) {
             guard version <= Int64(Schema.head.number) else {
                 throw StoreError(
@@ -46,6 +78,10 @@ enum Inspection {
             return .ours(revision: Int(version))
         }
         if tables.isEmpty && application == 0 { return .empty }
+        if Set(["accounts", "client_keys", "revision_history", "state", "usage_records"]).isSubset(of: tables) {
+            throw StoreError(
+                .corrupt, Connection.damaged("database \(path)", "its header does not carry codex-lb's mark, its tables are codex-lb's"))
+        }
         let what: String
         if tables.contains("alembic_version") {
             let revision = try connection.rows("SELECT version_num FROM alembic_version LIMIT 1", []) { $0.text(0) }.first ?? ""
@@ -56,5 +92,55 @@ enum Inspection {
                 "a database of another program (application id \(application), \(tables.isEmpty ? "no tables" : "tables \(some)\(tables.count > 3 ? ", …" : "")"))"
         }
         throw StoreError(.foreign, "\(path) is \(what); it was not touched. Move it away or choose another --data-dir")
+    }
+
+    /// How many pages the file had before the transaction that its rollback journal takes back; nil without a journal
+    /// (fileformat2.html 3: magic, and the number at offset 16). We write such a journal only while we make a database.
+    private static func pagesBeforeJournal(_ path: String) -> Int? {
+        let head = bytes(path + "-journal", from: 0, count: 28)
+        guard head.count == 28, head.starts(with: [0xD9, 0xD5, 0x05, 0xF9, 0x20, 0xA1, 0x63, 0xD7]) else { return nil }
+        return head[16..<20].reduce(0) { $0 << 8 | Int($1) }
+    }
+
+    /// A file that SQLite can't read: is it a damaged database of ours or something else?
+    private static func unreadable(_ path: String, _ error: StoreError) -> StoreError {
+        if bytes(path, from: 0, count: 16) == Array("SQLite format 3\0".utf8) { return error }
+        let isOurs = ["-wal", ".lock"].contains { access(path + $0, F_OK) == 0 } || !Backup.names(path).isEmpty || looksLikePages(path)
+        guard isOurs else {
+            return StoreError(.foreign, "\(path) is not an SQLite database; it was not touched. Move it away or choose another --data-dir")
+        }
+        return StoreError(.corrupt, Connection.damaged("database \(path)", "its header can't be read"))
+    }
+
+    /// Whether most of the first pages after the header page begin as pages of a B-tree do (fileformat2.html 1.6).
+    private static func looksLikePages(_ path: String) -> Bool {
+        [4096, 1024, 8192, 16384, 512, 2048, 32768, 65536].contains { size in
+            let heads = (1...16).map { bytes(path, from: $0 * size, count: 8) }.filter { $0.count == 8 }
+            let good = heads.filter { head in
+                let cells = Int(head[3]) << 8 | Int(head[4])
+                let content = Int(head[5]) << 8 | Int(head[6])
+                return [2, 5, 10, 13].contains(head[0]) && cells > 0 && 8 + 2 * cells <= size && content <= size && head[7] <= 60
+            }
+            return heads.count >= 2 && good.count * 2 >= heads.count
+        }
+    }
+
+    private static func contents(_ path: String) -> [UInt8] {
+        let fd = open(path, O_RDONLY | O_CLOEXEC)
+        guard fd >= 0 else { return [] }
+        defer { close(fd) }
+        var (out, buffer) = ([UInt8](), [UInt8](repeating: 0, count: 16_384))
+        while case let n = read(fd, &buffer, buffer.count), n > 0 { out += buffer[..<n] }
+        return out
+    }
+
+    /// For files that no connection of this process has open with a lock: closing the descriptor drops the process's locks on it.
+    private static func bytes(_ path: String, from offset: Int, count: Int) -> [UInt8] {
+        let fd = open(path, O_RDONLY | O_CLOEXEC)
+        guard fd >= 0 else { return [] }
+        defer { close(fd) }
+        var out = [UInt8](repeating: 0, count: count)
+        let read = pread(fd, &out, count, off_t(offset))
+        return Array(out.prefix(max(0, read)))
     }
 }

@@ -37,7 +37,7 @@ extension Database {
 
         func run() throws {
             let settings = try database.settings()
-            let files = try LocalStore.failing { try LocalBackup.list(settings) }
+            let files = LocalBackup.list(settings)
             let now = Clock.wall
             if database.json {
                 print(JSONText.array(files.map { JSONText.object($0.members) }))
@@ -92,11 +92,11 @@ enum LocalBackup {
         }
     }
 
-    static func list(_ settings: Settings) throws(StoreError) -> [BackupFile] {
+    static func list(_ settings: Settings) -> [BackupFile] {
         let all =
             switch settings.database.url {
             case .sqlite(let path): Backup.list(database: path) + Backup.list(database: path, label: Backup.scheduledLabel)
-            case .postgresql(let url): try PostgresDump(url, settings).list()
+            case .postgresql(let url): PostgresDump(url, settings).list()
             }
         return all.sorted { $0.stamp > $1.stamp }
     }

@@ -32,6 +32,8 @@ struct Ctl: ParsableCommand {
             )
             print("listening  \(status.listeners.joined(separator: " "))")
             print("data       \(status.dataDirectory)")
+            print("database   \(status.database)\(status.revision.isEmpty ? "" : "  revision \(status.revision)")")
+            if !status.databaseProblem.isEmpty { print("PROBLEM    \(status.databaseProblem)") }
             printTable(
                 ["PID", "ROLE", "STATE", "AGE", "RESTARTS", "CONNECTIONS"],
                 status.children.map { child in

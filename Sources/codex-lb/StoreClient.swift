@@ -1,5 +1,6 @@
 import ArgumentParser
 import ControlWire
+import Platform
 import PostgresStore
 import SQLiteStore
 import Schema
@@ -84,6 +85,8 @@ enum LocalStore {
                 upgrade: SQLiteStore.Upgrade(
                     target: target, backupsKept: settings.database.preMigrateBackups, progress: complain, willRun: willRun))
         case .postgresql(let url):
+            // The key's place; with SQLite the database makes it.
+            do throws(SystemError) { try Directory.make(settings.dataDirectory) } catch { throw StoreError(.io, "\(error)") }
             return try PostgresStore.upgrade(
                 url, keyPath: settings.keyFile, target: target, appVersion: Version.text, lockWaitMilliseconds: lockWaitMilliseconds,
                 now: Clock.wall, progress: complain, willRun: willRun)
