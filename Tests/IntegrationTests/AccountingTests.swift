@@ -11,8 +11,8 @@ extension Integration {
     /// Exactly one record per turn, whatever dies.
     @Suite struct Accounting {
         /// A record has what the turn was, used and cost.
-        @Test func oneRecord() throws {
-            let stage = try Stage("a")
+        @Test(arguments: Database.allCases) func oneRecord(_ database: Database) throws {
+            let stage = try Stage("a", on: database)
             let body = Stage.body()
             let answer = try stage.daemon.post("/v1/responses", body, headers: [("X-Request-Id", "full")])
             let record = try stage.daemon.record("full")
@@ -40,8 +40,8 @@ extension Integration {
         }
 
         /// An unknown model costs an unknown amount, not nothing.
-        @Test func unknownPrice() throws {
-            let stage = try Stage("a")
+        @Test(arguments: Database.both) func unknownPrice(_ database: Database) throws {
+            let stage = try Stage("a", on: database)
             stage.always("a", .status(200, Canned.response(model: "my-own-model")))
             _ = try stage.daemon.post("/v1/responses", Stage.body(stream: false, model: "my-own-model"), headers: [("X-Request-Id", "own")])
             #expect(try stage.daemon.record("own")["cost_microdollars"] is NSNull)
@@ -58,79 +58,15 @@ extension Integration {
         }
 
         /// Records written in parallel by several workers and still there after a restart.
-        @Test func survivesRestart() throws {
-            let stage = try Stage("a", workers: 2)
+        @Test(arguments: Database.allCases) func survivesRestart(_ database: Database) throws {
+            let stage = try Stage("a", workers: 2, on: database)
             for i in 0..<20 { _ = try stage.turn("req-\(i)") }
             #expect(stage.daemon.stop() == .code(0))
-            #expect(try stage.daemon.records().count == 20, "a stop loses nothing: the command reads the file itself")
+            #expect(try stage.daemon.records().count == 20, "a stop loses nothing: the command reads the database itself")
             try stage.daemon.start(workers: 1)
             _ = try stage.turn("after")
             _ = try stage.daemon.record("after")
             #expect(try stage.daemon.records().count == 21)
-        }
-
-        /// Clients that send turns until told to stop, each turn under its own id; what they saw finished.
-        final class Load: @unchecked Sendable {  // `lock` guards the counters
-            private let lock = NSLock()
-            private var finished: [String] = []
-            private var isStopped = false
-            private let group = DispatchGroup()
-
-            /// `pause`: microseconds a client rests between its turns, so that a long test stays within what `requests` lists.
-            init(_ stage: Stage, clients: Int, pause: UInt32) {
-                for client in 0..<clients {
-                    group.enter()
-                    Thread.detachNewThread { [self] in
-                        var connection: HTTPConnection?
-                        var number = 0
-                        while !locked({ isStopped }) {
-                            let id = "load-\(client)-\(number)"
-                            number += 1
-                            usleep(pause)
-                            do {
-                                if connection == nil { connection = try stage.daemon.connect() }
-                                try connection!.post("/v1/responses", Stage.body(stream: number % 4 != 0), headers: [("X-Request-Id", id)])
-                                let answer = try connection!.answer()
-                                let isGood =
-                                    answer.isWhole && answer.status == 200 && (number % 4 == 0 || answer.types.last == "response.completed")
-                                if isGood { locked { finished.append(id) } } else { connection = nil }
-                            } catch {
-                                connection = nil  // the worker was killed under it: that turn is not finished
-                                usleep(2_000)
-                            }
-                        }
-                        group.leave()
-                    }
-                }
-            }
-
-            private func locked<T>(_ body: () -> T) -> T {
-                lock.lock()
-                defer { lock.unlock() }
-                return body()
-            }
-
-            var count: Int { locked { finished.count } }
-
-            /// Ids of the turns whose clients saw a whole good answer.
-            func stop() -> [String] {
-                locked { isStopped = true }
-                group.wait()
-                return locked { finished }
-            }
-        }
-
-        /// Every finished turn has exactly one record; nothing is in the store twice.
-        private func check(_ stage: Stage, _ finished: [String]) throws {
-            var counts: [String: Int] = [:]
-            try eventually(15, every: 0.2) {
-                counts = Dictionary(try stage.daemon.records().map { ($0["request_id"] as? String ?? "", 1) }, uniquingKeysWith: +)
-                return finished.allSatisfy { counts[$0] != nil }
-            }
-            let lost = finished.filter { counts[$0] == nil }
-            #expect(lost.isEmpty, "\(lost.count) of \(finished.count) finished turns have no record: \(lost.prefix(5))")
-            let doubled = counts.filter { $0.value > 1 }
-            #expect(doubled.isEmpty, "\(doubled.count) turns have more than one record: \(doubled.prefix(5))")
         }
 
         /// kill -9 of the writer, ten times and more under 2,000 turns: no turn fails, every one has exactly one record.
@@ -148,13 +84,13 @@ extension Integration {
             let finished = load.stop()
             #expect(kills >= 10 && finished.count >= 2000, "\(kills) kills, \(finished.count) turns")
             #expect(eventually(10) { stage.daemon.pid("writer") != nil })
-            try check(stage, finished)
+            try stage.expectOneRecord(of: finished)
             #expect(stage.calls("a") == finished.count, "a turn failed or was sent twice")
         }
 
         /// kill -9 of a worker: what its clients saw finished has exactly one record, and others take over.
-        @Test func workerKilled() throws {
-            let stage = try Stage("a", workers: 2)
+        @Test(arguments: Database.allCases) func workerKilled(_ database: Database) throws {
+            let stage = try Stage("a", workers: 2, on: database)
             let load = Load(stage, clients: 4, pause: 1000)
             for _ in 0..<5 {
                 let before = load.count
@@ -165,7 +101,7 @@ extension Integration {
             #expect(eventually(20) { load.count >= before + 60 })
             let finished = load.stop()
             #expect(eventually(10) { stage.daemon.pid("worker", 0) != nil && stage.daemon.pid("worker", 1) != nil })
-            try check(stage, finished)
+            try stage.expectOneRecord(of: finished)
         }
 
         /// Without a writer turns are served; their records wait and are stored when it is back.
@@ -176,7 +112,7 @@ extension Integration {
             for i in 0..<50 { #expect(try stage.turn("req-\(i)").types.last == "response.completed") }
             #expect(try stage.metric("codex_lb_journal_bytes") ?? 0 > 0)
             kill(writer, SIGCONT)
-            try check(stage, (0..<50).map { "req-\($0)" })
+            try stage.expectOneRecord(of: (0..<50).map { "req-\($0)" })
             #expect(try eventually(5) { try stage.metric("codex_lb_journal_bytes") == 0 })
             let (made, stored) = (
                 try stage.metric("codex_lb_usage_records_journaled_total"), try stage.metric("codex_lb_usage_records_acknowledged_total")

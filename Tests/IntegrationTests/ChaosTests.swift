@@ -42,9 +42,10 @@ extension Integration {
         ]
 
         /// Whatever upstreams and clients do: no process dies, nothing stays open, and every turn has exactly one record.
-        @Test(arguments: seeds) func anything(_ seed: UInt64) throws {
+        @Test(arguments: zip(seeds, [Database.sqlite, .postgresql] + seeds.map { _ in .sqlite }))
+        func anything(_ seed: UInt64, _ database: Database) throws {
             let stage = try Stage(
-                "a", "b", "c", "d", workers: 2,
+                "a", "b", "c", "d", workers: 2, on: database,
                 environment: ["CODEX_LB_UPSTREAM_FIRST_BYTE_TIMEOUT_SECONDS": "2", "CODEX_LB_FAILOVER_HOLD_BACK_SECONDS": "0.05"])
             let turns = 300
             let group = DispatchGroup()

@@ -11,8 +11,8 @@ extension Integration {
         }
 
         /// Callers on this host need no key and may send any; others are refused without a good one.
-        @Test func whoNeedsOne() throws {
-            let stage = try Stage("a")
+        @Test(arguments: Database.both) func whoNeedsOne(_ database: Database) throws {
+            let stage = try Stage("a", on: database)
             let key = try stage.daemon.createKey("laptop")
             #expect(key.hasPrefix("sk-clb-"))
             #expect(try stage.daemon.post("/v1/responses", Stage.body(), headers: [("Authorization", "Bearer anything")]).status == 200)
@@ -62,8 +62,8 @@ extension Integration {
         }
 
         /// A key for some models only: others are refused with 403 model_not_allowed, and are not in its list.
-        @Test func models() throws {
-            let stage = try Stage("a")
+        @Test(arguments: Database.both) func models(_ database: Database) throws {
+            let stage = try Stage("a", on: database)
             stage.upstream.always(path: "/v1/models", .status(200, Canned.models("gpt-5.4", "gpt-5.5")))
             let key = try stage.daemon.createKey("narrow", "--models", "gpt-5.4,gpt-5.4-mini")
             #expect(try eventually(1) { try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 200 })
@@ -76,8 +76,8 @@ extension Integration {
         }
 
         /// A revoked key ends within a second, without restart.
-        @Test func revoked() throws {
-            let stage = try Stage("a")
+        @Test(arguments: Database.allCases) func revoked(_ database: Database) throws {
+            let stage = try Stage("a", on: database)
             let key = try stage.daemon.createKey("laptop")
             #expect(try eventually(1) { try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 200 })
             #expect(try stage.daemon.run("keys", "revoke", "laptop").isGood)
@@ -105,8 +105,8 @@ extension Integration {
         }
 
         /// The record names the key that was used.
-        @Test func recorded() throws {
-            let stage = try Stage("a")
+        @Test(arguments: Database.both) func recorded(_ database: Database) throws {
+            let stage = try Stage("a", on: database)
             let key = try stage.daemon.createKey("laptop")
             let headers = Self.remote(key) + [("X-Request-Id", "keyed")]
             #expect(try eventually(1) { try stage.daemon.get("/v1/models", headers: headers).status == 200 })
@@ -115,8 +115,8 @@ extension Integration {
         }
 
         /// Accounts and keys can be made and listed with and without a server; a second of the same name is refused.
-        @Test func commandsWithoutServer() throws {
-            let daemon = try Daemon()
+        @Test(arguments: Database.allCases) func commandsWithoutServer(_ database: Database) throws {
+            let daemon = try Daemon(on: database)
             try daemon.addAccount("a", baseURL: "http://127.0.0.1:1/v1", key: "sk-up-a")
             let again = try daemon.run("accounts", "add", "a", "--base-url", "http://127.0.0.1:1/v1", "--key-file", "-", input: "x\n")
             #expect(again.exit == .code(1))

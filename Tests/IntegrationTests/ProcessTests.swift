@@ -11,8 +11,8 @@ extension Integration {
     /// Starting, stopping, dying.
     @Suite struct Processes {
         /// SIGTERM: nobody new, the open stream to its end, exit 0, and no process is left.
-        @Test func gracefulStop() throws {
-            let stage = try Stage("a", workers: 2)
+        @Test(arguments: Database.both) func gracefulStop(_ database: Database) throws {
+            let stage = try Stage("a", workers: 2, on: database)
             let gate = Gate()
             stage.always("a", .stall([Canned.created(), Canned.delta("x")], gate, [Canned.completed()]))
             let connection = try stage.daemon.connect()
@@ -20,8 +20,8 @@ extension Integration {
             #expect(try connection.head().status == 200)
             _ = try connection.event()
             _ = try connection.event()
-            let children = stage.daemon.childPIDs()
-            #expect(children.count == 3)
+            let children = stage.daemon.fleetPIDs()
+            #expect(children.count == stage.daemon.fleetSize(workers: 2))
             stage.daemon.child?.signal(SIGTERM)
             #expect(stage.daemon.waitLog("stopping"))
             #expect(eventually(5) { (try? stage.daemon.connect()) == nil || stage.daemon.status()?["state"] as? String != "serving" })
@@ -36,8 +36,8 @@ extension Integration {
         }
 
         /// The drain has an end: an open stream is cut with an event that says so, its turn is recorded, and the exit is still 0.
-        @Test func drainDeadline() throws {
-            let stage = try Stage("a", environment: ["CODEX_LB_SHUTDOWN_DRAIN_TIMEOUT_SECONDS": "0.5"])
+        @Test(arguments: Database.both) func drainDeadline(_ database: Database) throws {
+            let stage = try Stage("a", on: database, environment: ["CODEX_LB_SHUTDOWN_DRAIN_TIMEOUT_SECONDS": "0.5"])
             stage.always("a", .stall([Canned.created(), Canned.delta("x")], Gate(), []))
             let connection = try stage.daemon.connect()
             try connection.post("/v1/responses", Stage.body(), headers: [("X-Request-Id", "cut")])
@@ -87,12 +87,12 @@ extension Integration {
         }
 
         /// kill -9 of the supervisor: its children end by themselves, and a new start finds everything in order.
-        @Test func supervisorKilled() throws {
-            let stage = try Stage("a", workers: 2)
+        @Test(arguments: Database.allCases) func supervisorKilled(_ database: Database) throws {
+            let stage = try Stage("a", workers: 2, on: database)
             _ = try stage.turn("before")
             _ = try stage.daemon.record("before")
-            let children = stage.daemon.childPIDs()
-            #expect(children.count == 3)
+            let children = stage.daemon.fleetPIDs()
+            #expect(children.count == stage.daemon.fleetSize(workers: 2))
             stage.daemon.child?.signal(SIGKILL)
             #expect(stage.daemon.child?.wait(5) == .signal(SIGKILL))
             #expect(eventually(10) { children.allSatisfy { !Daemon.isAlive($0) } }, "children outlive their supervisor")
@@ -103,12 +103,12 @@ extension Integration {
         }
 
         /// A worker that dies is replaced, and `ctl status` tells it.
-        @Test func workerIsReplaced() throws {
-            let stage = try Stage("a", workers: 2)
+        @Test(arguments: Database.both) func workerIsReplaced(_ database: Database) throws {
+            let stage = try Stage("a", workers: 2, on: database)
             let old = try #require(stage.daemon.killRole("worker", 1))
             #expect(eventually(5) { stage.daemon.pid("worker", 1).map { $0 != old } ?? false })
             let children = try #require(stage.daemon.status()?["children"] as? [[String: Any]])
-            #expect(children.count == 3)
+            #expect(children.count == stage.daemon.fleetSize(workers: 2))
             let worker = children.first { $0["role"] as? String == "worker" && $0["slot"] as? Int == 1 }
             #expect(worker?["restarts"] as? Int == 1)
             #expect(try stage.turn().types.last == "response.completed")
@@ -131,7 +131,7 @@ extension Integration {
             #expect(status["data_directory"] as? String == stage.daemon.data)
             #expect((status["listeners"] as? [String])?.first == stage.daemon.address)
             let children = try #require(status["children"] as? [[String: Any]])
-            #expect(Set(children.compactMap { $0["pid"] as? Int }.map { Int32($0) }) == Set(stage.daemon.childPIDs()))
+            #expect(Set(children.compactMap { $0["pid"] as? Int }.map { Int32($0) }) == Set(stage.daemon.fleetPIDs()))
             for child in children {
                 for key in ["pid", "role", "slot", "generation", "state", "age_ms", "restarts", "connections"] {
                     #expect(child[key] != nil, "\(key)")
@@ -368,8 +368,8 @@ extension Integration {
         }
 
         /// An account added while the server runs is used within a second, a removed one no more.
-        @Test func changesTakeEffect() throws {
-            let stage = try Stage()
+        @Test(arguments: Database.allCases) func changesTakeEffect(_ database: Database) throws {
+            let stage = try Stage(on: database)
             #expect(try stage.turn(stream: false).status == 503)
             try stage.daemon.addAccount("a", baseURL: stage.upstream.baseURL, key: "sk-up-a")
             #expect(try eventually(1) { try stage.turn(stream: false).status == 200 })
@@ -378,8 +378,8 @@ extension Integration {
         }
 
         /// /health and /metrics tell what happened, summed over the workers.
-        @Test func metricsAndHealth() throws {
-            let stage = try Stage("a", "b", workers: 2)
+        @Test(arguments: Database.both) func metricsAndHealth(_ database: Database) throws {
+            let stage = try Stage("a", "b", workers: 2, on: database)
             stage.always("b", .error(429, code: "usage_limit_reached", more: "\"resets_in_seconds\":600"))
             for i in 0..<4 { _ = try stage.turn("req-\(i)") }
             let live = try stage.daemon.get("/health/live")

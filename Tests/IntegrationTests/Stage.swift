@@ -11,12 +11,15 @@ struct Stage {
     let upstream: FakeUpstream
     let daemon: Daemon
 
-    init(_ accounts: String..., workers: Int = 1, environment: [String: String] = [:]) throws {
+    init(_ accounts: String..., workers: Int = 1, on database: Database = .sqlite, environment: [String: String] = [:]) throws {
         upstream = try FakeUpstream()
-        daemon = try Daemon(environment)
+        daemon = try Daemon(environment, on: database)
         for name in accounts { try daemon.addAccount(name, baseURL: upstream.baseURL, key: Self.key(name)) }
         try daemon.start(workers: workers)
     }
+
+    /// Another server beside one that uses the same upstream.
+    init(_ upstream: FakeUpstream, _ daemon: Daemon) { (self.upstream, self.daemon) = (upstream, daemon) }
 
     static func key(_ name: String) -> String { "sk-up-\(name)" }
 
@@ -42,6 +45,14 @@ struct Stage {
     func metric(_ name: String) throws -> Double? {
         let text = try daemon.get("/metrics").text
         return text.split(separator: "\n").first { $0.hasPrefix(name + " ") }.flatMap { Double($0.split(separator: " ").last!) }
+    }
+
+    /// What `/health/ready` says: the status of the answer, its word for everything and that for the database.
+    func health() throws -> (code: Int, status: String, database: String) {
+        let answer = try daemon.get("/health/ready", seconds: 5)
+        return (
+            answer.status, answer.json["status"] as? String ?? "", (answer.json["checks"] as? [String: Any])?["database"] as? String ?? ""
+        )
     }
 
     func isAvailable(_ account: String) throws -> Bool { try metric("codex_lb_account_available{account=\"\(account)\"}") == 1 }

@@ -19,14 +19,14 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
 
     public let directory: String
     public var data: String { directory + "/data" }
-    public let environment: [String: String]
+    public var environment: [String: String]
     public private(set) var child: Child?
     /// `127.0.0.1:PORT`, once it serves.
     public private(set) var address = ""
     private var logStart = 0
     private var strays: Set<Int32> = []
 
-    public init(_ extra: [String: String] = [:]) throws {
+    public init(_ extra: [String: String] = [:], on database: Database = .sqlite) throws {
         var template = Array("/tmp/clbt.XXXXXX".utf8CString)
         guard mkdtemp(&template) != nil else { throw HarnessError("no temporary directory") }
         directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
@@ -36,6 +36,7 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
         for (name, value) in ProcessInfo.processInfo.environment where name.hasPrefix("LD_") || name.hasPrefix("SWIFT_BACKTRACE") {
             environment[name] = value
         }
+        environment.merge(try database.make()) { $1 }
         environment.merge(extra) { $1 }
         self.environment = environment
     }
@@ -129,6 +130,14 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
     public func childPIDs() -> [Int32] {
         guard let child, let text = FileManager.default.contents(atPath: "/proc/\(child.pid)/task/\(child.pid)/children") else { return [] }
         return String(decoding: text, as: UTF8.self).split(separator: " ").compactMap { Int32($0.filter { $0.isNumber }) }
+    }
+
+    /// Those that serve: without the jobs that the supervisor has done beside them.
+    public func fleetPIDs() -> [Int32] { childPIDs().filter { procText("/proc/\($0)/cmdline").split(separator: "\0").contains("role") } }
+
+    /// How many processes the fleet has beside the supervisor: PostgreSQL has no writer.
+    public func fleetSize(workers: Int) -> Int {
+        workers + (environment["CODEX_LB_DATABASE_URL"]?.hasPrefix("postgresql") ?? false ? 0 : 1)
     }
 
     /// A child by role and slot as `ctl status` tells it; nil when it isn't running.

@@ -1,0 +1,73 @@
+import DaemonHarness
+import Foundation
+import Testing
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+/// Clients that send turns until told to stop, each turn under its own id; what they saw finished.
+final class Load: @unchecked Sendable {  // `lock` guards the counters
+    private let lock = NSLock()
+    private var finished: [String] = []
+    private var isStopped = false
+    private let group = DispatchGroup()
+
+    /// `pause`: microseconds a client rests between its turns, so that a long test stays within what `requests` lists.
+    init(_ stage: Stage, clients: Int = 4, pause: UInt32, name: String = "load") {
+        for client in 0..<clients {
+            group.enter()
+            Thread.detachNewThread { [self] in
+                var connection: HTTPConnection?
+                var number = 0
+                while !locked({ isStopped }) {
+                    let id = "\(name)-\(client)-\(number)"
+                    number += 1
+                    usleep(pause)
+                    do {
+                        if connection == nil { connection = try stage.daemon.connect() }
+                        try connection!.post("/v1/responses", Stage.body(stream: number % 4 != 0), headers: [("X-Request-Id", id)])
+                        let answer = try connection!.answer()
+                        let isGood =
+                            answer.isWhole && answer.status == 200 && (number % 4 == 0 || answer.types.last == "response.completed")
+                        if isGood { locked { finished.append(id) } } else { connection = nil }
+                    } catch {
+                        connection = nil  // the worker was killed under it: that turn is not finished
+                        usleep(2_000)
+                    }
+                }
+                group.leave()
+            }
+        }
+    }
+
+    private func locked<T>(_ body: () -> T) -> T {
+        lock.lock()
+        defer { lock.unlock() }
+        return body()
+    }
+
+    var count: Int { locked { finished.count } }
+
+    /// Ids of the turns whose clients saw a whole good answer.
+    func stop() -> [String] {
+        locked { isStopped = true }
+        group.wait()
+        return locked { finished }
+    }
+}
+
+extension Stage {
+    /// Every finished turn has exactly one record; nothing is in the store twice.
+    func expectOneRecord(of finished: [String], seconds: Double = 15) throws {
+        var counts: [String: Int] = [:]
+        try eventually(seconds, every: 0.2) {
+            counts = Dictionary(try daemon.records().map { ($0["request_id"] as? String ?? "", 1) }, uniquingKeysWith: +)
+            return finished.allSatisfy { counts[$0] != nil }
+        }
+        let lost = finished.filter { counts[$0] == nil }
+        #expect(lost.isEmpty, "\(lost.count) of \(finished.count) finished turns have no record: \(lost.prefix(5))")
+        let doubled = counts.filter { $0.value > 1 }
+        #expect(doubled.isEmpty, "\(doubled.count) turns have more than one record: \(doubled.prefix(5))")
+    }
+}

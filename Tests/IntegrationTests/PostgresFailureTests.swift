@@ -1,0 +1,294 @@
+import DaemonHarness
+import FakeUpstream
+import Foundation
+import Testing
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+extension Integration {
+    /// PostgreSQL is away, slow, full or wrong: turns go on, nothing is lost or doubled, and the message says what to do.
+    @Suite struct PostgresFailures {
+        private static let remote = ("X-Forwarded-For", "192.0.2.7")
+
+        /// A server on a database of the shared cluster, with a short patience of the pool.
+        private func stage(workers: Int = 1, _ environment: [String: String] = [:]) throws -> (Stage, PostgresCluster) {
+            let stage = try Stage(
+                "a", workers: workers, on: .postgresql, environment: ["CODEX_LB_DATABASE_POOL_TIMEOUT_SECONDS": "1"].merging(environment) { $1 })
+            return (stage, try PostgresCluster.shared())
+        }
+
+        /// The words of the store's messages that an operator needs, all there.
+        private func expect(_ text: String, has words: String...) {
+            for word in words { #expect(text.contains(word), "\"\(word)\" is not in:\n\(text)") }
+            #expect(!text.contains(PostgresCluster.password) && !text.contains(PostgresCluster.encodedPassword), "the password is in the log")
+        }
+
+        // MARK: At start
+
+        /// Down at start: it waits with growing pauses, then ends and says where it looked and what to check.
+        @Test func downAtStart() throws {
+            let cluster = try PostgresCluster.shared()
+            let daemon = try Daemon(["CODEX_LB_DATABASE_STARTUP_WAIT_SECONDS": "2"], on: .postgresql)
+            try cluster.stop()
+            defer { try? cluster.start() }  // whoever asks for it next starts it too
+            let start = Date()
+            try daemon.launch()
+            #expect(daemon.child?.wait(15) == .code(1))
+            let seconds = Date().timeIntervalSince(start)
+            #expect(seconds > 1 && seconds < 8, "\(seconds) s")
+            expect(
+                daemon.log, has: "waiting for the database", "127.0.0.1:\(cluster.port)", "pg_isready", "listen_addresses",
+                "CODEX_LB_DATABASE_STARTUP_WAIT_SECONDS")
+            let tries = daemon.log.components(separatedBy: "waiting for the database").count - 1
+            #expect((2...8).contains(tries), "\(tries) tries in 2 s")
+            #expect(!daemon.log.contains(" supervisor ready "))
+        }
+
+        /// Down at start and up a moment later: it serves, without anybody's help.
+        @Test func comesUpWhileWaiting() throws {
+            let (stage, cluster) = try stage()
+            #expect(stage.daemon.stop() == .code(0))
+            try cluster.stop()
+            try stage.daemon.launch()
+            #expect(stage.daemon.waitLog("waiting for the database"))
+            try cluster.start()
+            try stage.daemon.waitReady()
+            #expect(try stage.turn("served").types.last == "response.completed")
+            _ = try stage.daemon.record("served")
+        }
+
+        /// What can't get better by waiting ends the start at once, with a line that says what to do.
+        @Test(arguments: ["password", "database", "user", "tls", "option"])
+        func refusedAtStart(_ what: String) throws {
+            let cluster = try PostgresCluster.shared()
+            let name = try cluster.createDatabase()
+            let (url, words): (String, [String]) =
+                switch what {
+                case "password": (cluster.url(name, password: "geheim"), ["authentication failed", "check user and password"])
+                case "database": (cluster.url("nowhere"), ["\"nowhere\" does not exist", "createdb"])
+                case "user": ("postgresql://nobody:geheim@127.0.0.1:\(cluster.port)/\(name)", ["nobody", "check user and password"])
+                case "tls": (cluster.url(name, parameters: "sslmode=require"), ["TLS", "does not support SSL", "sslmode", "postgresql.conf"])
+                default: (cluster.url(name, parameters: "sslmode=perhaps"), ["sslmode", "perhaps", "CODEX_LB_DATABASE_URL"])
+                }
+            let daemon = try Daemon(["CODEX_LB_DATABASE_URL": url])
+            let start = Date()
+            try daemon.launch()
+            #expect(daemon.child?.wait(10) == .code(1))
+            #expect(Date().timeIntervalSince(start) < 5, "it waited")
+            for word in words + ["127.0.0.1:\(cluster.port)"] { expect(daemon.log, has: word) }
+            #expect(!daemon.log.contains("geheim"), "the password is in the log")
+            // The command line says the same.
+            let list = try daemon.run("accounts", "list")
+            #expect(list.exit == .code(1))
+            expect(list.errors, has: words[0])
+        }
+
+        /// All connections taken by others: the start waits, says so, and serves when some are free. A pool that is larger than the
+        /// server is told with the numbers.
+        @Test func connectionsTaken() throws {
+            let cluster = try PostgresCluster(["max_connections": "8", "superuser_reserved_connections": "3"])
+            let name = try cluster.createDatabase()
+            let daemon = try Daemon(["CODEX_LB_DATABASE_URL": cluster.url(name)])
+            let others = try (0..<5).map { _ in try cluster.hold("SELECT 1", in: "postgres") }
+            try daemon.launch(workers: 2)
+            #expect(daemon.waitLog("waiting for the database"))
+            expect(daemon.log, has: "127.0.0.1:\(cluster.port)", "max_connections", "CODEX_LB_DATABASE_POOL_SIZE", "pgbouncer")
+            for other in others { try other.end() }
+            try daemon.waitReady()
+            // 15 + 10 wanted, 8 - 3 given.
+            expect(daemon.log, has: "may open 25 connections", "gives ordinary users 5 in all", "max_connections")
+            #expect(daemon.stop() == .code(0))
+        }
+
+        /// Of several hosts the first that can serve is used.
+        @Test func secondHost() throws {
+            let (stage, cluster) = try stage()
+            #expect(stage.daemon.stop() == .code(0))
+            let url = try #require(stage.daemon.environment["CODEX_LB_DATABASE_URL"])
+            // Port 1 of loopback: nobody is there.
+            stage.daemon.environment["CODEX_LB_DATABASE_URL"] = url.replacingOccurrences(of: "@127", with: "@127.0.0.1:1,127")
+            try stage.daemon.start()
+            #expect(try stage.turn("second").types.last == "response.completed")
+            _ = try stage.daemon.record("second")
+            _ = cluster
+        }
+
+        // MARK: Under load
+
+        /// Away in the middle: turns go on, keys count as before, readiness says degraded with 200, reads are refused with 503, and when it
+        /// is back everything is stored.
+        @Test func downInTheMiddle() throws {
+            let (stage, cluster) = try stage(workers: 2)
+            let key = try stage.daemon.createKey("laptop")
+            let headers = [Self.remote, ("Authorization", "Bearer \(key)")]
+            #expect(try eventually(2) { try stage.daemon.get("/v1/usage", headers: headers).status == 200 })
+            let load = Load(stage, pause: 5_000)
+            #expect(eventually(20) { load.count >= 50 })
+            try cluster.stop()
+            #expect(try eventually(15, every: 0.1) { try stage.health() == (200, "degraded", "unreachable") })
+            let before = load.count
+            #expect(eventually(20) { load.count >= before + 200 }, "turns do not go on")
+            // A store error is no refusal of the caller.
+            #expect(try stage.daemon.post("/v1/responses", Stage.body(), headers: headers).status == 200)
+            #expect(
+                try stage.daemon.post("/v1/responses", Stage.body(), headers: [Self.remote, ("Authorization", "Bearer sk-clb-x")]).status == 401)
+            for headers in [headers, []] {
+                let usage = try stage.daemon.get("/v1/usage", headers: headers)
+                #expect(usage.status == 503 && usage.errorCode == "database_unavailable", "\(usage.status) \(usage.text)")
+                #expect(usage.header("retry-after") != nil)
+            }
+            try cluster.start()
+            #expect(try eventually(15, every: 0.1) { try stage.health() == (200, "ok", "ok") })
+            let finished = load.stop()
+            try stage.expectOneRecord(of: finished)
+            #expect(stage.calls("a") == finished.count + 1, "a turn failed or was sent twice")
+            #expect(try stage.daemon.get("/v1/usage", headers: headers).status == 200)
+            expect(stage.daemon.log, has: "turns go on", "127.0.0.1:\(cluster.port)", "is reached again")
+        }
+
+        /// Restarted again and again under load, orderly and as in a crash: no turn notices, no record is lost or doubled.
+        @Test(arguments: PostgresCluster.Shutdown.allCases)
+        func restarted(_ how: PostgresCluster.Shutdown) throws {
+            let (stage, cluster) = try stage(workers: 2)
+            let load = Load(stage, pause: 5_000)
+            for _ in 0..<4 {
+                let before = load.count
+                #expect(eventually(20) { load.count >= before + 100 })
+                try cluster.restart(how)
+            }
+            #expect(try eventually(15, every: 0.1) { try stage.health() == (200, "ok", "ok") })
+            let before = load.count
+            #expect(eventually(20) { load.count >= before + 100 })
+            let finished = load.stop()
+            try stage.expectOneRecord(of: finished)
+            #expect(stage.calls("a") == finished.count, "a turn failed or was sent twice")
+        }
+
+        /// Turned read-only under load: connections to it are given up, and taken up again when it takes writes.
+        @Test func readOnly() throws {
+            let (stage, cluster) = try stage()
+            let load = Load(stage, clients: 2, pause: 5_000)
+            #expect(eventually(20) { load.count >= 50 })
+            try cluster.alterSystem("default_transaction_read_only", "on")
+            #expect(try eventually(15, every: 0.1) { try stage.health() == (200, "degraded", "unreachable") })
+            expect(stage.daemon.log, has: "read-only")
+            let before = load.count
+            #expect(eventually(20) { load.count >= before + 50 }, "turns do not go on")
+            try cluster.alterSystem("default_transaction_read_only", nil)
+            #expect(try eventually(15, every: 0.1) { try stage.health() == (200, "ok", "ok") })
+            let finished = load.stop()
+            try stage.expectOneRecord(of: finished)
+            #expect(stage.calls("a") == finished.count)
+        }
+
+        /// The primary ends and its standby takes over: the URL names both, and nothing else has to be done.
+        @Test func failover() throws {
+            let primary = try PostgresCluster()
+            let name = try primary.createDatabase()
+            let standby = try PostgresCluster(standbyOf: primary)
+            let user = "\(PostgresCluster.user):\(PostgresCluster.encodedPassword)"
+            // The standby stands first on purpose: a server that takes no writes is passed over.
+            let url = "postgresql://\(user)@127.0.0.1:\(standby.port),127.0.0.1:\(primary.port)/\(name)"
+            let stage = try Stage("a", environment: ["CODEX_LB_DATABASE_URL": url])
+            #expect(try primary.sessions(of: name) > 0 && standby.sessions(of: name) == 0)
+            let load = Load(stage, clients: 2, pause: 5_000)
+            #expect(eventually(20) { load.count >= 50 })
+            // An orderly end waits until the standby has everything.
+            try primary.stop()
+            #expect(try eventually(15, every: 0.1) { try stage.health() == (200, "degraded", "unreachable") })
+            try standby.promote()
+            #expect(try eventually(15, every: 0.1) { try stage.health() == (200, "ok", "ok") })
+            let before = load.count
+            #expect(eventually(20) { load.count >= before + 50 })
+            let finished = load.stop()
+            try stage.expectOneRecord(of: finished)
+            #expect(try standby.sessions(of: name) > 0)
+        }
+
+        /// Black-holed for 15 s: connections are taken and nobody answers. Turns go on, the loop answers at once, nothing is lost.
+        @Test func blackHoled() throws {
+            let (stage, cluster) = try stage(workers: 2)
+            let load = Load(stage, pause: 5_000)
+            #expect(eventually(20) { load.count >= 50 })
+            cluster.freeze()
+            let end = Date(timeIntervalSinceNow: 15)
+            defer { cluster.thaw() }
+            #expect(try eventually(10, every: 0.1) { try stage.health() == (200, "degraded", "unreachable") })
+            var slowest = 0.0
+            var counts = [load.count]
+            while Date() < end {
+                let start = Date()
+                #expect(try stage.daemon.get("/health/live").status == 200)
+                slowest = max(slowest, Date().timeIntervalSince(start))
+                let before = load.count
+                #expect(eventually(5) { load.count >= before + 20 }, "turns do not go on")
+                counts.append(load.count)
+            }
+            #expect(slowest < 0.5, "the loop stood still for \(slowest) s")
+            #expect(try stage.health() == (200, "degraded", "unreachable"))
+            cluster.thaw()
+            #expect(try eventually(20, every: 0.1) { try stage.health() == (200, "ok", "ok") })
+            let finished = load.stop()
+            try stage.expectOneRecord(of: finished)
+            #expect(stage.calls("a") == finished.count, "a turn failed or was sent twice")
+        }
+
+        /// A stop while the database is away keeps the records in a file, and the next start stores them.
+        @Test func stoppedWhileDown() throws {
+            let (stage, cluster) = try stage()
+            try cluster.stop()
+            for i in 0..<20 { #expect(try stage.turn("kept-\(i)").types.last == "response.completed") }
+            #expect(stage.daemon.stop(60) == .code(0))
+            expect(stage.daemon.log, has: "kept for the next start")
+            try cluster.start()
+            try stage.daemon.start()
+            expect(stage.daemon.log, has: "20 usage records of an earlier run stored")
+            try stage.expectOneRecord(of: (0..<20).map { "kept-\($0)" })
+        }
+
+        // MARK: The pool
+
+        /// No connection becomes free in time: the caller has its 503 when the pool's time is up, and turns do not care.
+        @Test func poolExhausted() throws {
+            let (stage, cluster) = try stage(["CODEX_LB_DATABASE_POOL_SIZE": "1", "CODEX_LB_DATABASE_MAX_OVERFLOW": "0"])
+            let name = String(try #require(stage.daemon.environment["CODEX_LB_DATABASE_URL"]?.split(separator: "/").last))
+            let holder = try cluster.hold("BEGIN; LOCK TABLE usage_records IN ACCESS EXCLUSIVE MODE", in: name)
+            #expect(try stage.turn("first").types.last == "response.completed")
+            // The only connection waits for the table now.
+            let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            #expect(try eventually(5, every: 0.05) { try cluster.sql(waiting, in: name) == "1" })
+            let start = Date()
+            let usage = try stage.daemon.get("/v1/usage")
+            let seconds = Date().timeIntervalSince(start)
+            #expect(usage.status == 503 && usage.errorCode == "database_pool_timeout", "\(usage.status) \(usage.text)")
+            #expect(seconds > 0.8 && seconds < 1.8, "\(seconds) s")
+            #expect(try stage.turn("second").types.last == "response.completed")
+            try holder.end()
+            try stage.expectOneRecord(of: ["first", "second"])
+            #expect(try stage.daemon.get("/v1/usage").status == 200)
+            expect(stage.daemon.log, has: "became free within 1 s", "CODEX_LB_DATABASE_POOL_SIZE")
+        }
+
+        /// Connections beyond the pool's size are opened under load and closed when idle, and never more than size and overflow.
+        @Test func poolBounds() throws {
+            let (stage, cluster) = try stage(["CODEX_LB_DATABASE_POOL_SIZE": "2", "CODEX_LB_DATABASE_MAX_OVERFLOW": "2"])
+            let name = String(try #require(stage.daemon.environment["CODEX_LB_DATABASE_URL"]?.split(separator: "/").last))
+            let holder = try cluster.hold("BEGIN; LOCK TABLE usage_records IN ACCESS EXCLUSIVE MODE", in: name)
+            let group = DispatchGroup()
+            for _ in 0..<8 {
+                group.enter()
+                Thread.detachNewThread {
+                    _ = try? stage.daemon.get("/v1/usage")  // what it says is another test's matter
+                    group.leave()
+                }
+            }
+            #expect(try eventually(5, every: 0.05) { try cluster.sessions(of: name) == 4 })
+            group.wait()
+            #expect(try cluster.sessions(of: name) == 4)
+            try holder.end()
+            #expect(try eventually(20, every: 0.2) { try cluster.sessions(of: name) <= 2 })
+        }
+    }
+}
