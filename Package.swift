@@ -109,6 +109,8 @@ let package = Package(
         suite("Translation", ["Vocabulary", "JSONWire"]),
         suite("ControlWire", ["Vocabulary", protobuf]),
         suite("Sealing"),
+        suite("Store", ["Vocabulary", "Schema", "SQLiteStore", "PostgresStore", "Settings", "DaemonHarness"]),
+        suite("Schema", []),
         .target(name: "FaultVFS", dependencies: ["CSQLite"], path: "Tests/Support/FaultVFS"),
         suite("SQLiteStore", ["Vocabulary", "Schema", "Store", "Sealing", "CSQLite", "FaultVFS"]),
         suite(
