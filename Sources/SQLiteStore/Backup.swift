@@ -55,11 +55,7 @@ public enum Backup {
                 .corrupt,
                 "the copy of \(path) is no good: \(problem); the database itself may be damaged, run: codex-lb db check")
         }
-        guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
-        // link refuses a name that someone took meanwhile; rename would replace it.
-        guard link(partial, target) == 0 else { throw failed("naming \(target)") }
-        unlink(partial)
-        try syncDirectory(of: target)
+        try publish(partial, fd, as: target)
         return BackupFile(path: target, bytes: bytes(target), stamp: stamp(inNameOf: target), revision: revision, problem: "")
     }
 
@@ -112,6 +108,15 @@ public enum Backup {
     }
 
     // MARK: Parts
+
+    /// Gives a finished file, on disk by then, its name.
+    static func publish(_ partial: String, _ fd: Int32, as target: String) throws(StoreError) {
+        guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
+        // link refuses a name that someone took meanwhile; rename would replace it.
+        guard link(partial, target) == 0 else { throw failed("naming \(target)") }
+        unlink(partial)
+        try syncDirectory(of: target)
+    }
 
     private static func copy(_ source: String, _ target: String, _ progress: ((String) -> Void)?) throws(StoreError) {
         let from = try Connection(source, .readOnly)
@@ -219,7 +224,7 @@ public enum Backup {
         guard fsync(fd) == 0 else { throw failed("syncing \(Inspection.directory(path))") }
     }
 
-    private static func failed(_ what: String) -> StoreError {
+    static func failed(_ what: String) -> StoreError {
         let code = errno
         return StoreError(code == ENOSPC ? .full : code == EROFS ? .readOnly : .io, "\(what): \(String(cString: strerror(code)))")
     }
