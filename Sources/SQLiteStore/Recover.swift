@@ -55,17 +55,17 @@ public enum Recover {
         let file = try PageFile(path)
         let revisions = try revisions(of: file, path)
         let partial = "\(output).\(getpid()).partial"
-        unlink(partial)
+        Backup.discard(partial)
         let fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         guard fd >= 0 else { throw Backup.failed("making \(partial)") }
         defer {
             close(fd)
-            unlink(partial)  // gone already when all went well
+            Backup.discard(partial)  // gone already when all went well
         }
         let made = try Connection(partial, .readWrite)
         // The file has no name yet that anyone would open: it is synced once, at the end.
         try made.execute("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF")
-        _ = try made.upgrade(revisions, appVersion: "db recover", now: now)
+        _ = try SQLiteStore.migrator(made, revisions).apply(appVersion: "db recover", now: now)
         let salvage = try Salvage(file, made)
         let report = try made.transaction { () throws(StoreError) in
             try salvage.run(progress)
@@ -74,7 +74,7 @@ public enum Recover {
         guard report.tables.contains(where: { $0.saved > 0 }) else {
             throw StoreError(.missing, "\(path) holds no row of codex-lb that could be read; nothing was made")
         }
-        _ = try made.upgrade(Schema.revisions, appVersion: "db recover", now: now)
+        _ = try SQLiteStore.migrator(made, Schema.revisions).apply(appVersion: "db recover", now: now)
         try made.execute("PRAGMA journal_mode = DELETE")
         made.close()
         progress("checking \(output)")
@@ -160,11 +160,13 @@ private struct Shape {
         // Entries of the indices over names look alike: a text and a number.
         case ("state", .text("key_fingerprint"), .text(let text)): return text.utf8.count == 16
         case ("state", .text("pepper"), .blob(let sealed)): return sealed.count > 16
+        case ("state", .text("pepper"), .text(let text)): return text.utf8.count > 16
         case ("state", .text("snapshot_version"), .int(let version)): return version > 0
+        case ("state", .text("snapshot_version"), .text(let text)): return Int64(text) ?? 0 > 0
         case ("state", _, _): return isKnownTable
         case ("settings", .text(let key), _):
             return isKnownTable
-                || !key.isEmpty && key != "key_fingerprint"
+                || !key.isEmpty && !["key_fingerprint", "pepper", "snapshot_version"].contains(key)
                     && key.utf8.allSatisfy { byte in
                         (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(byte) || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte)
                             || byte == UInt8(ascii: "_") || byte == UInt8(ascii: ".")
@@ -178,8 +180,12 @@ private struct Shape {
     /// Of two states of one row the greater is the newer.
     func age(_ values: [SQLValue]) -> Int64 {
         let column = ["accounts": 8, "client_keys": 6, "state": 1][table]
-        guard let column, column < values.count, case .int(let n) = values[column] else { return 0 }
-        return n
+        guard let column, column < values.count else { return 0 }
+        switch values[column] {
+        case .int(let n): return n
+        case .text(let text): return Int64(text) ?? 0
+        default: return 0
+        }
     }
 }
 
@@ -205,7 +211,7 @@ private final class Salvage {
 
     init(_ file: PageFile, _ output: Connection) throws(StoreError) {
         (self.file, self.output) = (file, output)
-        let names = try output.rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name") {
+        let names = try output.rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name", []) {
             $0.text(0)
         }
         var shapes: [Shape] = []
@@ -425,7 +431,7 @@ private final class Salvage {
 
     /// The store's own facts hang together: the pepper is sealed with the key whose fingerprint stands beside it. How many are lost.
     private func finishState(_ now: WallTime, _ remarks: inout [String]) throws(StoreError) -> Int {
-        let there = Set(try output.rows("SELECT key FROM state") { $0.text(0) })
+        let there = Set(try output.rows("SELECT key FROM state", []) { $0.text(0) })
         let lost = 3 - there.intersection(["pepper", "key_fingerprint", "snapshot_version"]).count
         guard let pepper = try output.rows("SELECT value FROM state WHERE key = 'pepper'", [], { $0.blob(0) }).first else {
             // The store makes all three anew when it opens a database without them.
@@ -435,7 +441,7 @@ private final class Salvage {
         }
         if !there.contains("key_fingerprint") {
             // The seal names its key (`SealingKey`): a byte for the version, then eight that are the fingerprint.
-            let hex = pepper[1..<9].map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
+            let hex = Vault.sealedPepper(pepper)[1..<9].map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
             try output.run("INSERT INTO state (key, value) VALUES ('key_fingerprint', ?)", [.text(hex)])
         }
         // Greater than any version there has been: each change adds one.

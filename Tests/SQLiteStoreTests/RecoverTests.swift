@@ -11,7 +11,7 @@ import Vocabulary
 
 /// A database with something in every table, closed, and what is in it.
 private final class Patient {
-    static let tables = ["accounts", "client_keys", "revision_history", "settings", "state", "usage_records"]
+    static let tables = ["accounts", "client_keys", "leases", "revision_history", "settings", "state", "usage_records"]
     let scratch = Scratch()
     var output: String { scratch.path + "/data/saved.db" }
     let records: Int
@@ -33,7 +33,7 @@ private final class Patient {
         _ = try store.createClientKey("laptop", models: ["gpt-5"], expiresAt: nil, now: now)
         _ = try store.createClientKey("phone", models: nil, expiresAt: nil, now: now)
         _ = try store.revokeClientKey("phone", now: now)
-        try store.connection.run("INSERT INTO settings (key, value) VALUES ('routing.strategy', 'least_used'), ('log_level', '')")
+        try store.sqlite.run("INSERT INTO settings (key, value) VALUES ('routing.strategy', 'least_used'), ('log_level', '')")
         for start in stride(from: 0, to: records, by: 100) {
             _ = try store.append(
                 (start..<min(records, start + 100)).map { n in
@@ -58,7 +58,7 @@ private final class Patient {
         var out: [String: [String]] = [:]
         for table in tables {
             let columns = try connection.rows("SELECT 'quote(' || name || ')' FROM pragma_table_info(?)", [.text(table)]) { $0.text(0) }
-            out[table] = try connection.rows("SELECT \(columns.joined(separator: " || ',' || ")) FROM \(table) ORDER BY 1") { $0.text(0) }
+            out[table] = try connection.rows("SELECT \(columns.joined(separator: " || ',' || ")) FROM \(table) ORDER BY 1", []) { $0.text(0) }
         }
         return out
     }
@@ -88,7 +88,7 @@ private final class Patient {
         return (report, rows)
     }
 
-    func reopened() throws(StoreError) -> SQLiteStore {
+    func reopened() throws(StoreError) -> StoreSession {
         try SQLiteStore.open(path: output, keyPath: scratch.key, appVersion: "test", lockWaitMilliseconds: 0, now: now)
     }
 }
@@ -283,7 +283,7 @@ extension RecoveryReport {
         let usage = try #require(patient.pages["usage_records"])
         let all = Set(try #require(patient.rows["usage_records"]))
         let connection = try Connection(patient.scratch.database, .readOnly)
-        let overflow = Set(try connection.rows("SELECT pageno FROM dbstat WHERE pagetype = 'overflow'") { Int($0.int(0)) })
+        let overflow = Set(try connection.rows("SELECT pageno FROM dbstat WHERE pagetype = 'overflow'", []) { Int($0.int(0)) })
         connection.close()
         for seed in base..<base + 150 {
             var random = SplitMix(seed)
