@@ -93,6 +93,10 @@ let package = Package(
             name: "codex-lb-load", dependencies: ["Vocabulary", "HTTPWire", "Loop", "Platform", arguments],
             path: "Benchmarks/LoadGenerator",
             swiftSettings: ours),
+        .executableTarget(
+            name: "codex-lb-store-bench",
+            dependencies: ["Vocabulary", "ControlWire", "Loop", "Settings", "Store", "PostgresStore", arguments],
+            path: "Benchmarks/StoreBench", swiftSettings: ours),
         // tests
         .target(
             name: "FakeUpstream", dependencies: ["Vocabulary", "HTTPWire", "Loop", "Platform"], path: "Tests/Support/FakeUpstream",
@@ -109,6 +113,8 @@ let package = Package(
         suite("Translation", ["Vocabulary", "JSONWire"]),
         suite("ControlWire", ["Vocabulary", protobuf]),
         suite("Sealing"),
+        suite("Store", ["Vocabulary", "Schema", "SQLiteStore", "PostgresStore", "Settings", "DaemonHarness"]),
+        suite("Schema", []),
         .target(name: "FaultVFS", dependencies: ["CSQLite"], path: "Tests/Support/FaultVFS"),
         suite("SQLiteStore", ["Vocabulary", "Schema", "Store", "Sealing", "CSQLite", "FaultVFS"]),
         suite(

@@ -1,9 +1,11 @@
 #!/bin/sh
 # codex-lb against nginx as a plain reverse proxy, in one run: same upstream, same load generator, one worker each on one core.
 # The proxy has CPU 1; upstream and load generator share CPU 0. Accounting is on. SECONDS_EACH and ROUNDS may be set.
+# Then the store: writer and PostgreSQL throughput, start and backup of a store of GIGABYTES. ONLY=http or ONLY=store runs one of them.
 set -eu
 cd "$(dirname "$0")/.."
 bin=$(swift build -c release --static-swift-stdlib --show-bin-path)
 seconds=${SECONDS_EACH:-4}
 rounds=${ROUNDS:-3}
-exec python3 Benchmarks/run.py "$bin" "$seconds" "$rounds"
+[ "${ONLY:-http}" = http ] && python3 Benchmarks/run.py "$bin" "$seconds" "$rounds"
+[ "${ONLY:-store}" = store ] && python3 Benchmarks/store.py "$bin" "$seconds" "$rounds" "${GIGABYTES:-1}"

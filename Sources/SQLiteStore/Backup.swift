@@ -41,12 +41,12 @@ public enum Backup {
         guard access(target, F_OK) != 0 else { throw StoreError(.constraint, "\(target) exists already; give another name") }
         try checkSpace(path, target)
         let partial = "\(target).\(getpid()).partial"
-        unlink(partial)
+        discard(partial)
         let fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         guard fd >= 0 else { throw failed("making \(partial)") }
         defer {
             close(fd)
-            unlink(partial)  // gone already when all went well
+            discard(partial)  // gone already when all went well
         }
         try copy(path, partial, progress)
         let (revision, problem) = try check(partial, isThorough: false)
@@ -55,11 +55,7 @@ public enum Backup {
                 .corrupt,
                 "the copy of \(path) is no good: \(problem); the database itself may be damaged, run: codex-lb db check")
         }
-        guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
-        // link refuses a name that someone took meanwhile; rename would replace it.
-        guard link(partial, target) == 0 else { throw failed("naming \(target)") }
-        unlink(partial)
-        try syncDirectory(of: target)
+        try publish(partial, fd, as: target)
         return BackupFile(path: target, bytes: bytes(target), stamp: stamp(inNameOf: target), revision: revision, problem: "")
     }
 
@@ -88,12 +84,12 @@ public enum Backup {
         guard checked.problem.isEmpty else { throw StoreError(.corrupt, "\(file) is damaged: \(checked.problem); nothing was changed") }
         try checkSpace(file, path)
         let partial = "\(path).\(getpid()).partial"
-        unlink(partial)
+        discard(partial)
         let fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         guard fd >= 0 else { throw failed("making \(partial)") }
         defer {
             close(fd)
-            unlink(partial)
+            discard(partial)
         }
         try copy(file, partial, progress)
         guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
@@ -112,6 +108,18 @@ public enum Backup {
     }
 
     // MARK: Parts
+
+    /// An unfinished file and what SQLite may have left beside it.
+    static func discard(_ partial: String) { for suffix in ["", "-journal", "-wal", "-shm"] { unlink(partial + suffix) } }
+
+    /// Gives a finished file, on disk by then, its name.
+    static func publish(_ partial: String, _ fd: Int32, as target: String) throws(StoreError) {
+        guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
+        // link refuses a name that someone took meanwhile; rename would replace it.
+        guard link(partial, target) == 0 else { throw failed("naming \(target)") }
+        unlink(partial)
+        try syncDirectory(of: target)
+    }
 
     private static func copy(_ source: String, _ target: String, _ progress: ((String) -> Void)?) throws(StoreError) {
         let from = try Connection(source, .readOnly)
@@ -219,7 +227,7 @@ public enum Backup {
         guard fsync(fd) == 0 else { throw failed("syncing \(Inspection.directory(path))") }
     }
 
-    private static func failed(_ what: String) -> StoreError {
+    static func failed(_ what: String) -> StoreError {
         let code = errno
         return StoreError(code == ENOSPC ? .full : code == EROFS ? .readOnly : .io, "\(what): \(String(cString: strerror(code)))")
     }

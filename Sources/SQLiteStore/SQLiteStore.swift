@@ -56,7 +56,7 @@ public enum SQLiteStore {
         try connection.execute("PRAGMA trusted_schema = OFF")
         try connection.execute("PRAGMA foreign_keys = ON")
         // A ledger that does not fit stops here, before the first write.
-        var migrator = Migrator(connection, revisions)
+        var migrator = migrator(connection, revisions)
         let known = try migrator.applied()
         let vault = try Vault.open(connection, keyPath: keyPath, makesKey: upgrade != nil)
         let mode = try connection.rows("PRAGMA journal_mode = WAL", []) { $0.text(0) }.first ?? ""
@@ -78,14 +78,6 @@ public enum SQLiteStore {
                 }
             }
             migrator.willRun = upgrade.willRun
-            migrator.willCommit = { revision throws(StoreError) in
-                let orphans = try connection.rows("PRAGMA foreign_key_check", []) { "\($0.text(0)) → \($0.text(2))" }
-                guard orphans.isEmpty else {
-                    throw StoreError(.constraint, "rows point to missing rows: \(Set(orphans).sorted().joined(separator: ", "))")
-                }
-                try connection.execute("PRAGMA application_id = \(Schema.applicationID)")
-                try connection.execute("PRAGMA user_version = \(revision.number)")
-            }
             do throws(StoreError) {
                 applied = try migrator.apply(upTo: upgrade.target, appVersion: appVersion, now: now)
             } catch {
@@ -101,6 +93,20 @@ public enum SQLiteStore {
         }
         return StoreSession(
             connection, vault: vault, revision: revisions[revision - 1].id, applied: applied, backup: backup, holding: lock)
+    }
+
+    /// A migrator that leaves its mark in the file's header, and no orphaned row.
+    static func migrator(_ connection: Connection, _ revisions: [Revision]) -> Migrator {
+        var migrator = Migrator(connection, revisions)
+        migrator.willCommit = { revision throws(StoreError) in
+            let orphans = try connection.rows("PRAGMA foreign_key_check", []) { "\($0.text(0)) → \($0.text(2))" }
+            guard orphans.isEmpty else {
+                throw StoreError(.constraint, "rows point to missing rows: \(Set(orphans).sorted().joined(separator: ", "))")
+            }
+            try connection.execute("PRAGMA application_id = \(Schema.applicationID)")
+            try connection.execute("PRAGMA user_version = \(revision.number)")
+        }
+        return migrator
     }
 
     /// Opens an existing database for lists and checks. It has no key: `snapshot()` is not for it.

@@ -37,7 +37,7 @@ public enum DatabaseURL: Sendable, Equatable, CustomStringConvertible {
 
     public var description: String {
         switch self {
-        case .sqlite(let path): "sqlite:///" + path
+        case .sqlite(let path): "sqlite://" + path
         case .postgresql(let url): url.description
         }
     }
@@ -153,10 +153,10 @@ public struct PostgresURL: Sendable, Equatable, CustomStringConvertible {
         }
         let (name, portText) = split(entry, at: ":")
         let host = try DatabaseURL.decoded(name, "host", setting)
-        guard !host.isEmpty else { throw SettingsError(setting, "a host in the list is empty") }
         guard !(portText ?? "").contains(":") else {
             throw SettingsError(setting, "the host has several colons; write an IPv6 address in brackets: [::1]:5432")
         }
+        guard !host.isEmpty else { throw SettingsError(setting, "a host in the list is empty") }
         guard host.utf8.allSatisfy({ $0 > 0x20 && $0 != 0x7F }) else { throw SettingsError(setting, "the host has a space or a control character in it") }
         return Host(name: host, port: try portText.map { text throws(SettingsError) in try port(text, setting) } ?? 5432)
     }

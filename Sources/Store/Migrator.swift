@@ -52,9 +52,10 @@ public struct Migrator {
     /// Applies what is missing up to the revision number `target` (all when nil). Returns the ids.
     public func apply(upTo target: Int? = nil, appVersion: String, now: WallTime) throws(StoreError) -> [String] {
         var done: [String] = []
-        for revision in revisions.dropFirst(try applied()) where revision.number <= target ?? .max {
+        for place in try applied()..<revisions.count where revisions[place].number <= target ?? .max {
+            let revision = revisions[place]
             do throws(StoreError) {
-                if try apply(revision, appVersion: appVersion, now: now) { done.append(revision.id) }
+                if try apply(revision, at: place, appVersion: appVersion, now: now) { done.append(revision.id) }
             } catch {
                 throw StoreError(error.kind, "revision \(revision.id) (\(revision.name)) of \(connection.place) failed: \(error.message)")
             }
@@ -63,12 +64,12 @@ public struct Migrator {
     }
 
     /// False when another migrator was faster.
-    private func apply(_ revision: Revision, appVersion: String, now: WallTime) throws(StoreError) -> Bool {
+    private func apply(_ revision: Revision, at place: Int, appVersion: String, now: WallTime) throws(StoreError) -> Bool {
         let start = Clock.now
         let statements = revision.statements[connection.dialect] ?? []
         return try connection.transaction { () throws(StoreError) in
             try willBegin()
-            guard try applied() < revision.number else { return false }
+            guard try applied() == place else { return false }
             for (i, statement) in statements.enumerated() {
                 willRun(revision, i + 1, statements.count)
                 do throws(StoreError) { try connection.execute(statement) } catch {

@@ -59,16 +59,20 @@ public struct Vault: Sendable {
         try Self.sealing { () throws(SealingError) in try key.seal(credentials.packed, context: Self.credentialsContext(id)) }
     }
 
-    /// The pepper as text: base64url of the sealed bytes. Databases from before there were two dialects hold the bytes themselves, which
-    /// begin with 1.
+    /// The sealed bytes of a pepper as it stands in the store: base64url, or in databases from before there were two dialects the bytes
+    /// themselves, which begin with 1.
+    package static func sealedPepper(_ stored: [UInt8]) -> [UInt8] {
+        stored.first == 1 ? stored : Base64URL.decode(String(decoding: stored, as: UTF8.self)) ?? stored
+    }
+
+    /// The pepper as text, whatever it stands as.
     static func storedPepper(_ stored: [UInt8]) -> String {
         stored.first == 1 ? Base64URL.encode(stored) : String(decoding: stored, as: UTF8.self)
     }
 
     func pepper(_ stored: [UInt8]?) throws(StoreError) -> [UInt8] {
         guard let stored else { throw StoreError(.corrupt, "the database has no pepper for client keys; restore a backup") }
-        let sealed = stored.first == 1 ? stored : Base64URL.decode(String(decoding: stored, as: UTF8.self)) ?? stored
-        return try Self.sealing { () throws(SealingError) in try key.open(sealed, context: Self.pepperContext) }
+        return try Self.sealing { () throws(SealingError) in try key.open(Self.sealedPepper(stored), context: Self.pepperContext) }
     }
 
     /// A snapshot out of the rows that were read in one transaction.

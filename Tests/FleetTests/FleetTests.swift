@@ -38,6 +38,18 @@ private func serving() -> Fleet {
         #expect(fleet.ready(worker(0), now: at(10)) == [])
     }
 
+    @Test("On a shared database there is no writer: workers start at once, and the end is theirs")
+    func withoutWriter() {
+        var fleet = Fleet(workers: 2, hasWriter: false, now: at(0), drainMilliseconds: 1_000)
+        #expect(fleet.ticked(at(0)) == [.spawn(worker(0)), .spawn(worker(1))])
+        for n in 0...1 { _ = fleet.spawned(worker(n), pid: Int32(20 + n), now: at(1)) }
+        #expect(fleet.ready(worker(0), now: at(2)) == [])
+        #expect(fleet.ready(worker(1), now: at(3)) == [.announceReady])
+        #expect(fleet.stop(at(10)).count == 2)
+        #expect(fleet.exited(pid: 20, hasRecords: false, now: at(20)) == [])
+        #expect(fleet.exited(pid: 21, hasRecords: false, now: at(30)) == [.exit(code: 0)])
+    }
+
     @Test("Restarts wait 0, 100, 200 … 5000 ms, and a minute of health forgives")
     func backoff() {
         var fleet = serving()

@@ -63,7 +63,7 @@ import Vocabulary
     @Test("Turns on an account are summed over workers, and a dead worker's share is cleared")
     func inFlight() throws {
         let board = Scoreboard(try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
-        board.workerSlots = 3
+        board.set(.workerSlots, 3)
         for worker in 0..<3 { board.turnStarted(account: 5, worker: worker, now: Instant(nanoseconds: 9)) }
         board.turnStarted(account: 5, worker: 1, now: Instant(nanoseconds: 10))
         #expect(board.inFlight(account: 5) == 4 && board.lastUsed(account: 5) == Instant(nanoseconds: 10))

@@ -9,7 +9,7 @@ import Vocabulary
     import Glibc
 #endif
 
-private let second = Revision(id: "0002", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER PRIMARY KEY) STRICT"]])
+private let second = Revision(id: "0003", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER PRIMARY KEY) STRICT"]])
 
 @Suite struct BackupTests {
     @Test("A copy made while the writer is open holds everything committed, opens, and is one private file under its final name")
@@ -18,7 +18,7 @@ private let second = Revision(id: "0002", name: "more", statements: [.sqlite: ["
         let store = try scratch.open()
         #expect(try store.append((0..<500).map(record)) == 500)
         let file = try Backup.make(database: scratch.database, now: now)
-        #expect(file.path == scratch.database + ".backup.20270115-080000" && file.problem.isEmpty && file.revision == "0001")
+        #expect(file.path == scratch.database + ".backup.20270115-080000" && file.problem.isEmpty && file.revision == Schema.head.id)
         var info = stat()
         #expect(stat(file.path, &info) == 0 && info.st_mode & 0o777 == 0o600)
         #expect(access(file.path + "-wal", F_OK) != 0)
@@ -51,9 +51,9 @@ private let second = Revision(id: "0002", name: "more", statements: [.sqlite: ["
         try scratch.open().close()
         #expect(Backup.list(database: scratch.database).isEmpty)
         let store = try scratch.open(revisions: Schema.revisions + [second])
-        #expect(store.applied == ["0002"])
+        #expect(store.applied == ["0003"])
         let backups = Backup.list(database: scratch.database)
-        #expect(backups.map(\.path) == [store.backup] && backups.first?.revision == "0001")
+        #expect(backups.map(\.path) == [store.backup] && backups.first?.revision == Schema.head.id)
         store.close()
     }
 
@@ -102,7 +102,7 @@ private let second = Revision(id: "0002", name: "more", statements: [.sqlite: ["
         _ = try store.append((0..<2_000).map(record))
         store.close()
         #expect(try DatabaseCheck.run(path: scratch.database) == [])
-        #expect(try SQLiteStore.history(path: scratch.database).map(\.id) == ["0001"])
+        #expect(try SQLiteStore.history(path: scratch.database).map(\.id) == Schema.revisions.map(\.id))
         let hand = try Connection(scratch.database, .readWrite)
         try hand.execute("DROP INDEX accounts_live_name; CREATE TABLE mine (x)")
         hand.close()

@@ -48,7 +48,7 @@ private struct Ledger {
         }
     }
 
-    mutating func append(_ count: Int, to store: SQLiteStore) {
+    mutating func append(_ count: Int, to store: StoreSession) {
         let numbers = next..<next + count
         next += count
         if attempt({ () throws(StoreError) in _ = try store.append(numbers.map(record)) }) {
@@ -61,18 +61,18 @@ private struct Ledger {
 
 /// An upgrade beside the released revisions. Its id has no number, so that `Inspection`, which knows the released ones, takes the file.
 private let more = Revision(
-    id: "0001+", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER PRIMARY KEY) STRICT", "INSERT INTO more VALUES (7)"]])
+    id: "0002+", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER PRIMARY KEY) STRICT", "INSERT INTO more VALUES (7)"]])
 
 /// The records that are stored, and whether the file holds together.
-private func stored(_ store: SQLiteStore) throws -> [Int] {
-    #expect(try store.connection.rows("PRAGMA integrity_check") { $0.text(0) } == ["ok"])
+private func stored(_ store: StoreSession) throws -> [Int] {
+    #expect(try store.sqlite.rows("PRAGMA integrity_check", []) { $0.text(0) } == ["ok"])
     return try store.usage(last: 1_000_000).map { Int($0.record.inputTokens) }.sorted()
 }
 
 @Suite struct FaultTests {
     /// Everything a writer does in its life; each step goes on after an error, as the writer does.
     private func live(_ scratch: Scratch, _ ledger: inout Ledger) {
-        var store: SQLiteStore?
+        var store: StoreSession?
         guard ledger.attempt({ () throws(StoreError) in store = try scratch.open() }), let first = store else { return }
         ledger.append(3, to: first)
         _ = ledger.attempt { () throws(StoreError) in _ = try first.addAccount(newAccount, now: now) }
@@ -80,7 +80,7 @@ private func stored(_ store: SQLiteStore) throws -> [Int] {
         _ = ledger.attempt { () throws(StoreError) in
             _ = try first.createClientKey("laptop", models: nil, expiresAt: nil, now: now)
         }
-        _ = ledger.attempt { () throws(StoreError) in try first.checkpoint() }
+        _ = ledger.attempt { () throws(StoreError) in try first.connection.execute("PRAGMA wal_checkpoint(PASSIVE)") }
         _ = ledger.attempt { () throws(StoreError) in _ = try Backup.make(database: scratch.database, now: now) }
         ledger.append(5, to: first)
         _ = ledger.attempt { () throws(StoreError) in _ = try first.snapshot() }
@@ -146,13 +146,13 @@ private func stored(_ store: SQLiteStore) throws -> [Int] {
                 let faulty = FaultyScratch()
                 let store = try faulty.scratch.open()
                 // A small cache, so that there are reads.
-                try store.connection.execute("PRAGMA cache_size = 2")
+                try store.sqlite.execute("PRAGMA cache_size = 2")
                 var ledger = Ledger()
                 ledger.append(5, to: store)
                 faulty.arm(kind, at: n, isPersistent: true)
                 for _ in 0..<3 {
                     ledger.append(30, to: store)
-                    _ = ledger.attempt { () throws(StoreError) in try store.checkpoint() }
+                    _ = ledger.attempt { () throws(StoreError) in try store.sqlite.execute("PRAGMA wal_checkpoint(PASSIVE)") }
                     _ = ledger.attempt { () throws(StoreError) in _ = try store.addAccount(newAccount, now: now) }
                     _ = ledger.attempt { () throws(StoreError) in _ = try store.removeAccount("one", now: now) }
                     _ = ledger.attempt { () throws(StoreError) in _ = try store.snapshot() }
@@ -165,7 +165,7 @@ private func stored(_ store: SQLiteStore) throws -> [Int] {
                 #expect(try stored(store) == Array(0..<ledger.next), what)
                 _ = try store.addAccount(
                     NewAccount(name: "two", kind: .apiKey, baseURL: "https://x", credentials: .init(bearer: "k")), now: now)
-                try store.checkpoint()
+                try store.sqlite.execute("PRAGMA wal_checkpoint(PASSIVE)")
                 #expect(try store.snapshot().accounts.contains { $0.name == "two" }, what)
                 store.close()
                 if hits == 0 { break }
@@ -186,15 +186,15 @@ private func stored(_ store: SQLiteStore) throws -> [Int] {
             // One database lives through several cuts, so that a cut also meets the leavings of the one before.
             for round in 0..<(1 + Int(random.next() % 3)) {
                 faulty.arm(FAULT_POWER_CUT, at: 1 + Int(random.next() % 160), seed: random.next())
-                var opened: SQLiteStore?
+                var opened: StoreSession?
                 if ledger.attempt({ () throws(StoreError) in opened = try faulty.scratch.open() }), let store = opened {
-                    _ = ledger.attempt { () throws(StoreError) in try store.connection.execute("PRAGMA wal_autocheckpoint = 8") }
+                    _ = ledger.attempt { () throws(StoreError) in try store.sqlite.execute("PRAGMA wal_autocheckpoint = 8") }
                     if try !hasAccount(store), ledger.attempt({ () throws(StoreError) in _ = try store.addAccount(newAccount, now: now) }) {
                         paused = false
                     }
                     while faulty.hits == 0 {
                         switch random.next() % 8 {
-                        case 0: _ = ledger.attempt { () throws(StoreError) in try store.checkpoint() }
+                        case 0: _ = ledger.attempt { () throws(StoreError) in try store.sqlite.execute("PRAGMA wal_checkpoint(PASSIVE)") }
                         case 1:
                             let wanted = random.next() & 1 == 0
                             let done = ledger.attempt { () throws(StoreError) in
@@ -225,7 +225,7 @@ private func stored(_ store: SQLiteStore) throws -> [Int] {
         print("power cuts: \(cuts) cuts, \(acknowledged) records acknowledged, \(survivors) there afterwards, 0 lost; first seed \(base)")
     }
 
-    private func hasAccount(_ store: SQLiteStore) throws -> Bool {
+    private func hasAccount(_ store: StoreSession) throws -> Bool {
         // A cut may come right here; then there is nobody to add an account either.
         (try? store.accounts().isEmpty == false) ?? true  // see above
     }

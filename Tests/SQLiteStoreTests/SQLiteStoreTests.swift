@@ -9,6 +9,11 @@ import Vocabulary
     import Glibc
 #endif
 
+extension StoreSession {
+    /// The connection as what it is here.
+    var sqlite: Connection { connection as! Connection }
+}
+
 /// A directory of its own, gone with the value.
 final class Scratch {
     let path: String
@@ -29,7 +34,7 @@ final class Scratch {
             rmdir(path + folder)
         }
     }
-    func open(revisions: [Revision] = Schema.revisions, wait: Int = 0) throws(StoreError) -> SQLiteStore {
+    func open(revisions: [Revision] = Schema.revisions, wait: Int = 0) throws(StoreError) -> StoreSession {
         try SQLiteStore.open(path: database, keyPath: key, appVersion: "test", lockWaitMilliseconds: wait, now: now, revisions: revisions)
     }
     static func bytes(_ path: String) -> [UInt8] {
@@ -110,9 +115,9 @@ let newAccount = NewAccount(
         let store = try scratch.open()
         #expect(
             kind { () throws(StoreError) in
-                try store.connection.transaction { () throws(StoreError) in
-                    try store.connection.run("INSERT INTO settings (key, value) VALUES ('a', 'b')")
-                    try store.connection.run("INSERT INTO settings (key, value) VALUES ('a', 'c')")
+                try store.sqlite.transaction { () throws(StoreError) in
+                    try store.sqlite.run("INSERT INTO settings (key, value) VALUES ('a', 'b')")
+                    try store.sqlite.run("INSERT INTO settings (key, value) VALUES ('a', 'c')")
                 }
             }?.kind == .constraint)
         #expect(try store.append([record(1)]) == 1)
@@ -197,7 +202,7 @@ let newAccount = NewAccount(
             let text = String(decoding: Scratch.bytes(file), as: UTF8.self)
             #expect(!text.contains("sk-secret-value") && !text.contains(plain))
         }
-        try store.connection.run(
+        try store.sqlite.run(
             "UPDATE accounts SET credentials = (SELECT credentials FROM accounts WHERE name = 'two') WHERE name = 'one'")
         #expect(kind { () throws(StoreError) in _ = try store.snapshot() }?.kind == .corrupt)
     }
@@ -290,23 +295,23 @@ let newAccount = NewAccount(
     func revisions() throws {
         let scratch = Scratch()
         var store = try scratch.open()
-        #expect(store.applied == ["0001"])
+        #expect(store.applied == Schema.revisions.map(\.id))
         store.close()
-        let two = Revision(id: "0002", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER) STRICT"]])
+        let two = Revision(id: "0003", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER) STRICT"]])
         let broken = Revision(
-            id: "0002", name: "broken", statements: [.sqlite: ["CREATE TABLE half (id INTEGER) STRICT", "CREATE NONSENSE"]])
+            id: "0003", name: "broken", statements: [.sqlite: ["CREATE TABLE half (id INTEGER) STRICT", "CREATE NONSENSE"]])
         #expect(kind { () throws(StoreError) in _ = try scratch.open(revisions: Schema.revisions + [broken]) } != nil)
         store = try scratch.open(revisions: Schema.revisions + [two])
-        #expect(store.applied == ["0002"])
-        #expect(try store.connection.int("SELECT count(*) FROM sqlite_master WHERE name = 'half'") == 0)
-        #expect(try store.connection.int("PRAGMA user_version") == 2)
+        #expect(store.applied == ["0003"])
+        #expect(try store.sqlite.int("SELECT count(*) FROM sqlite_master WHERE name = 'half'") == 0)
+        #expect(try store.sqlite.int("PRAGMA user_version") == 3)
         store.close()
         let newer = kind { () throws(StoreError) in _ = try scratch.open() }
-        #expect(newer?.kind == .newer && newer?.message.contains("0002") == true)
+        #expect(newer?.kind == .newer && newer?.message.contains("0003") == true)
 
         let other = Scratch()
         store = try other.open()
-        try store.connection.run("UPDATE revision_history SET checksum = 'x'")
+        try store.sqlite.run("UPDATE revision_history SET checksum = 'x'")
         store.close()
         #expect(kind { () throws(StoreError) in _ = try other.open() }?.kind == .changed)
         #expect(kind { () throws(StoreError) in _ = try SQLiteStore.openReadOnly(path: other.database) }?.kind == .changed)
@@ -315,7 +320,7 @@ let newAccount = NewAccount(
     @Test("Only one opener writes; the other is told whose process it is")
     func lock() throws {
         let scratch = Scratch()
-        var store: SQLiteStore? = try scratch.open()
+        var store: StoreSession? = try scratch.open()
         let error = kind { () throws(StoreError) in _ = try scratch.open(wait: 30) }
         #expect(error?.kind == .busy && error?.message.contains("process \(getpid())") == true)
         store?.close()
@@ -332,11 +337,11 @@ let newAccount = NewAccount(
             var info = stat()
             #expect(stat(file, &info) == 0 && info.st_mode & 0o077 == 0)
         }
-        #expect(try store.connection.int("PRAGMA application_id") == 0x434C_4231)
-        #expect(try store.connection.int("PRAGMA synchronous") == 2)
-        #expect(try store.connection.int("PRAGMA foreign_keys") == 1)
-        #expect(try store.connection.int("PRAGMA trusted_schema") == 0)
-        try store.checkpoint()
+        #expect(try store.sqlite.int("PRAGMA application_id") == 0x434C_4231)
+        #expect(try store.sqlite.int("PRAGMA synchronous") == 2)
+        #expect(try store.sqlite.int("PRAGMA foreign_keys") == 1)
+        #expect(try store.sqlite.int("PRAGMA trusted_schema") == 0)
+        try store.sqlite.execute("PRAGMA wal_checkpoint(PASSIVE)")
     }
 
     @Test("Without a database there is nothing to read, and reading makes none")
