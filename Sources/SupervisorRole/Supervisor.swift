@@ -230,7 +230,8 @@ final class Supervisor {
             links[child.slot] = nil
             if child.slot.role == .writer { door.writerGone() }
             if child.slot.role == .worker { scoreboard.workerStarted(child.slot.number) }
-            perform(fleet.exited(pid: pid, hasRecords: hasRecords, now: loop.now))
+            // One that ended by itself has tried to hand its records over for as long as there is sense in it.
+            perform(fleet.exited(pid: pid, hasRecords: hasRecords && !isOrderly, now: loop.now))
         }
     }
 

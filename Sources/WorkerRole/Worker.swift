@@ -64,6 +64,8 @@ final class Worker {
     private(set) var isDraining = false
     private var drainBy = Instant.never
     private var exitBy = Instant.never
+    /// When a store that acknowledges nothing is not waited for any longer; set while nothing else keeps a draining worker.
+    private var storeBy = Instant.never
     private var random = IDGenerator()
     lazy var catalogue = ModelCatalogue(self)
     private var store: (any StoreLink)!
@@ -76,6 +78,8 @@ final class Worker {
 
     /// Deadlines are looked at this often: their precision.
     static let sweepMilliseconds = 50
+    /// A stop waits this long for the next acknowledgement; what is left then is kept in a file for the next start.
+    static let storeMilliseconds = 5_000
 
     init(_ loop: EventLoop, _ settings: Settings, _ heritage: Heritage, _ log: Logger) throws {
         (self.loop, self.settings, self.heritage, self.log) = (loop, settings, heritage, log)
@@ -329,7 +333,10 @@ final class Worker {
         }
     }
 
-    func acknowledged(_ count: Int) { scoreboard.add(.recordsAcknowledged, worker: slot, count) }
+    func acknowledged(_ count: Int) {
+        scoreboard.add(.recordsAcknowledged, worker: slot, count)
+        storeBy = .never
+    }
 
     // MARK: Time and the end
 
@@ -363,7 +370,8 @@ final class Worker {
             if !turns.isEmpty { log.warning("drain deadline reached, open turns are cut", metadata: ["turns": "\(turns.count)"]) }
             for connection in connections.values { connection.cut() }
         }
-        if turns.isEmpty || now >= exitBy, connections.isEmpty || now >= exitBy, usageJournal.isEmpty || now >= exitBy {
+        if turns.isEmpty, connections.isEmpty, storeBy == .never { storeBy = now.adding(milliseconds: Self.storeMilliseconds) }
+        if turns.isEmpty || now >= exitBy, connections.isEmpty || now >= exitBy, usageJournal.isEmpty || now >= min(exitBy, storeBy) {
             if !usageJournal.isEmpty {
                 log.warning(
                     "usage records are left in the journal; the supervisor keeps it", metadata: ["bytes": "\(usageJournal.usedBytes)"])
