@@ -51,13 +51,13 @@ enum PostgresFailure {
                 .readOnly, "\(place): \(reason); waiting for a server that takes writes (all hosts of the URL are tried in turn)")
         }
         let lower = reason.lowercased()
+        if state.isEmpty, lower.contains("invalid connection option") || lower.contains("invalid") && lower.contains("value") {
+            return StoreError(.refused, "\(place): \(reason); correct the parameters of CODEX_LB_DATABASE_URL")
+        }
         if state.isEmpty, lower.contains("ssl") || lower.contains("certificate") {
             return StoreError(
                 .refused,
                 "\(place): TLS: \(reason); check sslmode and sslrootcert of the URL, and ssl in the server's postgresql.conf")
-        }
-        if state.isEmpty, lower.contains("invalid connection option") || lower.contains("invalid") && lower.contains("value") {
-            return StoreError(.refused, "\(place): \(reason); correct the parameters of CODEX_LB_DATABASE_URL")
         }
         let kind = kind(state)
         let advice: String

@@ -16,9 +16,12 @@ public final class RecordLane {
     private struct Batch {
         var records: [UsageRecord]
         var isSent = false
+        /// Goes in piece by piece over other connections than the lane's.
+        var isApart = false
         /// Nil while it is on its way.
         var outcome: Outcome?
         var done: (_ setAside: [UsageRecord]) -> Void
+        var isOnItsWay: Bool { isSent && !isApart && outcome == nil }
     }
     private enum Outcome { case stored, setAside([UsageRecord]) }
 
@@ -60,6 +63,8 @@ public final class RecordLane {
     private func advance() {
         guard batches.contains(where: { !$0.isSent }), loop.now >= retryAt else { return }
         usedAt = loop.now
+        giveWay()
+        if leased != nil, pool.waiterCount > 0 { return }  // what is on its way comes first, then they, then we again
         guard let leased, let wire = pool.wire(leased) else {
             leased = nil
             return lease()
@@ -74,6 +79,13 @@ public final class RecordLane {
                 }
             }
         }
+    }
+
+    /// The pool may have no other connection: whoever waits gets ours as soon as nothing is on its way over it.
+    private func giveWay() {
+        guard let id = leased, pool.waiterCount > 0, !batches.contains(where: \.isOnItsWay) else { return }
+        leased = nil
+        pool.release(id)
     }
 
     private func lease() {
@@ -100,6 +112,7 @@ public final class RecordLane {
             first += 1
             if case .setAside(let records) = outcome { batch.done(records) } else { batch.done([]) }
         }
+        giveWay()
         advance()
     }
 
@@ -117,6 +130,7 @@ public final class RecordLane {
 
     /// The values themselves are refused: half by half until the record at fault is alone.
     private func isolate(_ number: Int, _ error: StoreError) {
+        batches[number - first].isApart = true
         var bad: [UsageRecord] = []
         var rest = [batches[number - first].records]
         func next() {
@@ -137,6 +151,7 @@ public final class RecordLane {
                     // What went in already is known by its id: the whole batch starts again.
                     guard number >= first, number - first < batches.count else { return }
                     batches[number - first].isSent = false
+                    batches[number - first].isApart = false
                     return waitAndRetry(error)
                 }
                 next()
@@ -158,6 +173,7 @@ public final class RecordLane {
     /// To be called some times a second.
     public func sweep(_ now: Instant) {
         advance()
+        giveWay()
         if batches.isEmpty, let leased, now.milliseconds(since: usedAt) >= Self.idleMilliseconds {
             self.leased = nil
             pool.release(leased)
