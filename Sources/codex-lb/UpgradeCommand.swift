@@ -37,8 +37,9 @@ extension Database {
             if isAtStart { return try start(settings) }
             try LocalStore.failing {
                 // A running server holds the right to write: whoever asks for what is there already need not wait for it.
-                let before = try LocalStore.history(settings)
+                // The ledger is read second: another migrator may be at work.
                 let isPending = try LocalStore.pending(settings).contains { target == nil || $0.id <= target! }
+                let before = try LocalStore.history(settings)
                 if !before.isEmpty, !isPending { return report(before.last?.id, before.last?.id ?? "", [], nil, settings) }
                 let store = try LocalStore.upgrade(
                     settings, target: target.flatMap { Int($0) }, lockWaitMilliseconds: settings.database.lockTimeoutMilliseconds,
