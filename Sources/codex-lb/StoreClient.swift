@@ -62,10 +62,20 @@ enum LocalStore {
 
     static func change(_ command: StoreCommand, _ settings: Settings) throws -> StoreReply {
         try failing {
-            let store = try upgrade(settings, lockWaitMilliseconds: changeWaitMilliseconds)
+            let store = try openForChange(settings)
             defer { store.close() }
             return StoreCommands.perform(command, on: store, now: Clock.wall).reply
         }
+    }
+
+    /// A shared database that this build can work with is left at its revision: bringing it up is for a start, or for `db upgrade`.
+    private static func openForChange(_ settings: Settings) throws(StoreError) -> StoreSession {
+        if case .postgresql(let url) = settings.database.url {
+            do throws(StoreError) { return try PostgresStore.open(url, keyPath: settings.keyFile) } catch {
+                guard error.kind == .older else { throw error }  // new: it is made
+            }
+        }
+        return try upgrade(settings, lockWaitMilliseconds: changeWaitMilliseconds)
     }
 
     /// Opens the store with the schema brought up to `target`, the newest when nil.
@@ -77,6 +87,8 @@ enum LocalStore {
             statements += 1
             if statements == dieBefore { kill(getpid(), SIGKILL) }
         }
+        // The key's place; the database may be elsewhere.
+        do throws(SystemError) { try Directory.make(settings.dataDirectory) } catch { throw StoreError(.io, "\(error)") }
         switch settings.database.url {
         case .sqlite(let path):
             return try SQLiteStore.open(
@@ -85,8 +97,6 @@ enum LocalStore {
                 upgrade: SQLiteStore.Upgrade(
                     target: target, backupsKept: settings.database.preMigrateBackups, progress: complain, willRun: willRun))
         case .postgresql(let url):
-            // The key's place; with SQLite the database makes it.
-            do throws(SystemError) { try Directory.make(settings.dataDirectory) } catch { throw StoreError(.io, "\(error)") }
             return try PostgresStore.upgrade(
                 url, keyPath: settings.keyFile, target: target, appVersion: Version.text, lockWaitMilliseconds: lockWaitMilliseconds,
                 now: Clock.wall, progress: complain, willRun: willRun)
