@@ -15,14 +15,16 @@ extension Integration {
         /// A server on a database of the shared cluster, with a short patience of the pool.
         private func stage(workers: Int = 1, _ environment: [String: String] = [:]) throws -> (Stage, PostgresCluster) {
             let stage = try Stage(
-                "a", workers: workers, on: .postgresql, environment: ["CODEX_LB_DATABASE_POOL_TIMEOUT_SECONDS": "1"].merging(environment) { $1 })
+                "a", workers: workers, on: .postgresql,
+                environment: ["CODEX_LB_DATABASE_POOL_TIMEOUT_SECONDS": "1"].merging(environment) { $1 })
             return (stage, try PostgresCluster.shared())
         }
 
         /// The words of the store's messages that an operator needs, all there.
         private func expect(_ text: String, has words: String...) {
             for word in words { #expect(text.contains(word), "\"\(word)\" is not in:\n\(text)") }
-            #expect(!text.contains(PostgresCluster.password) && !text.contains(PostgresCluster.encodedPassword), "the password is in the log")
+            #expect(
+                !text.contains(PostgresCluster.password) && !text.contains(PostgresCluster.encodedPassword), "the password is in the log")
         }
 
         // MARK: At start
@@ -69,7 +71,8 @@ extension Integration {
                 case "password": (cluster.url(name, password: "geheim"), ["authentication failed", "check user and password"])
                 case "database": (cluster.url("nowhere"), ["\"nowhere\" does not exist", "createdb"])
                 case "user": ("postgresql://nobody:geheim@127.0.0.1:\(cluster.port)/\(name)", ["nobody", "check user and password"])
-                case "tls": (cluster.url(name, parameters: "sslmode=require"), ["TLS", "does not support SSL", "sslmode", "postgresql.conf"])
+                case "tls":
+                    (cluster.url(name, parameters: "sslmode=require"), ["TLS", "does not support SSL", "sslmode", "postgresql.conf"])
                 default: (cluster.url(name, parameters: "sslmode=perhaps"), ["sslmode", "perhaps", "CODEX_LB_DATABASE_URL"])
                 }
             let daemon = try Daemon(["CODEX_LB_DATABASE_URL": url])
@@ -133,7 +136,8 @@ extension Integration {
             // A store error is no refusal of the caller.
             #expect(try stage.daemon.post("/v1/responses", Stage.body(), headers: headers).status == 200)
             #expect(
-                try stage.daemon.post("/v1/responses", Stage.body(), headers: [Self.remote, ("Authorization", "Bearer sk-clb-x")]).status == 401)
+                try stage.daemon.post("/v1/responses", Stage.body(), headers: [Self.remote, ("Authorization", "Bearer sk-clb-x")]).status
+                    == 401)
             for headers in [headers, []] {
                 let usage = try stage.daemon.get("/v1/usage", headers: headers)
                 #expect(usage.status == 503 && usage.errorCode == "database_unavailable", "\(usage.status) \(usage.text)")
@@ -240,7 +244,7 @@ extension Integration {
             let (stage, cluster) = try stage()
             try cluster.stop()
             for i in 0..<20 { #expect(try stage.turn("kept-\(i)").types.last == "response.completed") }
-            #expect(stage.daemon.stop(60) == .code(0))
+            #expect(stage.daemon.stop(15) == .code(0), "it waits for a database that does not come")
             expect(stage.daemon.log, has: "kept for the next start")
             try cluster.start()
             try stage.daemon.start()
@@ -269,6 +273,36 @@ extension Integration {
             try stage.expectOneRecord(of: ["first", "second"])
             #expect(try stage.daemon.get("/v1/usage").status == 200)
             expect(stage.daemon.log, has: "became free within 1 s", "CODEX_LB_DATABASE_POOL_SIZE")
+        }
+
+        /// One connection for everything: reads and changes of accounts have their turn however busy the records keep it.
+        @Test func poolOfOne() throws {
+            let (stage, _) = try stage(["CODEX_LB_DATABASE_POOL_SIZE": "1", "CODEX_LB_DATABASE_MAX_OVERFLOW": "0"])
+            let load = Load(stage, pause: 1_000)
+            #expect(eventually(20) { load.count >= 100 })
+            for _ in 0..<20 { #expect(try stage.daemon.get("/v1/usage").status == 200) }
+            let key = try stage.daemon.createKey("laptop")
+            let headers = [Self.remote, ("Authorization", "Bearer \(key)")]
+            #expect(try eventually(2) { try stage.daemon.get("/v1/usage", headers: headers).status == 200 })
+            try stage.expectOneRecord(of: load.stop())
+        }
+
+        /// A record that the database refuses for what it holds is set aside alone, with a line that has it; all others are stored.
+        @Test func poison() throws {
+            let (stage, cluster) = try stage(["CODEX_LB_DATABASE_POOL_SIZE": "1", "CODEX_LB_DATABASE_MAX_OVERFLOW": "0"])
+            let name = String(try #require(stage.daemon.environment["CODEX_LB_DATABASE_URL"]?.split(separator: "/").last))
+            try cluster.sql("ALTER TABLE usage_records ADD CONSTRAINT mine CHECK (model_asked <> 'poison')", in: name)
+            // Together in one batch: the table is locked until all of them wait.
+            let holder = try cluster.hold("BEGIN; LOCK TABLE usage_records IN ACCESS EXCLUSIVE MODE", in: name)
+            for i in 0..<8 {
+                let body = Stage.body(model: i == 5 ? "poison" : "gpt-5.4")
+                #expect(try stage.daemon.post("/v1/responses", body, headers: [("X-Request-Id", "req-\(i)")]).status == 200)
+            }
+            try holder.end()
+            try stage.expectOneRecord(of: (0..<8).filter { $0 != 5 }.map { "req-\($0)" })
+            #expect(stage.daemon.waitLog("set aside"))
+            #expect(try eventually(5) { try stage.metric("codex_lb_journal_bytes") == 0 })
+            #expect(try stage.daemon.records().count == 7)
         }
 
         /// Connections beyond the pool's size are opened under load and closed when idle, and never more than size and overflow.

@@ -86,6 +86,17 @@ public final class Child: @unchecked Sendable {  // `lock` guards the exit
         self.pid = pid
     }
 
+    /// Runs a program to its end and gives what it wrote.
+    public static func capture(
+        _ executable: String, _ arguments: [String], environment: [String: String] = ["PATH": "/usr/bin:/bin"], seconds: Double = 60
+    ) throws -> CommandResult {
+        let name = "/tmp/clbt-\(getpid())-\(UUID().uuidString)"
+        defer { for end in ["out", "err"] { unlink("\(name).\(end)") } }
+        let child = try Child(executable, arguments, environment: environment, output: name + ".out", errors: name + ".err")
+        guard let exit = child.wait(seconds) else { throw HarnessError("\(executable) \(arguments.joined(separator: " ")) did not end") }
+        return CommandResult(exit: exit, output: procText(name + ".out"), errors: procText(name + ".err"))
+    }
+
     deinit {
         guard poll() == nil else { return }
         Glibc.kill(pid, SIGKILL)

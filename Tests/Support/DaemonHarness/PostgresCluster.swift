@@ -42,7 +42,7 @@ public final class PostgresCluster: @unchecked Sendable {  // `lock` guards the 
     }
 
     /// pgbouncer before the shared server.
-    static func bouncer() throws -> Bouncer {
+    fileprivate static func bouncer() throws -> Bouncer {
         let cluster = try shared()
         sharedLock.lock()
         defer { sharedLock.unlock() }
@@ -228,7 +228,10 @@ public final class PostgresCluster: @unchecked Sendable {  // `lock` guards the 
     }
 
     static func psql(_ cluster: PostgresCluster, _ database: String) -> [String] {
-        ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", cluster.directory, "-p", String(cluster.port), "-U", "postgres", "-d", database]
+        [
+            "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", cluster.directory, "-p", String(cluster.port), "-U", "postgres", "-d",
+            database,
+        ]
     }
 
     /// A session that has carried out `text` and stays as it is then (in its transaction, with its locks) until `end()`.
@@ -241,7 +244,9 @@ public final class PostgresCluster: @unchecked Sendable {  // `lock` guards the 
             self.cluster = cluster
             child = try Privilege.start(
                 PostgresCluster.tool("psql"),
-                PostgresCluster.psql(cluster, database) + ["-c", "SET application_name = '\(mark)'", "-c", text + "; SELECT pg_sleep(600)"],
+                PostgresCluster.psql(cluster, database) + [
+                    "-c", "SET application_name = '\(mark)'", "-c", text + "; SELECT pg_sleep(600)",
+                ],
                 errors: cluster.directory + "/holder.log")
             let (mark, child) = (mark, child)
             let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE application_name = '\(mark)' AND wait_event = 'PgSleep'"
@@ -294,6 +299,9 @@ public final class Bouncer: @unchecked Sendable {  // started and ended once
             throw HarnessError("pgbouncer does not start:\n\(procText(directory + "/log"))")
         }
     }
+
+    /// The one before the cluster that tests share.
+    public static func shared() throws -> Bouncer { try PostgresCluster.bouncer() }
 
     public func url(_ database: String) -> String {
         "postgresql://\(PostgresCluster.user):\(PostgresCluster.encodedPassword)@127.0.0.1:\(port)/\(database)"
