@@ -54,16 +54,21 @@ public enum Recover {
         defer { withExtendedLifetime(lock) {} }
         let file = try PageFile(path)
         let revisions = try revisions(of: file, path)
-        let partial = "\(output).\(getpid()).partial"
-        unlink(partial)
-        let fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { throw Backup.failed("making \(partial)") }
-        defer {
-            close(fd)
-            unlink(partial)  // gone already when all went well
+        return try Backup.withPartial(output) { partial, fd throws(StoreError) in
+            let report = try fill(partial, from: file, path, revisions, progress, now)
+            progress("checking \(output)")
+            let problems = try DatabaseCheck.run(path: partial)
+            guard problems.isEmpty else { throw StoreError(.corrupt, "what was saved of \(path) does not hold together: \(problems[0])") }
+            try Backup.publish(partial, fd, as: output)
+            return report
         }
+    }
+
+    private static func fill(
+        _ partial: String, from file: PageFile, _ path: String, _ revisions: [Revision], _ progress: (String) -> Void, _ now: WallTime
+    ) throws(StoreError) -> RecoveryReport {
         let made = try Connection(partial, .readWrite)
-        // The file has no name yet that anyone would open: it is synced once, at the end.
+        // Nobody opens the file before it has its name: it is synced once, at the end.
         try made.execute("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF")
         _ = try made.upgrade(revisions, appVersion: "db recover", now: now)
         let salvage = try Salvage(file, made)
@@ -75,12 +80,6 @@ public enum Recover {
             throw StoreError(.missing, "\(path) holds no row of codex-lb that could be read; nothing was made")
         }
         _ = try made.upgrade(Schema.revisions, appVersion: "db recover", now: now)
-        try made.execute("PRAGMA journal_mode = DELETE")
-        made.close()
-        progress("checking \(output)")
-        let problems = try DatabaseCheck.run(path: partial)
-        guard problems.isEmpty else { throw StoreError(.corrupt, "what was saved of \(path) does not hold together: \(problems[0])") }
-        try Backup.publish(partial, fd, as: output)
         return report
     }
 
