@@ -190,6 +190,8 @@ private final class Salvage {
     private let file: PageFile
     private let output: Connection
     private let shapes: [Shape]
+    /// By table and number of columns: an old row may lack the last ones.
+    private var inserts: [[Int]: Statement] = [:]
     private var reached: [Bool]
     /// Pages that a table's damage has been booked for.
     private var booked: Set<Int> = []
@@ -221,10 +223,10 @@ private final class Salvage {
     /// Saves rows: first from the trees, which hold what is live, then from the pages that no tree has reached.
     func run(_ progress: (String) -> Void) throws(StoreError) {
         var told = Clock.now
-        func tick(_ what: String) {
+        func tick(_ what: String, _ pages: @autoclosure () -> Int) {
             guard Clock.now.milliseconds(since: told) >= 1000 else { return }
             told = Clock.now
-            progress("\(what): \(reached.count { $0 }) of \(file.count) pages")
+            progress("\(what): \(pages()) of \(file.count) pages")
         }
         var (roots, indices): ([String: Int], [Int]) = ([:], [])
         let damagedSchema = { (damage: Damage) in
@@ -253,7 +255,8 @@ private final class Salvage {
                 case .cells(let count): self.tables[i].lost += count
                 }
             }
-            try walk(root, isTable: isTable, damage: book, tick: { tick("reading \(shape.table)") }) { cell throws(StoreError) in
+            try walk(root, isTable: isTable, damage: book, tick: { tick("reading \(shape.table)", reached.count { $0 }) }) {
+                cell throws(StoreError) in
                 guard let values = shape.row(cell, isKnownTable: true) else { return false }
                 _ = try save(i, values)
                 return true
@@ -269,7 +272,7 @@ private final class Salvage {
         // The page at 1 GiB, which locks use, is never written (FF 1.4).
         if case let number = 1 << 30 / file.pageBytes + 1, number < reached.count { reached[number] = true }
         for number in 1..<reached.count where !reached[number] {
-            tick("looking for rows")
+            tick("looking for rows", number)
             guard let bytes = file.page(number) else {
                 if !booked.contains(number) { strays.insert(number) }
                 continue
@@ -300,7 +303,7 @@ private final class Salvage {
                 damage(.page(number))
                 continue
             }
-            var taken = 0
+            var (taken, children) = (0, [Int]())
             for at in page.cells {
                 guard let cell = file.cell(bytes, at: at, page.kind) else { continue }
                 if page.kind != .tableInterior {
@@ -308,9 +311,11 @@ private final class Salvage {
                     for overflow in cell.overflow { reached[overflow] = true }
                 }
                 taken += 1
-                if let child = cell.child { waiting.append(child) }
+                if let child = cell.child { children.append(child) }
             }
-            if let child = page.rightmost { waiting.append(child) }
+            // The leftmost is next: rows come in the order of their keys, which is the order that is written fastest.
+            if let child = page.rightmost { children.append(child) }
+            waiting += children.reversed()
             guard taken > 0 || page.count == 0 else {
                 damage(.page(number))
                 continue
@@ -386,12 +391,19 @@ private final class Salvage {
                 "UPDATE revision_history SET applied_at_ms = ?4, duration_ms = ?5, app_version = ?6 WHERE id = ?1 AND checksum = ?3",
                 values)
         default:
-            let names = shapes[shape].columns.prefix(values.count).map(\.name).joined(separator: ", ")
-            let places = values.map { _ in "?" }.joined(separator: ", ")
-            try output.run("INSERT OR IGNORE INTO \(table) (\(names)) VALUES (\(places))", values)
+            try insert(shape, values.count).run(values)
         }
         if output.changes > 0 { tables[shape].saved += 1 }
         return output.changes > 0
+    }
+
+    private func insert(_ shape: Int, _ count: Int) throws(StoreError) -> Statement {
+        if let known = inserts[[shape, count]] { return known }
+        let names = shapes[shape].columns.prefix(count).map(\.name).joined(separator: ", ")
+        let places = Array(repeating: "?", count: count).joined(separator: ", ")
+        let made = try output.statement("INSERT OR IGNORE INTO \(shapes[shape].table) (\(names)) VALUES (\(places))")
+        inserts[[shape, count]] = made
+        return made
     }
 
     /// Saves what is left, puts right what rows say about each other, and reports.

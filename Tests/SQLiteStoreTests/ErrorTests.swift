@@ -107,6 +107,24 @@ private func isClear(_ error: StoreError?, _ kind: StoreError.Kind, _ words: Str
         #expect(isDamage(listing), "\(String(describing: listing))")
     }
 
+    @Test("A file of no bytes beside backups is a loss, not a new database; without backups it is one")
+    func emptied() throws {
+        let scratch = Scratch()
+        let store = try scratch.open()
+        _ = try store.append([record(1)])
+        let backup = try Backup.make(database: scratch.database, now: now).path
+        store.close()
+        Scratch.write(scratch.database, [])
+        #expect(isClear(kind { () throws(StoreError) in _ = try scratch.open() }, .corrupt, "0 bytes", "codex-lb db restore", "remove"))
+        _ = try Backup.restore(backup, database: scratch.database, now: now)
+        let restored = try scratch.open()
+        #expect(try restored.usage(last: 9).count == 1)
+        restored.close()
+        unlink(backup)
+        Scratch.write(scratch.database, [])
+        try scratch.open().close()
+    }
+
     @Test("A main file that a cut-off checkpoint left half moved is no damage while its log is there")
     func halfCheckpointed() throws {
         let live = Scratch()

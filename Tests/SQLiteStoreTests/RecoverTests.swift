@@ -285,7 +285,7 @@ extension RecoveryReport {
         let connection = try Connection(patient.scratch.database, .readOnly)
         let overflow = Set(try connection.rows("SELECT pageno FROM dbstat WHERE pagetype = 'overflow'") { Int($0.int(0)) })
         connection.close()
-        for seed in base..<base + 150 {
+        for seed in base..<base + 80 {
             var random = SplitMix(seed)
             var (bytes, touched) = (sound, Set<Int>())
             for _ in 0..<1 + random.next() % 6 {
