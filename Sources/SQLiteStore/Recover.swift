@@ -89,15 +89,16 @@ public enum Recover {
             return Schema.revisions
         }
         let number = PageFile.number(head, 60)
-        guard number <= Schema.head.number else {
+        // Revisions have four digits; a greater number is damage.
+        guard number <= Schema.head.number || number > 9999 else {
             throw StoreError(
                 .newer, "database \(path) has revision \(number), this codex-lb knows \(Schema.head.id); use the newer codex-lb")
         }
-        return number == 0 ? Schema.revisions : Array(Schema.revisions.prefix(number))
+        return number == 0 || number > 9999 ? Schema.revisions : Array(Schema.revisions.prefix(number))
     }
 }
 
-/// What rows of a table look like.
+/// What rows of a table look like. It knows two kinds of table: `id INTEGER PRIMARY KEY` first, and WITHOUT ROWID with the key first.
 private struct Shape {
     struct Column {
         var name: String
@@ -122,8 +123,8 @@ private struct Shape {
         }
     }
 
-    /// The row that a cell is, when it is one of this table. `isKnownTable`: the cell comes from the table's own tree; otherwise only what can't
-    /// be something else is taken.
+    /// The row that a cell is, when it is one of this table. `isKnownTable`: the cell comes from the table's own tree; otherwise only what
+    /// can't be something else is taken.
     func row(_ cell: Cell, isKnownTable: Bool) -> [SQLValue]? {
         var values = cell.values
         guard (cell.rowID != nil) == (hasRowID || table == "sqlite_sequence"), !values.isEmpty, values.count <= columns.count else {
@@ -146,7 +147,7 @@ private struct Shape {
 
     /// What the types alone do not say. A row that the store could not read back is none.
     private func isPlausible(_ values: [SQLValue], isKnownTable: Bool) -> Bool {
-        switch (table, values[0], values[1]) {
+        switch (table, values[0], values.count > 1 ? values[1] : .null) {
         case ("usage_records", .blob(let id), _):
             guard case .text(let transport) = values[3] else { return false }
             return RecordID(bytes: id) != nil && UsageRecord.Transport(rawValue: transport) != nil
