@@ -7,5 +7,9 @@ cd "$(dirname "$0")/.."
 bin=$(swift build -c release --static-swift-stdlib --show-bin-path)
 seconds=${SECONDS_EACH:-4}
 rounds=${ROUNDS:-3}
-[ "${ONLY:-http}" = http ] && python3 Benchmarks/run.py "$bin" "$seconds" "$rounds"
-[ "${ONLY:-store}" = store ] && python3 Benchmarks/store.py "$bin" "$seconds" "$rounds" "${GIGABYTES:-1}"
+if [ "${ONLY:-http}" = http ]; then
+    python3 Benchmarks/run.py "$bin" "$seconds" "$rounds"
+fi
+if [ "${ONLY:-store}" = store ]; then
+    python3 Benchmarks/store.py "$bin" "$seconds" "$rounds" "${GIGABYTES:-1}"
+fi

@@ -40,22 +40,16 @@ public enum Backup {
         let target = output ?? free("\(path).\(label).\(stamp(now))")
         guard access(target, F_OK) != 0 else { throw StoreError(.constraint, "\(target) exists already; give another name") }
         try checkSpace(path, target)
-        let partial = "\(target).\(getpid()).partial"
-        discard(partial)
-        let fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { throw failed("making \(partial)") }
-        defer {
-            close(fd)
-            discard(partial)  // gone already when all went well
+        let revision = try withPartial(target) { partial, fd throws(StoreError) in
+            try copy(path, partial, progress)
+            let (revision, problem) = try check(partial, isThorough: false)
+            guard problem.isEmpty else {
+                throw StoreError(
+                    .corrupt, "the copy of \(path) is no good: \(problem); the database itself may be damaged, run: codex-lb db check")
+            }
+            try publish(partial, fd, as: target)
+            return revision
         }
-        try copy(path, partial, progress)
-        let (revision, problem) = try check(partial, isThorough: false)
-        guard problem.isEmpty else {
-            throw StoreError(
-                .corrupt,
-                "the copy of \(path) is no good: \(problem); the database itself may be damaged, run: codex-lb db check")
-        }
-        try publish(partial, fd, as: target)
         return BackupFile(path: target, bytes: bytes(target), stamp: stamp(inNameOf: target), revision: revision, problem: "")
     }
 
@@ -83,34 +77,42 @@ public enum Backup {
         let checked = examine(file, isThorough: true)
         guard checked.problem.isEmpty else { throw StoreError(.corrupt, "\(file) is damaged: \(checked.problem); nothing was changed") }
         try checkSpace(file, path)
-        let partial = "\(path).\(getpid()).partial"
-        discard(partial)
-        let fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { throw failed("making \(partial)") }
-        defer {
-            close(fd)
-            discard(partial)
-        }
-        try copy(file, partial, progress)
-        guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
-        var aside: String?
-        if access(path, F_OK) == 0 {
-            let name = free(path + ".replaced." + stamp(now))
-            // The log goes first: a database without its log is an old one, a log beside the wrong database is a broken one.
-            for suffix in ["-wal", "-shm", ""] where access(path + suffix, F_OK) == 0 {
-                guard rename(path + suffix, name + suffix) == 0 else { throw failed("setting \(path + suffix) aside") }
+        return try withPartial(path) { partial, fd throws(StoreError) in
+            try copy(file, partial, progress)
+            guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
+            var aside: String?
+            if access(path, F_OK) == 0 {
+                let name = free(path + ".replaced." + stamp(now))
+                // The log goes first: a database without its log is an old one, a log beside the wrong database is a broken one.
+                for suffix in ["-wal", "-shm", ""] where access(path + suffix, F_OK) == 0 {
+                    guard rename(path + suffix, name + suffix) == 0 else { throw failed("setting \(path + suffix) aside") }
+                }
+                aside = name
             }
-            aside = name
+            guard rename(partial, path) == 0 else { throw failed("putting \(path) in place") }
+            try syncDirectory(of: path)
+            return aside
         }
-        guard rename(partial, path) == 0 else { throw failed("putting \(path) in place") }
-        try syncDirectory(of: path)
-        return aside
     }
 
     // MARK: Parts
 
-    /// An unfinished file and what SQLite may have left beside it.
-    static func discard(_ partial: String) { for suffix in ["", "-journal", "-wal", "-shm"] { unlink(partial + suffix) } }
+    /// Has `body` fill a new file (0600) beside `target` and give it its name. Whatever else comes of it, neither that file nor what SQLite
+    /// made beside it stays.
+    static func withPartial<T>(
+        _ target: String, _ body: (_ partial: String, _ fd: Int32) throws(StoreError) -> T
+    ) throws(StoreError) -> T {
+        let partial = "\(target).\(getpid()).partial"
+        func clear() { for suffix in ["", "-journal", "-wal", "-shm"] { unlink(partial + suffix) } }
+        clear()
+        let fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        guard fd >= 0 else { throw failed("making \(partial)") }
+        defer {
+            close(fd)
+            clear()
+        }
+        return try body(partial, fd)
+    }
 
     /// Gives a finished file, on disk by then, its name.
     static func publish(_ partial: String, _ fd: Int32, as target: String) throws(StoreError) {

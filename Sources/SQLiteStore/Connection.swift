@@ -117,7 +117,11 @@ final class Connection {
         let words =
             sqlite3_extended_errcode(handle) == code ? handle.flatMap { sqlite3_errmsg($0) }.map { String(cString: $0) } : nil
         let text = "\(what.isEmpty ? "" : what + ": ")\(words ?? String(cString: sqlite3_errstr(code))) (SQLite \(code))"
-        let system = handle.map { sqlite3_system_errno($0) } ?? 0
+        var system = handle.map { sqlite3_system_errno($0) } ?? 0
+        // The errno of a failed making is that of SQLite's second try, for reading: "no such file".
+        if code & 0xFF == SQLITE_CANTOPEN, mode == .readWrite, faccessat(AT_FDCWD, Inspection.directory(path), W_OK, AT_EACCESS) != 0 {
+            system = errno
+        }
         let isReadOnlyFileSystem = system == EROFS || Self.isReadOnlyFileSystem(path)
         return Self.error(code, text, path: path, mode: mode, system: system, isReadOnlyFileSystem: isReadOnlyFileSystem)
     }

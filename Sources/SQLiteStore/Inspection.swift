@@ -14,6 +14,12 @@ public enum Inspection {
     static func of(_ path: String) throws(StoreError) -> Inspection {
         guard access(path, F_OK) == 0 else { return .empty }
         let hasLog = access(path + "-wal", F_OK) == 0
+        // Taken for a new database it would be begun anew in silence.
+        var info = stat()
+        if stat(path, &info) == 0, info.st_size == 0, !hasLog, !Backup.names(path).isEmpty {
+            let way = "codex-lb db restore puts one in its place; remove the file to begin anew"
+            throw StoreError(.corrupt, "database \(path) is empty (0 bytes), but there are backups of it; \(way)")
+        }
         do throws(StoreError) {
             if case .ours(let revision) = try judge(Connection(path, .immutable)) { return .ours(revision: revision) }
         } catch {
@@ -114,15 +120,14 @@ public enum Inspection {
 
     /// Whether most of the first pages after the header page begin as pages of a B-tree do (fileformat2.html 1.6).
     private static func looksLikePages(_ path: String) -> Bool {
-        [4096, 1024, 8192, 16384, 512, 2048, 32768, 65536].contains { size in
-            let heads = (1...16).map { bytes(path, from: $0 * size, count: 8) }.filter { $0.count == 8 }
-            let good = heads.filter { head in
-                let cells = Int(head[3]) << 8 | Int(head[4])
-                let content = Int(head[5]) << 8 | Int(head[6])
-                return [2, 5, 10, 13].contains(head[0]) && cells > 0 && 8 + 2 * cells <= size && content <= size && head[7] <= 60
-            }
-            return heads.count >= 2 && good.count * 2 >= heads.count
+        let size = 4096  // SQLite's default, which our databases have
+        let heads = (1...16).map { bytes(path, from: $0 * size, count: 8) }.filter { $0.count == 8 }
+        let good = heads.filter { head in
+            let cells = Int(head[3]) << 8 | Int(head[4])
+            let content = Int(head[5]) << 8 | Int(head[6])
+            return [2, 5, 10, 13].contains(head[0]) && (cells > 0 || content == size) && 8 + 2 * cells <= size && content <= size && head[7] <= 60
         }
+        return heads.count >= 2 && good.count * 2 >= heads.count
     }
 
     private static func contents(_ path: String) -> [UInt8] {

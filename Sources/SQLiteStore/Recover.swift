@@ -54,16 +54,21 @@ public enum Recover {
         defer { withExtendedLifetime(lock) {} }
         let file = try PageFile(path)
         let revisions = try revisions(of: file, path)
-        let partial = "\(output).\(getpid()).partial"
-        Backup.discard(partial)
-        let fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { throw Backup.failed("making \(partial)") }
-        defer {
-            close(fd)
-            Backup.discard(partial)  // gone already when all went well
+        return try Backup.withPartial(output) { partial, fd throws(StoreError) in
+            let report = try fill(partial, from: file, path, revisions, progress, now)
+            progress("checking \(output)")
+            let problems = try DatabaseCheck.run(path: partial)
+            guard problems.isEmpty else { throw StoreError(.corrupt, "what was saved of \(path) does not hold together: \(problems[0])") }
+            try Backup.publish(partial, fd, as: output)
+            return report
         }
+    }
+
+    private static func fill(
+        _ partial: String, from file: PageFile, _ path: String, _ revisions: [Revision], _ progress: (String) -> Void, _ now: WallTime
+    ) throws(StoreError) -> RecoveryReport {
         let made = try Connection(partial, .readWrite)
-        // The file has no name yet that anyone would open: it is synced once, at the end.
+        // Nobody opens the file before it has its name: it is synced once, at the end.
         try made.execute("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF")
         _ = try SQLiteStore.migrator(made, revisions).apply(appVersion: "db recover", now: now)
         let salvage = try Salvage(file, made)
@@ -75,12 +80,6 @@ public enum Recover {
             throw StoreError(.missing, "\(path) holds no row of codex-lb that could be read; nothing was made")
         }
         _ = try SQLiteStore.migrator(made, Schema.revisions).apply(appVersion: "db recover", now: now)
-        try made.execute("PRAGMA journal_mode = DELETE")
-        made.close()
-        progress("checking \(output)")
-        let problems = try DatabaseCheck.run(path: partial)
-        guard problems.isEmpty else { throw StoreError(.corrupt, "what was saved of \(path) does not hold together: \(problems[0])") }
-        try Backup.publish(partial, fd, as: output)
         return report
     }
 
@@ -90,15 +89,16 @@ public enum Recover {
             return Schema.revisions
         }
         let number = PageFile.number(head, 60)
-        guard number <= Schema.head.number else {
+        // Revisions have four digits; a greater number is damage.
+        guard number <= Schema.head.number || number > 9999 else {
             throw StoreError(
                 .newer, "database \(path) has revision \(number), this codex-lb knows \(Schema.head.id); use the newer codex-lb")
         }
-        return number == 0 ? Schema.revisions : Array(Schema.revisions.prefix(number))
+        return number == 0 || number > 9999 ? Schema.revisions : Array(Schema.revisions.prefix(number))
     }
 }
 
-/// What rows of a table look like.
+/// What rows of a table look like. It knows two kinds of table: `id INTEGER PRIMARY KEY` first, and WITHOUT ROWID with the key first.
 private struct Shape {
     struct Column {
         var name: String
@@ -123,8 +123,8 @@ private struct Shape {
         }
     }
 
-    /// The row that a cell is, when it is one of this table. `isKnownTable`: the cell comes from the table's own tree; otherwise only what can't
-    /// be something else is taken.
+    /// The row that a cell is, when it is one of this table. `isKnownTable`: the cell comes from the table's own tree; otherwise only what
+    /// can't be something else is taken.
     func row(_ cell: Cell, isKnownTable: Bool) -> [SQLValue]? {
         var values = cell.values
         guard (cell.rowID != nil) == (hasRowID || table == "sqlite_sequence"), !values.isEmpty, values.count <= columns.count else {
@@ -147,7 +147,7 @@ private struct Shape {
 
     /// What the types alone do not say. A row that the store could not read back is none.
     private func isPlausible(_ values: [SQLValue], isKnownTable: Bool) -> Bool {
-        switch (table, values[0], values[1]) {
+        switch (table, values[0], values.count > 1 ? values[1] : .null) {
         case ("usage_records", .blob(let id), _):
             guard case .text(let transport) = values[3] else { return false }
             return RecordID(bytes: id) != nil && UsageRecord.Transport(rawValue: transport) != nil
@@ -197,6 +197,8 @@ private final class Salvage {
     private let file: PageFile
     private let output: Connection
     private let shapes: [Shape]
+    /// By table and number of columns: an old row may lack the last ones.
+    private var inserts: [[Int]: Statement] = [:]
     private var reached: [Bool]
     /// Pages that a table's damage has been booked for.
     private var booked: Set<Int> = []
@@ -228,10 +230,10 @@ private final class Salvage {
     /// Saves rows: first from the trees, which hold what is live, then from the pages that no tree has reached.
     func run(_ progress: (String) -> Void) throws(StoreError) {
         var told = Clock.now
-        func tick(_ what: String) {
+        func tick(_ what: String, _ pages: @autoclosure () -> Int) {
             guard Clock.now.milliseconds(since: told) >= 1000 else { return }
             told = Clock.now
-            progress("\(what): \(reached.count { $0 }) of \(file.count) pages")
+            progress("\(what): \(pages()) of \(file.count) pages")
         }
         var (roots, indices): ([String: Int], [Int]) = ([:], [])
         let damagedSchema = { (damage: Damage) in
@@ -260,7 +262,8 @@ private final class Salvage {
                 case .cells(let count): self.tables[i].lost += count
                 }
             }
-            try walk(root, isTable: isTable, damage: book, tick: { tick("reading \(shape.table)") }) { cell throws(StoreError) in
+            try walk(root, isTable: isTable, damage: book, tick: { tick("reading \(shape.table)", reached.count { $0 }) }) {
+                cell throws(StoreError) in
                 guard let values = shape.row(cell, isKnownTable: true) else { return false }
                 _ = try save(i, values)
                 return true
@@ -276,7 +279,7 @@ private final class Salvage {
         // The page at 1 GiB, which locks use, is never written (FF 1.4).
         if case let number = 1 << 30 / file.pageBytes + 1, number < reached.count { reached[number] = true }
         for number in 1..<reached.count where !reached[number] {
-            tick("looking for rows")
+            tick("looking for rows", number)
             guard let bytes = file.page(number) else {
                 if !booked.contains(number) { strays.insert(number) }
                 continue
@@ -307,7 +310,7 @@ private final class Salvage {
                 damage(.page(number))
                 continue
             }
-            var taken = 0
+            var (taken, children) = (0, [Int]())
             for at in page.cells {
                 guard let cell = file.cell(bytes, at: at, page.kind) else { continue }
                 if page.kind != .tableInterior {
@@ -315,9 +318,11 @@ private final class Salvage {
                     for overflow in cell.overflow { reached[overflow] = true }
                 }
                 taken += 1
-                if let child = cell.child { waiting.append(child) }
+                if let child = cell.child { children.append(child) }
             }
-            if let child = page.rightmost { waiting.append(child) }
+            // The leftmost is next: rows come in the order of their keys, which is the order that is written fastest.
+            if let child = page.rightmost { children.append(child) }
+            waiting += children.reversed()
             guard taken > 0 || page.count == 0 else {
                 damage(.page(number))
                 continue
@@ -393,12 +398,19 @@ private final class Salvage {
                 "UPDATE revision_history SET applied_at_ms = ?4, duration_ms = ?5, app_version = ?6 WHERE id = ?1 AND checksum = ?3",
                 values)
         default:
-            let names = shapes[shape].columns.prefix(values.count).map(\.name).joined(separator: ", ")
-            let places = values.map { _ in "?" }.joined(separator: ", ")
-            try output.run("INSERT OR IGNORE INTO \(table) (\(names)) VALUES (\(places))", values)
+            try insert(shape, values.count).run(values)
         }
         if output.changes > 0 { tables[shape].saved += 1 }
         return output.changes > 0
+    }
+
+    private func insert(_ shape: Int, _ count: Int) throws(StoreError) -> Statement {
+        if let known = inserts[[shape, count]] { return known }
+        let names = shapes[shape].columns.prefix(count).map(\.name).joined(separator: ", ")
+        let places = Array(repeating: "?", count: count).joined(separator: ", ")
+        let made = try output.statement("INSERT OR IGNORE INTO \(shapes[shape].table) (\(names)) VALUES (\(places))")
+        inserts[[shape, count]] = made
+        return made
     }
 
     /// Saves what is left, puts right what rows say about each other, and reports.

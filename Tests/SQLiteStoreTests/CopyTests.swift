@@ -59,6 +59,25 @@ import Vocabulary
         #expect(try Backup.make(database: scratch.scratch.database, now: now).problem == "")
     }
 
+    @Test("A restore that a full disk ends changes nothing")
+    func fullRestore() throws {
+        let scratch = FaultyScratch()
+        let store = try scratch.scratch.open()
+        _ = try store.append((0..<500).map(record))
+        let backup = try Backup.make(database: scratch.scratch.database, now: now).path
+        _ = try store.append([record(500)])
+        store.close()
+        let before = names(in: scratch.scratch.path + "/data").sorted()
+        scratch.arm(FAULT_FULL, at: 10, isPersistent: true)
+        #expect(
+            kind { () throws(StoreError) in _ = try Backup.restore(backup, database: scratch.scratch.database, now: now) }?.kind == .full)
+        scratch.disarm()
+        #expect(names(in: scratch.scratch.path + "/data").sorted() == before)
+        let same = try scratch.scratch.open()
+        #expect(try same.usage(last: 1000).count == 501)
+        same.close()
+    }
+
     @Test("A copy of more than a second tells how far it is, once a second", .enabled(if: getenv("CODEX_LB_BENCH") != nil))
     func progress() throws {
         let scratch = Scratch()

@@ -12,7 +12,8 @@ import Vocabulary
 
 /// A scratch directory whose SQLite files go through the fault VFS.
 final class FaultyScratch {
-    let scratch = Scratch()
+    /// In memory where that can be had: what the tests show does not depend on the real disk, and its syncs take most of their time.
+    let scratch = Scratch(in: access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp")
     let disk: OpaquePointer
 
     init() {
@@ -97,13 +98,13 @@ private func stored(_ store: StoreSession) throws -> [Int] {
 
     /// What must hold after a run, whatever failed in it.
     private func judge(_ scratch: Scratch, _ ledger: Ledger, _ what: String) throws {
-        let sensible: Set<StoreError.Kind> = [.io, .full, .busy, .readOnly]
+        let sensible: Set<StoreError.Kind> = [.io, .full]
         for error in ledger.errors {
             // An account that could not be added is not there to be paused.
             let isConsequence = error.kind == .notFound && ledger.errors.count > 1
             #expect(sensible.contains(error.kind) || isConsequence, "\(what): \(error.kind): \(error)")
         }
-        for name in names(in: scratch.path + "/data") { #expect(!name.hasSuffix(".partial"), "\(what): \(name) is left") }
+        for name in names(in: scratch.path + "/data") { #expect(!name.contains(".partial"), "\(what): \(name) is left") }
         for backup in Backup.list(database: scratch.database) { #expect(backup.problem == "", "\(what): \(backup)") }
         let store = try scratch.open(revisions: Schema.revisions + [more])
         let there = try stored(store)
@@ -178,13 +179,13 @@ private func stored(_ store: StoreSession) throws -> [Int] {
         let base = UInt64(Clock.wall.milliseconds)
         var cuts = 0
         var (acknowledged, survivors) = (0, 0)
-        for seed in base..<base + 500 {
+        for seed in base..<base + 250 {
             var random = SplitMix(seed)
             let faulty = FaultyScratch()
             var ledger = Ledger()
             var paused: Bool?
-            // One database lives through several cuts, so that a cut also meets the leavings of the one before.
-            for round in 0..<(1 + Int(random.next() % 3)) {
+            // One database lives through two cuts, so that a cut also meets the leavings of the one before.
+            for round in 0..<2 {
                 faulty.arm(FAULT_POWER_CUT, at: 1 + Int(random.next() % 160), seed: random.next())
                 var opened: StoreSession?
                 if ledger.attempt({ () throws(StoreError) in opened = try faulty.scratch.open() }), let store = opened {
@@ -222,6 +223,7 @@ private func stored(_ store: StoreSession) throws -> [Int] {
                 store.close()
             }
         }
+        #expect(cuts == 500)
         print("power cuts: \(cuts) cuts, \(acknowledged) records acknowledged, \(survivors) there afterwards, 0 lost; first seed \(base)")
     }
 

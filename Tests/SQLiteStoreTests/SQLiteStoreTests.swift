@@ -19,8 +19,8 @@ final class Scratch {
     let path: String
     var database: String { path + "/data/store.db" }
     var key: String { path + "/data/encryption.key" }
-    init() {
-        var template = Array("/tmp/codexlb-store-XXXXXX".utf8CString)
+    init(in folder: String = "/tmp") {
+        var template = Array("\(folder)/codexlb-store-XXXXXX".utf8CString)
         path = template.withUnsafeMutableBufferPointer { String(cString: mkdtemp($0.baseAddress!)) }
     }
     deinit {

@@ -6,6 +6,7 @@
 #include <sqlite3.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/fsuid.h>
 #include <unistd.h>
 
 enum { DISKS_MAX = 64, PATH_BYTES_MAX = 512 };
@@ -507,3 +508,5 @@ void fault_unwatch(fault_disk *disk) {
     disk->is_used = false;
     pthread_mutex_unlock(&mutex);
 }
+
+uint32_t fault_file_user(uint32_t user) { return (uint32_t)setfsuid((uid_t)user); }

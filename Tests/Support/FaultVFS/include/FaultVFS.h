@@ -39,4 +39,7 @@ void fault_disarm(fault_disk *disk);
 // Ends the watch. The files of the disk must be closed.
 void fault_unwatch(fault_disk *disk);
 
+// The calling thread's user id for access to files, setfsuid(2): root then has no right to pass over modes. Returns the one before.
+uint32_t fault_file_user(uint32_t user);
+
 #endif
