@@ -1,6 +1,6 @@
 # make run    installs what is missing, builds, serves on 127.0.0.1:2455
 # make demo   the same with a built-in upstream, in a temporary directory
-# make test   all tests         make bench  benchmarks against nginx
+# make test   all tests         make bench  benchmarks against nginx and raw databases
 
 SWIFT ?= swift
 PREFIX ?= /usr/local

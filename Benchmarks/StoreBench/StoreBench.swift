@@ -14,7 +14,8 @@ import Vocabulary
 /// Prints one JSON object: records per second, and milliseconds from sending a batch to its acknowledgement.
 @main
 struct StoreBench: ParsableCommand {
-    static let configuration = CommandConfiguration(commandName: "codex-lb-store-bench", abstract: "Usage records per second, for benchmarks.")
+    static let configuration = CommandConfiguration(
+        commandName: "codex-lb-store-bench", abstract: "Usage records per second, for benchmarks.")
 
     @Option(name: .long, help: "The writer's socket: <data>/run/writer.sock.") var socket: String?
     @Option(name: .long, help: "postgresql://…: a migrated database.") var postgres: String?
@@ -126,7 +127,9 @@ private final class Meter {
 
     var report: String {
         let sorted = latencies.sorted()
-        func at(_ share: Double) -> Double { sorted.isEmpty ? 0 : (sorted[min(sorted.count - 1, Int(Double(sorted.count) * share))] * 100).rounded() / 100 }
+        func at(_ share: Double) -> Double {
+            sorted.isEmpty ? 0 : (sorted[min(sorted.count - 1, Int(Double(sorted.count) * share))] * 100).rounded() / 100
+        }
         let span = Double(lastAck.milliseconds(since: start)) / 1000
         return
             "{\"records\":\(records),\"records_per_second\":\(Int(Double(records) / max(span, 0.001))),\"ack_p50_ms\":\(at(0.5)),\"ack_p99_ms\":\(at(0.99)),\"ack_max_ms\":\(at(1)),\"unanswered\":\(sentAt.count)}"

@@ -85,7 +85,8 @@ final class PostgresConnection: SQLConnection, @unchecked Sendable {  // one cal
                 let now = Clock.now
                 guard now < deadline else {
                     link.close()
-                    throw link.broken("no answer within \((statementMilliseconds ?? 0) / 1000) s; whether the statement took effect is unknown")
+                    throw link.broken(
+                        "no answer within \((statementMilliseconds ?? 0) / 1000) s; whether the statement took effect is unknown")
                 }
                 if now.milliseconds(since: start) / 1000 > told {
                     told = now.milliseconds(since: start) / 1000

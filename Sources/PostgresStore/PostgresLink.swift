@@ -216,7 +216,8 @@ final class PostgresLink {
 
     /// The connection is lost.
     func broken(_ what: String? = nil) -> StoreError {
-        let reason = what ?? String(cString: PQerrorMessage(raw)).split(whereSeparator: \.isNewline).first.map(String.init) ?? "connection lost"
+        let reason =
+            what ?? String(cString: PQerrorMessage(raw)).split(whereSeparator: \.isNewline).first.map(String.init) ?? "connection lost"
         return StoreError(.unreachable, "\(place): \(reason)")
     }
 

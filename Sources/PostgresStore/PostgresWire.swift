@@ -53,7 +53,8 @@ final class PostgresWire {
             case .success(let addresses): candidates += addresses.map { (host, $0.hostText) }
             case .failure(let error):
                 errors.append(
-                    StoreError(.unreachable, "\(target.place(host)): the name \(host.name) can't be looked up: \(error); check it, and DNS"))
+                    StoreError(.unreachable, "\(target.place(host)): the name \(host.name) can't be looked up: \(error); check it, and DNS")
+                )
             }
             lookUp(hosts.dropFirst())
         }

@@ -23,7 +23,10 @@ public final class RecordLane {
         var done: (_ setAside: [UsageRecord]) -> Void
         var isOnItsWay: Bool { isSent && !isApart && outcome == nil }
     }
-    private enum Outcome { case stored, setAside([UsageRecord]) }
+    private enum Outcome {
+        case stored
+        case setAside([UsageRecord])
+    }
 
     private let loop: EventLoop
     private let pool: PostgresPool
@@ -72,7 +75,8 @@ public final class RecordLane {
         for i in batches.indices where !batches[i].isSent {
             batches[i].isSent = true
             let number = first + i
-            wire.send([PostgresStatement(inserting: batches[i].records)], milliseconds: PostgresPool.statementMilliseconds) { [self] answer in
+            wire.send([PostgresStatement(inserting: batches[i].records)], milliseconds: PostgresPool.statementMilliseconds) {
+                [self] answer in
                 switch answer {
                 case .success: settled(number, .stored)
                 case .failure(let error): refused(number, error)

@@ -125,7 +125,8 @@ public enum Inspection {
         let good = heads.filter { head in
             let cells = Int(head[3]) << 8 | Int(head[4])
             let content = Int(head[5]) << 8 | Int(head[6])
-            return [2, 5, 10, 13].contains(head[0]) && (cells > 0 || content == size) && 8 + 2 * cells <= size && content <= size && head[7] <= 60
+            return [2, 5, 10, 13].contains(head[0]) && (cells > 0 || content == size) && 8 + 2 * cells <= size && content <= size
+                && head[7] <= 60
         }
         return heads.count >= 2 && good.count * 2 >= heads.count
     }

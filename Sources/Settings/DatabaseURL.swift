@@ -72,7 +72,9 @@ public struct PostgresURL: Sendable, Equatable, CustomStringConvertible {
         public var port: UInt16
         public init(name: String, port: UInt16) { (self.name, self.port) = (name, port) }
         public var isDirectory: Bool { name.hasPrefix("/") || name.hasPrefix("@") }
-        public var description: String { isDirectory ? "\(name) port \(port)" : name.contains(":") ? "[\(name)]:\(port)" : "\(name):\(port)" }
+        public var description: String {
+            isDirectory ? "\(name) port \(port)" : name.contains(":") ? "[\(name)]:\(port)" : "\(name):\(port)"
+        }
     }
 
     /// Where Debian's PostgreSQL has its socket: the host of a URL that names none.
@@ -114,7 +116,9 @@ public struct PostgresURL: Sendable, Equatable, CustomStringConvertible {
         for pair in (query ?? "").split(separator: "&") {
             let (rawName, rawValue) = Self.split(pair, at: "=")
             let name = try DatabaseURL.decoded(rawName, "parameter name", setting)
-            guard let rawValue, !name.isEmpty else { throw SettingsError(setting, "the parameter \"\(name)\" has no value: write NAME=VALUE") }
+            guard let rawValue, !name.isEmpty else {
+                throw SettingsError(setting, "the parameter \"\(name)\" has no value: write NAME=VALUE")
+            }
             let value = try DatabaseURL.decoded(rawValue, "parameter \(name)", setting)
             switch name {
             case "host": names = value.split(separator: ",", omittingEmptySubsequences: false).map(String.init)
@@ -128,7 +132,9 @@ public struct PostgresURL: Sendable, Equatable, CustomStringConvertible {
             }
         }
         if let names {
-            guard hosts.isEmpty else { throw SettingsError(setting, "there is a host before the path and a parameter host: give one of them") }
+            guard hosts.isEmpty else {
+                throw SettingsError(setting, "there is a host before the path and a parameter host: give one of them")
+            }
             hosts = names.map { Host(name: $0, port: 5432) }
         }
         if hosts.isEmpty { hosts = [Host(name: Self.defaultHost, port: 5432)] }
@@ -148,7 +154,9 @@ public struct PostgresURL: Sendable, Equatable, CustomStringConvertible {
                 throw SettingsError(setting, "\"[\(name)]\" is no IPv6 address")
             }
             let tail = entry[entry.index(after: end)...]
-            guard tail.isEmpty || tail.hasPrefix(":") else { throw SettingsError(setting, "after the host \"[\(name)]\" a port is expected") }
+            guard tail.isEmpty || tail.hasPrefix(":") else {
+                throw SettingsError(setting, "after the host \"[\(name)]\" a port is expected")
+            }
             return Host(name: name, port: tail.count < 2 ? 5432 : try port(tail.dropFirst(), setting))
         }
         let (name, portText) = split(entry, at: ":")
@@ -157,14 +165,17 @@ public struct PostgresURL: Sendable, Equatable, CustomStringConvertible {
             throw SettingsError(setting, "the host has several colons; write an IPv6 address in brackets: [::1]:5432")
         }
         guard !host.isEmpty else { throw SettingsError(setting, "a host in the list is empty") }
-        guard host.utf8.allSatisfy({ $0 > 0x20 && $0 != 0x7F }) else { throw SettingsError(setting, "the host has a space or a control character in it") }
+        guard host.utf8.allSatisfy({ $0 > 0x20 && $0 != 0x7F }) else {
+            throw SettingsError(setting, "the host has a space or a control character in it")
+        }
         return Host(name: host, port: try portText.map { text throws(SettingsError) in try port(text, setting) } ?? 5432)
     }
 
     private static func port(_ text: Substring, _ setting: String) throws(SettingsError) -> UInt16 {
         guard let port = UInt16(text), port > 0 else {
             throw SettingsError(
-                setting, "the port is no number from 1 to 65535; if it is part of a password, write \":\" as %3A, \"@\" as %40 and \"/\" as %2F")
+                setting,
+                "the port is no number from 1 to 65535; if it is part of a password, write \":\" as %3A, \"@\" as %40 and \"/\" as %2F")
         }
         return port
     }

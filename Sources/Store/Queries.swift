@@ -28,7 +28,8 @@ public enum Queries {
             let name = row.text(2)
             guard let kind = Account.Kind(rawValue: row.text(3)), let state = Account.State(rawValue: row.text(4)) else {
                 throw StoreError(
-                    .corrupt, "the account \(name) has kind \"\(row.text(3))\" and state \"\(row.text(4))\" in the database; restore a backup")
+                    .corrupt,
+                    "the account \(name) has kind \"\(row.text(3))\" and state \"\(row.text(4))\" in the database; restore a backup")
             }
             let account = Account(
                 id: row.int(0), slot: Int(row.int(1)), name: name, kind: kind, state: state, baseURL: row.text(5),

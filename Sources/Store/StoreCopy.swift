@@ -63,11 +63,14 @@ public struct StoreCopy {
 
     /// A target that is new, or that an earlier run of ours has begun, has no facts but ours.
     private func refuseOther() throws(StoreError) {
-        let (ours, theirs) = (try source.connection.rows(Queries.keyFingerprint).first, try target.connection.rows(Queries.keyFingerprint).first)
+        let (ours, theirs) = (
+            try source.connection.rows(Queries.keyFingerprint).first, try target.connection.rows(Queries.keyFingerprint).first
+        )
         guard ours == theirs else {
             throw StoreError(
                 .wrongKey,
-                "\(target.place) is sealed with key \(theirs ?? "none"), \(source.place) with \(ours ?? "none"); both need the same encryption.key")
+                "\(target.place) is sealed with key \(theirs ?? "none"), \(source.place) with \(ours ?? "none"); both need the same encryption.key"
+            )
         }
         let peppers = (try source.connection.rows(Queries.pepper).first ?? [], try target.connection.rows(Queries.pepper).first ?? [])
         guard Vault.storedPepper(peppers.0) != Vault.storedPepper(peppers.1) else { return }

@@ -30,7 +30,8 @@ public struct Vault: Sendable {
             ?? "\(keyPath) is missing, the encryption key of \(place)"
         throw StoreError(
             .wrongKey,
-            "\(what), which is sealed with key \(fingerprint); put the right file back, or copy it from the instance that shares the database")
+            "\(what), which is sealed with key \(fingerprint); put the right file back, or copy it from the instance that shares the database"
+        )
     }
 
     /// Gives a database whose schema is there but that holds nothing its first facts.
@@ -50,7 +51,8 @@ public struct Vault: Sendable {
             guard try connection.rows(Queries.keyFingerprint).first == key.fingerprint else {
                 throw StoreError(
                     .wrongKey,
-                    "\(connection.place) has just been sealed by another instance with another key; copy that instance's encryption.key here")
+                    "\(connection.place) has just been sealed by another instance with another key; copy that instance's encryption.key here"
+                )
             }
         }
     }

@@ -45,7 +45,8 @@ final class Supervisor {
         (self.loop, self.settings, self.listeners, self.log) = (loop, settings, listeners, log)
         started = loop.now
         fleet = Fleet(
-            workers: settings.workers, hasWriter: settings.database.sqlitePath != nil, now: started, drainMilliseconds: settings.times.drain)
+            workers: settings.workers, hasWriter: settings.database.sqlitePath != nil, now: started, drainMilliseconds: settings.times.drain
+        )
         scoreboardMemory = try SharedMemory.create("codex-lb:scoreboard", count: Scoreboard.memoryBytes)
         scoreboard = Scoreboard(scoreboardMemory)
         scoreboard.set(.workerSlots, settings.workers)

@@ -33,7 +33,8 @@ enum LocalRoutes {
         let schema = board.value(.schemaRevision)
         let isBehind = schema > 0 && schema < Schema.head.number
         let database =
-            worker.isStoreAway(now: now) ? "unreachable" : board.checkResult == .damaged ? "damaged" : isBehind ? "schema not upgraded" : "ok"
+            worker.isStoreAway(now: now)
+            ? "unreachable" : board.checkResult == .damaged ? "damaged" : isBehind ? "schema not upgraded" : "ok"
         var status = database == "ok" ? "ok" : "degraded"
         if active.isEmpty || !hasRoom { status = "unavailable" }
         if worker.isDraining { status = "draining" }

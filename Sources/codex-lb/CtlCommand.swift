@@ -63,7 +63,8 @@ struct Ctl: ParsableCommand {
                 ("listeners", .raw("[" + status.listeners.map { JSONText.quoted($0) }.joined(separator: ",") + "]")),
                 ("data_directory", .string(status.dataDirectory)),
                 ("database", .string(status.database)), ("revision", .string(status.revision)),
-                ("database_problem", .optional(status.databaseProblem.isEmpty ? nil : status.databaseProblem)), ("children", .raw("[" + children.joined(separator: ",") + "]")),
+                ("database_problem", .optional(status.databaseProblem.isEmpty ? nil : status.databaseProblem)),
+                ("children", .raw("[" + children.joined(separator: ",") + "]")),
             ])
         }
     }

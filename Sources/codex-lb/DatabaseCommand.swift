@@ -13,7 +13,8 @@ struct Database: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "db", abstract: "Look after the database.",
         subcommands: [
-            Upgrade.self, Current.self, History.self, Check.self, Wait.self, BackUp.self, Backups.self, Restore.self, Salvage.self, Copy.self,
+            Upgrade.self, Current.self, History.self, Check.self, Wait.self, BackUp.self, Backups.self, Restore.self, Salvage.self,
+            Copy.self,
         ])
 
     struct Current: ParsableCommand {

@@ -37,7 +37,8 @@ struct PostgresDump {
             unlink(partial)  // gone already when all went well
         }
         // Its AccessShareLock would queue behind a migration and hold up those behind it: not for long.
-        try run(tool, ["--format=custom", "--lock-wait-timeout=5000", "--no-password", "--file=\(partial)"] + connection(server)) { seconds throws(StoreError) in
+        try run(tool, ["--format=custom", "--lock-wait-timeout=5000", "--no-password", "--file=\(partial)"] + connection(server)) {
+            seconds throws(StoreError) in
             var info = stat()
             if stat(partial, &info) == 0 { complain("pg_dump: \(info.st_size >> 20) MiB written, \(seconds) s") }
             return try stillWanted()
@@ -85,7 +86,9 @@ struct PostgresDump {
         let aside = try PostgresStore.history(url).isEmpty ? nil : make(label: Backup.label).path
         try run(
             tool,
-            ["--clean", "--if-exists", "--no-owner", "--single-transaction", "--exit-on-error", "--no-password"] + connection(server) + [file]
+            ["--clean", "--if-exists", "--no-owner", "--single-transaction", "--exit-on-error", "--no-password"] + connection(server) + [
+                file
+            ]
         ) { seconds throws(StoreError) in
             complain("pg_restore: \(seconds) s")
             return true

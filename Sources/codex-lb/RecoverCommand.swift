@@ -10,7 +10,8 @@ extension Database {
             commandName: "recover",
             abstract: "Save what a damaged SQLite file still holds into a new database, and tell what was lost.")
         @Option(name: .long, help: "The new file (default: store.db.recovered.YYYYMMDD-HHMMSS).") var output: String?
-        @Flag(name: .customLong("replace"), help: "Put it in the damaged one's place, which is kept under a dated name.") var isReplacing = false
+        @Flag(name: .customLong("replace"), help: "Put it in the damaged one's place, which is kept under a dated name.") var isReplacing =
+            false
         @OptionGroup var database: DatabaseOptions
 
         func run() throws {
@@ -33,13 +34,17 @@ extension Database {
                 if report.isHeaderDamaged { print("the header was damaged") }
                 if report.isSchemaDamaged { print("the list of tables was damaged: rows were told apart by their shape") }
                 if report.strayPages > 0 { print("\(report.strayPages) pages belong to nothing that could be read") }
-                if report.unreadableFrames > 0 { print("\(report.unreadableFrames) pages of the log could not be read: the newest changes") }
+                if report.unreadableFrames > 0 {
+                    print("\(report.unreadableFrames) pages of the log could not be read: the newest changes")
+                }
                 for remark in report.remarks { print(remark) }
                 print(report.isComplete ? "no loss was found" : "some of it is lost, see above")
                 if let aside {
                     print("\(path) is now what was saved; the damaged one is kept as \(aside)")
                 } else {
-                    print("\(target): look at it with codex-lb db check --url sqlite:///\(target); put it in place with codex-lb db restore \(target)")
+                    print(
+                        "\(target): look at it with codex-lb db check --url sqlite:///\(target); put it in place with codex-lb db restore \(target)"
+                    )
                 }
             }
         }

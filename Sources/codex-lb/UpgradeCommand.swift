@@ -2,6 +2,7 @@ import ArgumentParser
 import ControlWire
 import Platform
 import PostgresStore
+import SQLiteStore
 import Schema
 import Settings
 import Store
@@ -95,6 +96,7 @@ extension Database {
         /// home what an earlier instance could not store, tells what an operator should know.
         private func start(_ settings: Settings) throws {
             try LocalStore.failing {
+                tellPlace(settings)
                 let store: StoreSession
                 do throws(StoreError) {
                     store = try waiting(settings) { () throws(StoreError) in try ready(settings) }
@@ -112,7 +114,8 @@ extension Database {
 
         private func ready(_ settings: Settings) throws(StoreError) -> StoreSession {
             if settings.database.migratesOnStartup {
-                return try LocalStore.upgrade(settings, lockWaitMilliseconds: settings.database.lockTimeoutMilliseconds, dieBefore: dieBefore)
+                return try LocalStore.upgrade(
+                    settings, lockWaitMilliseconds: settings.database.lockTimeoutMilliseconds, dieBefore: dieBefore)
             }
             let pending = try LocalStore.pending(settings)
             guard pending.isEmpty else {
@@ -157,7 +160,9 @@ extension Database {
                     complain("\(error); the usage records in it stay there")
                     continue
                 }
-                let records = UsageRecord.decode(entries) { hex, error in complain("a usage record of \(file) can't be read: \(error): \(hex)") }
+                let records = UsageRecord.decode(entries) { hex, error in
+                    complain("a usage record of \(file) can't be read: \(error): \(hex)")
+                }
                 var stored = 0
                 for start in stride(from: 0, to: records.count, by: Limits.batchRecordsMax) {
                     stored += try store.append(Array(records[start..<min(records.count, start + Limits.batchRecordsMax)]))
@@ -165,6 +170,21 @@ extension Database {
                 complain("\(stored) usage records of an earlier run stored from \(file)")
                 // A torn file has told what it has; it is kept for whoever wants to look.
                 if isWhole { unlink(file) } else { rename(file, file + ".torn") }
+            }
+        }
+
+        /// What is odd about a file's place, before it is opened.
+        private func tellPlace(_ settings: Settings) {
+            guard let path = settings.database.sqlitePath else { return }
+            if let kind = Inspection.networkFileSystem(of: path) {
+                complain(
+                    "database \(path) is on a network file system (\(kind)), where SQLite's locks are not reliable and files get damaged; put it on a local disk, or use PostgreSQL"
+                )
+            }
+            if access(path, F_OK) != 0, let newest = Backup.list(database: path).first {
+                complain(
+                    "there is no database at \(path), but a backup of one: \(newest.path). A new, empty one is made; to have the old one back stop this and run: codex-lb db restore \(newest.path)"
+                )
             }
         }
 

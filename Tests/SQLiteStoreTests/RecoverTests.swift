@@ -58,7 +58,9 @@ private final class Patient {
         var out: [String: [String]] = [:]
         for table in tables {
             let columns = try connection.rows("SELECT 'quote(' || name || ')' FROM pragma_table_info(?)", [.text(table)]) { $0.text(0) }
-            out[table] = try connection.rows("SELECT \(columns.joined(separator: " || ',' || ")) FROM \(table) ORDER BY 1", []) { $0.text(0) }
+            out[table] = try connection.rows("SELECT \(columns.joined(separator: " || ',' || ")) FROM \(table) ORDER BY 1", []) {
+                $0.text(0)
+            }
         }
         return out
     }

@@ -22,7 +22,9 @@ private func judge(_ applied: [Ledger.Entry]) throws(Ledger.Refusal) -> Int { tr
         #expect(throws: Ledger.Refusal.newer("0004")) { try judge(revisions.map { entry($0.id) } + [entry("0004")]) }
         #expect(throws: Ledger.Refusal.missing("0002")) { try judge([entry("0001"), entry("0003")]) }
         #expect(throws: Ledger.Refusal.missing("0001")) { try judge([entry("0002")]) }
-        #expect(throws: Ledger.Refusal.diverged("0002", theirs: "other", ours: "r0002")) { try judge([entry("0001"), entry("0002", name: "other")]) }
+        #expect(throws: Ledger.Refusal.diverged("0002", theirs: "other", ours: "r0002")) {
+            try judge([entry("0001"), entry("0002", name: "other")])
+        }
         #expect(throws: Ledger.Refusal.changed("0002", theirs: "x", ours: revisions[1].checksum(.sqlite))) {
             try judge([entry("0001"), entry("0002", checksum: "x")])
         }

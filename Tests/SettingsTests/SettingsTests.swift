@@ -55,7 +55,9 @@ import Testing
         try Settings(environment: ["HOME": "/home/u", "PWD": "/work"].merging(environment) { $1 }, processors: 4).database
     }
     private func postgres(_ url: String) throws -> PostgresURL {
-        guard case .postgresql(let url) = try database(["CODEX_LB_DATABASE_URL": url]).url else { throw SettingsError("url", "no PostgreSQL") }
+        guard case .postgresql(let url) = try database(["CODEX_LB_DATABASE_URL": url]).url else {
+            throw SettingsError("url", "no PostgreSQL")
+        }
         return url
     }
 
@@ -78,7 +80,8 @@ import Testing
 
     @Test("User, password, hosts, ports, database and parameters of a PostgreSQL URL")
     func postgresURLs() throws {
-        let whole = try postgres("postgresql+asyncpg://us%65r:p%40ss%2Fword@db1,db2:6432,[::1]:7000/my%20db?sslmode=require&application_name=x")
+        let whole = try postgres(
+            "postgresql+asyncpg://us%65r:p%40ss%2Fword@db1,db2:6432,[::1]:7000/my%20db?sslmode=require&application_name=x")
         #expect(whole.hosts.map(\.name) == ["db1", "db2", "::1"] && whole.hosts.map(\.port) == [5432, 6432, 7000])
         #expect(whole.user == "user" && whole.password == "p@ss/word" && whole.database == "my db")
         #expect(whole.parameters.map(\.name) == ["sslmode", "application_name"])
@@ -93,7 +96,8 @@ import Testing
         "A bad URL names the part that is wrong and never the password",
         arguments: [
             ("postgresql://u:secret@h:port/db", "port"), ("postgresql://u:se/cret@h/db", "port"), ("postgresql://u:se@cret@h/db", "@"),
-            ("postgresql://u:secret%zz@h/db", "password"), ("postgresql://u:secret@[::1/db", "host"), ("postgresql://u:secret@h,,i/db", "host"),
+            ("postgresql://u:secret%zz@h/db", "password"), ("postgresql://u:secret@[::1/db", "host"),
+            ("postgresql://u:secret@h,,i/db", "host"),
             ("postgresql://u:secret@::1/db", "brackets"), ("postgresql://u:secret@h/a/b", "database name"),
             ("postgresql://u:secret@h/db?sslmode", "sslmode"), ("postgresql://u:secret@h/db?host=x", "host"),
             ("postgresql://u:secret@h:0/db", "port"), ("postgresql://u:secret@a,b/db?port=1,2,3", "ports"),
