@@ -85,6 +85,12 @@ final class Connection {
             close()
             throw error
         }
+        // SQLite opens for reading what it may not write, and tells only the first transaction.
+        guard mode != .readWrite || sqlite3_db_readonly(handle, "main") != 1 else {
+            let error = error(SQLITE_READONLY, "opening")
+            close()
+            throw error
+        }
         sqlite3_busy_timeout(handle, 1000)
     }
 
