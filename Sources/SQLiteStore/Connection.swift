@@ -141,7 +141,8 @@ final class Connection {
     ) -> StoreError {
         let database = "database \(path)"
         let reason = system == 0 ? text : "\(text), \(String(cString: strerror(system)))"
-        switch code & 0xFF {
+        let hasNoSpace = code & 0xFF == SQLITE_IOERR && (system == ENOSPC || system == EDQUOT)
+        switch hasNoSpace ? SQLITE_FULL : code & 0xFF {
         case SQLITE_BUSY, SQLITE_LOCKED:
             return StoreError(.busy, "\(database) is locked by another program: \(text); find it with: fuser -v \(path)")
         case SQLITE_FULL:
