@@ -42,7 +42,12 @@ public enum Backup {
         try checkSpace(path, target)
         let revision = try withPartial(target) { partial, fd throws(StoreError) in
             try copy(path, partial, progress)
-            let (revision, problem) = try check(partial, isThorough: false)
+            let (revision, problem): (String, String)
+            do throws(StoreError) { (revision, problem) = try check(partial, isThorough: false) } catch {
+                guard error.kind == .corrupt else { throw error }
+                // Its words are about the copy, which does not stay.
+                (revision, problem) = ("", "it can't be read")
+            }
             guard problem.isEmpty else {
                 throw StoreError(
                     .corrupt, "the copy of \(path) is no good: \(problem); the database itself may be damaged, run: codex-lb db check")
