@@ -85,18 +85,16 @@ public enum Backup {
         return try withPartial(path) { partial, fd throws(StoreError) in
             try copy(file, partial, progress)
             guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
-            var aside: String?
-            if access(path, F_OK) == 0 {
-                let name = free(path + ".replaced." + stamp(now))
-                // The log goes first: a database without its log is an old one, a log beside the wrong database is a broken one.
-                for suffix in ["-wal", "-shm", ""] where access(path + suffix, F_OK) == 0 {
-                    guard rename(path + suffix, name + suffix) == 0 else { throw failed("setting \(path + suffix) aside") }
-                }
-                aside = name
+            // The log goes first: a database without its log is an old one, a log beside the wrong database is a broken one. One that lost
+            // its database goes too.
+            let present = ["-wal", "-shm", ""].filter { access(path + $0, F_OK) == 0 }
+            let name = free(path + ".replaced." + stamp(now))
+            for suffix in present {
+                guard rename(path + suffix, name + suffix) == 0 else { throw failed("setting \(path + suffix) aside") }
             }
             guard rename(partial, path) == 0 else { throw failed("putting \(path) in place") }
             try syncDirectory(of: path)
-            return aside
+            return present.isEmpty ? nil : present.contains("") ? name : name + present[0]
         }
     }
 
