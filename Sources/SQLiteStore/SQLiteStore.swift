@@ -110,8 +110,10 @@ public enum SQLiteStore {
     }
 
     /// Opens an existing database for lists and checks. It has no key: `snapshot()` is not for it.
-    public static func openReadOnly(path: String) throws(StoreError) -> StoreSession {
+    /// A statement that takes longer than `statementMilliseconds` is ended.
+    public static func openReadOnly(path: String, statementMilliseconds: Int? = nil) throws(StoreError) -> StoreSession {
         let connection = try reader(path)
+        connection.limitStatements(milliseconds: statementMilliseconds)
         let known = try Migrator(connection).applied()
         guard known >= Schema.oldestUsable else {
             throw StoreError(.older, "database \(path) has no revision that this codex-lb can work with; run: codex-lb db upgrade")

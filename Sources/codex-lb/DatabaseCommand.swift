@@ -72,7 +72,7 @@ struct Database: ParsableCommand {
             let problems: [String]
             var isDamaged = false
             do throws(StoreError) {
-                problems = try LocalStore.check(settings, isQuick: isQuick)
+                problems = try LocalStore.check(settings, isQuick: isQuick, isSilent: isAtStart)
             } catch {
                 guard error.kind == .corrupt else {
                     complain(error.message)
@@ -98,11 +98,15 @@ struct Database: ParsableCommand {
 }
 
 extension LocalStore {
-    static func check(_ settings: Settings, isQuick: Bool) throws(StoreError) -> [String] {
-        switch settings.database.url {
-        case .sqlite(let path): try DatabaseCheck.run(path: path, isQuick: isQuick)
-        case .postgresql(let url): try PostgresStore.check(url)
+    static func check(_ settings: Settings, isQuick: Bool, isSilent: Bool) throws(StoreError) -> [String] {
+        func run() throws(StoreError) -> [String] {
+            switch settings.database.url {
+            case .sqlite(let path): try DatabaseCheck.run(path: path, isQuick: isQuick)
+            case .postgresql(let url): try PostgresStore.check(url)
+            }
         }
+        if isSilent { return try run() }
+        return try Ticker.during("checking \(settings.database.url)") { Result(catching: run) }.get()
     }
 }
 

@@ -42,9 +42,11 @@ extension Database {
                 let isPending = try LocalStore.pending(settings).contains { target == nil || $0.id <= target! }
                 let before = try LocalStore.history(settings)
                 if !before.isEmpty, !isPending { return report(before.last?.id, before.last?.id ?? "", [], nil, settings) }
-                let store = try LocalStore.upgrade(
-                    settings, target: target.flatMap { Int($0) }, lockWaitMilliseconds: settings.database.lockTimeoutMilliseconds,
-                    dieBefore: dieBefore)
+                let store = try Ticker.during("upgrading \(settings.database.url)") {
+                    try LocalStore.upgrade(
+                        settings, target: target.flatMap { Int($0) }, lockWaitMilliseconds: settings.database.lockTimeoutMilliseconds,
+                        dieBefore: dieBefore)
+                }
                 defer { store.close() }
                 report(before.last?.id, store.revision, store.applied, store.backup, settings)
             }
@@ -99,7 +101,9 @@ extension Database {
                 tellPlace(settings)
                 let store: StoreSession
                 do throws(StoreError) {
-                    store = try waiting(settings) { () throws(StoreError) in try ready(settings) }
+                    store = try Ticker.during("making \(settings.database.url) ready") {
+                        Result { () throws(StoreError) in try waiting(settings) { () throws(StoreError) in try ready(settings) } }
+                    }.get()
                 } catch {
                     guard !settings.database.failsFast, !error.isSchemaRefusal, isUsable(settings) else { throw error }
                     complain(error.message)
