@@ -106,7 +106,7 @@ extension LocalStore {
             }
         }
         if isSilent { return try run() }
-        return try Ticker.during("checking \(settings.database.url)") { Result(catching: run) }.get()
+        return try Ticker.during("checking \(settings.database.url)", run)
     }
 }
 
