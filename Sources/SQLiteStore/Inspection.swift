@@ -11,7 +11,22 @@ public enum Inspection {
     case empty
     case ours(revision: Int)
 
-    static func of(_ path: String) throws(StoreError) -> Inspection {
+    /// Between looks at a file that somebody writes.
+    private static let (looksMax, lookMicroseconds): (Int, UInt32) = (10, 20_000)
+
+    /// `isAlone`: the caller holds the right to write.
+    static func of(_ path: String, isAlone: Bool = false) throws(StoreError) -> Inspection {
+        // Read without a lock, what another process makes or checkpoints right now may be half of it.
+        for _ in 1..<looksMax {
+            do throws(StoreError) { return try look(path) } catch {
+                guard error.kind == .corrupt || error.kind == .foreign, !isAlone, WriterLock.isHeld(database: path) else { throw error }
+                usleep(lookMicroseconds)
+            }
+        }
+        return try look(path)
+    }
+
+    private static func look(_ path: String) throws(StoreError) -> Inspection {
         guard access(path, F_OK) == 0 else { return .empty }
         let hasLog = access(path + "-wal", F_OK) == 0
         // Taken for a new database it would be begun anew in silence.

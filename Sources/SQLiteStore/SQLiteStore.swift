@@ -49,7 +49,7 @@ public enum SQLiteStore {
         guard upgrade != nil || isThere else { throw missing(path) }
         let lock = try WriterLock.acquire(
             database: path, waitMilliseconds: lockWaitMilliseconds, waiting: upgrade?.progress ?? { _ in })
-        _ = try Inspection.of(path)  // the former holder may have made it
+        _ = try Inspection.of(path, isAlone: true)  // the former holder may have made it
         let before = umask(0o077)  // SQLite gives its log and index the mode of the database
         defer { umask(before) }
         let connection = try Connection(path, .readWrite)
