@@ -137,14 +137,15 @@ struct PostgresStatement {
     init(_ sql: String, _ values: [SQLValue] = []) { (self.sql, parameters) = (sql, values.map { PostgresParameter($0) }) }
     init<T>(_ query: Query<T>) { self.init(query.sql, query.values) }
 
-    /// Stores records whose ids are new; repeating it changes nothing.
+    /// Stores records whose ids are new; repeating it changes nothing. In the order of ids: a batch that is sent again while its first
+    /// sending is still being carried out waits for it then, where two orders would deadlock.
     init(inserting records: [UsageRecord]) {
         let names = UsageRecord.columnNames
         let arrays = names.indices.map { "$\($0 + 1)" }.joined(separator: ", ")
         sql = """
             INSERT INTO usage_records (\(names.joined(separator: ", "))) SELECT * FROM unnest(\(arrays)) ON CONFLICT (id) DO NOTHING
             """
-        parameters = PostgresParameter.columns(records.map(\.columnValues))
+        parameters = PostgresParameter.columns(records.sorted { $0.id < $1.id }.map(\.columnValues))
     }
 }
 

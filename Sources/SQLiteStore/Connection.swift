@@ -87,6 +87,12 @@ final class Connection {
             close()
             throw error
         }
+        // SQLite opens for reading what it may not write, and tells only the first transaction.
+        guard mode != .readWrite || sqlite3_db_readonly(handle, "main") != 1 else {
+            let error = error(SQLITE_READONLY, "opening")
+            close()
+            throw error
+        }
         sqlite3_busy_timeout(handle, 1000)
     }
 
@@ -154,7 +160,8 @@ final class Connection {
     ) -> StoreError {
         let database = "database \(path)"
         let reason = system == 0 ? text : "\(text), \(String(cString: strerror(system)))"
-        switch code & 0xFF {
+        let hasNoSpace = code & 0xFF == SQLITE_IOERR && (system == ENOSPC || system == EDQUOT)
+        switch hasNoSpace ? SQLITE_FULL : code & 0xFF {
         case SQLITE_BUSY, SQLITE_LOCKED:
             return StoreError(.busy, "\(database) is locked by another program: \(text); find it with: fuser -v \(path)")
         case SQLITE_FULL:

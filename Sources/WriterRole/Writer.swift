@@ -31,6 +31,8 @@ final class Writer {
     private var retryMilliseconds = 50
     private var complainedAt: Instant?
     private var isDraining = false
+    /// Whether the supervisor is there to keep the journals: what can't be stored now need not be waited for.
+    private var hasSupervisor = true
     private var drainBy = Instant.never
     private var drainTimer: LoopTimer!
 
@@ -120,7 +122,7 @@ final class Writer {
 
     private func committed(_ part: [Intake]) {
         isCommitting = false
-        if retryMilliseconds > 50 { log.notice("the store takes records again", metadata: ["waiting": "\(intake.count)"]) }
+        if isStuck { log.notice("the store takes records again", metadata: ["waiting": "\(intake.count)"]) }
         retryMilliseconds = 50
         complainedAt = nil
         intake.removeFirst(part.count)
@@ -147,7 +149,11 @@ final class Writer {
         // Never dropped: the batch stays in front, and every worker's journal still has it.
         retryTimer.start(milliseconds: retryMilliseconds)
         retryMilliseconds = min(1000, retryMilliseconds * 2)
+        if isDraining { checkDrained() }
     }
+
+    /// Whether the last commit failed.
+    private var isStuck: Bool { retryMilliseconds > 50 }
 
     // MARK: Commands
 
@@ -168,7 +174,8 @@ final class Writer {
     // MARK: The end
 
     /// The workers have gone or are about to: commit what comes, then leave.
-    func drain(milliseconds: Int) {
+    func drain(milliseconds: Int, hasSupervisor: Bool = true) {
+        self.hasSupervisor = hasSupervisor
         guard !isDraining else { return }
         isDraining = true
         drainBy = loop.now.adding(milliseconds: milliseconds)
@@ -179,8 +186,14 @@ final class Writer {
     private func checkDrained() {
         guard isDraining, listener != nil else { return }
         let isOver = loop.now >= drainBy
-        guard workers.isEmpty && intake.isEmpty && !isCommitting || isOver else { return }
-        if !intake.isEmpty { log.critical("drain deadline reached with records not stored", metadata: ["records": "\(intake.count)"]) }
+        // Workers that went without an acknowledgement have left their records in journals that the supervisor puts into a file.
+        let isDone = workers.isEmpty && (intake.isEmpty && !isCommitting || isStuck && hasSupervisor)
+        guard isDone || isOver else { return }
+        if !intake.isEmpty, hasSupervisor {
+            log.warning("leaving with records not stored; the supervisor keeps them", metadata: ["records": "\(intake.count)"])
+        } else if !intake.isEmpty {
+            log.critical("drain deadline reached with records not stored", metadata: ["records": "\(intake.count)"])
+        }
         listener?.close()
         listener = nil
         drainTimer.close()
@@ -295,6 +308,6 @@ final class ControlLink: ByteStreamDelegate {
     private func supervisorGone() {
         writer?.log.error("the supervisor has gone: staying until the workers have drained")
         Process.setHardDeadline(seconds: Limits.drainMilliseconds / 1000 + 20)
-        writer?.drain(milliseconds: Limits.drainMilliseconds + 5_000)
+        writer?.drain(milliseconds: Limits.drainMilliseconds + 5_000, hasSupervisor: false)
     }
 }

@@ -88,7 +88,9 @@ enum LocalStore {
             if statements == dieBefore { kill(getpid(), SIGKILL) }
         }
         // The key's place; the database may be elsewhere.
-        do throws(SystemError) { try Directory.make(settings.dataDirectory) } catch { throw StoreError(.io, "\(error)") }
+        do throws(SystemError) { try Directory.make(settings.dataDirectory) } catch {
+            throw StoreError(.readOnly, "\(error). Give this user the right to it, or choose another --data-dir")
+        }
         switch settings.database.url {
         case .sqlite(let path):
             return try SQLiteStore.open(

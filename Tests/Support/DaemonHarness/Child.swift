@@ -51,11 +51,11 @@ public final class Child: @unchecked Sendable {  // `lock` guards the exit
     private let lock = NSLock()
     private var exit: Exit?
 
-    /// Output goes to files, input comes from one. `passing` becomes descriptor 3.
+    /// Output goes to files, input comes from one. `passing` becomes descriptor 3, `directory` the working directory.
     public init(
         _ executable: String, _ arguments: [String], environment: [String: String], input: String = "/dev/null",
         output: String = "/dev/null",
-        errors: String = "/dev/null", passing: Int32? = nil
+        errors: String = "/dev/null", passing: Int32? = nil, directory: String? = nil
     ) throws {
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
@@ -74,14 +74,16 @@ public final class Child: @unchecked Sendable {  // `lock` guards the exit
         sigaddset(&none, SIGPIPE)
         posix_spawnattr_setsigdefault(&attributes, &none)
         posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF))
-        var argv = ([executable] + arguments).map { strdup($0) } + [nil]
+        // glibc's own way to start elsewhere hides behind a macro that Swift does not see.
+        let command = (directory.map { ["/usr/bin/env", "-C", $0] } ?? []) + [executable] + arguments
+        var argv = command.map { strdup($0) } + [nil]
         var envp = environment.sorted { $0.key < $1.key }.map { strdup("\($0.key)=\($0.value)") } + [nil]
         defer {
             for p in argv { free(p) }
             for p in envp { free(p) }
         }
         var pid: pid_t = 0
-        let code = posix_spawn(&pid, executable, &actions, &attributes, &argv, &envp)
+        let code = posix_spawn(&pid, command[0], &actions, &attributes, &argv, &envp)
         guard code == 0 else { throw HarnessError("cannot start \(executable): \(String(cString: strerror(code)))") }
         self.pid = pid
     }

@@ -22,6 +22,10 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
     public var environment: [String: String]
     /// Its database in the PostgreSQL cluster that tests share, if it has one there.
     public let databaseName: String?
+    /// Where its processes start; nil: where the tests do.
+    public var workingDirectory: String?
+    /// A program that becomes the server or the command, with its arguments: `setpriv --reuid …`.
+    public var runner: [String] = []
     public private(set) var child: Child?
     /// `127.0.0.1:PORT`, once it serves.
     public private(set) var address = ""
@@ -84,9 +88,9 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
     /// Starts `serve` without waiting.
     public func launch(workers: Int = 1, _ arguments: [String] = [], listen: String = "127.0.0.1:0") throws {
         logStart = logBytes.count
+        let command = runner + [Self.binary, "serve", "--listen", listen, "--workers", String(workers)] + arguments
         child = try Child(
-            Self.binary, ["serve", "--listen", listen, "--workers", String(workers)] + arguments, environment: environment,
-            errors: directory + "/log")
+            command[0], Array(command.dropFirst()), environment: environment, errors: directory + "/log", directory: workingDirectory)
     }
 
     /// Starts `serve` as systemd does, with one listening socket as descriptor 3.
@@ -186,10 +190,10 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
         let name = directory + "/" + UUID().uuidString
         defer { for end in ["in", "out", "err"] { unlink("\(name).\(end)") } }
         if let input { try Data(input.utf8).write(to: URL(fileURLWithPath: name + ".in")) }
+        let command = runner + [Self.binary] + arguments
         let child = try Child(
-            Self.binary, arguments, environment: environment.merging(extra) { $1 }, input: input == nil ? "/dev/null" : name + ".in",
-            output: name + ".out",
-            errors: name + ".err")
+            command[0], Array(command.dropFirst()), environment: environment.merging(extra) { $1 },
+            input: input == nil ? "/dev/null" : name + ".in", output: name + ".out", errors: name + ".err", directory: workingDirectory)
         guard let exit = child.wait(seconds) else { throw HarnessError("codex-lb \(arguments.joined(separator: " ")) did not end") }
         func text(_ end: String) -> String {
             String(decoding: FileManager.default.contents(atPath: "\(name).\(end)") ?? Data(), as: UTF8.self)
