@@ -78,11 +78,11 @@ public enum PostgresStore {
 
     /// A database with tables but without our ledger belongs to somebody else.
     private static func refuseForeign(_ connection: PostgresConnection) throws(StoreError) {
-        guard try !connection.hasTable("revision_history") else { return }
+        // One look: between two of them another migrator may make it ours.
         let tables = try connection.rows(
             "SELECT tablename FROM pg_tables WHERE schemaname = current_schema() ORDER BY 1", []
         ) { $0.text(0) }
-        guard let first = tables.first else { return }
+        guard let first = tables.first, !tables.contains("revision_history") else { return }
         let what =
             tables.contains("alembic_version")
             ? "the Python codex-lb" : "another program (table \(first)\(tables.count > 1 ? " and \(tables.count - 1) more" : ""))"
@@ -157,7 +157,7 @@ public enum PostgresStore {
         defer { connection.close() }
         return try connection.rows(
             """
-            SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'codex-lb'
+            SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = current_setting('application_name')
               AND pid <> pg_backend_pid() ORDER BY pid
             """, []
         ) { Int($0.int(0)) }

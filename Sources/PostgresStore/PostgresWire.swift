@@ -12,6 +12,8 @@ final class PostgresWire {
         var count: Int
         var results: [PostgresResult] = []
         var by: Instant
+        /// Begins a transaction of its own: a failed one outlasts the segment and would take what comes next with it.
+        var opensTransaction: Bool
         var answered: (Result<[PostgresResult], StoreError>) -> Void
     }
 
@@ -138,7 +140,9 @@ final class PostgresWire {
             return answered(.failure(StoreError(.unreachable, "\(target.url): the connection is closed")))
         }
         requests.append(
-            Request(count: statements.count, by: loop.now.adding(milliseconds: milliseconds), answered: answered))
+            Request(
+                count: statements.count, by: loop.now.adding(milliseconds: milliseconds),
+                opensTransaction: statements.first?.sql.hasPrefix("BEGIN") ?? false, answered: answered))
         do throws(StoreError) {
             for statement in statements { try link.send(statement) }
             try link.sync()
@@ -180,6 +184,7 @@ final class PostgresWire {
             let request = requests.removeFirst()
             if let error = request.results.lazy.compactMap({ $0.error(link.place) }).first {
                 request.answered(.failure(error))
+                if request.opensTransaction, self.link === link { throw link.broken("closed, because its transaction failed") }
             } else if request.results.count == request.count {
                 request.answered(.success(request.results))
             } else {

@@ -1,5 +1,6 @@
 internal import CSQLite
 internal import Store
+internal import Vocabulary
 
 #if canImport(Glibc)
     internal import Glibc
@@ -14,6 +15,7 @@ final class Statement {
 
     /// Runs it with `values` for its parameters and gives each row to `row`.
     func run(_ values: [SQLValue] = [], _ row: (Statement) throws(StoreError) -> Void = { _ in }) throws(StoreError) {
+        connection.statementBegan = Clock.now
         defer {
             sqlite3_reset(handle)
             sqlite3_clear_bindings(handle)
@@ -101,6 +103,23 @@ final class Connection {
         statements = [:]
         sqlite3_close_v2(handle)
         handle = nil
+    }
+
+    /// Ends whatever runs longer than this with an error; nil: it takes as long as it does. A long read keeps the log from being reset.
+    func limitStatements(milliseconds: Int?) {
+        statementMilliseconds = milliseconds
+        guard milliseconds != nil else { return sqlite3_progress_handler(handle, 0, nil, nil) }
+        sqlite3_progress_handler(
+            handle, 10_000,  // instructions of SQLite's machine: well under a millisecond
+            { me in Unmanaged<Connection>.fromOpaque(me!).takeUnretainedValue().isOverdue ? 1 : 0 },
+            Unmanaged.passUnretained(self).toOpaque())
+    }
+
+    private var statementMilliseconds: Int?
+    fileprivate var statementBegan = Instant.never
+    private var isOverdue: Bool {
+        guard let limit = statementMilliseconds, statementBegan != .never else { return false }
+        return Clock.now.milliseconds(since: statementBegan) > limit
     }
 
     /// SQLite's URI form, so that no character of a path means anything.

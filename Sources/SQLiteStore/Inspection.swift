@@ -14,10 +14,25 @@ public enum Inspection {
     /// A log of this length has no page in it (fileformat2.html 4.1).
     private static let walHeaderBytes = 32
 
-    static func of(_ path: String) throws(StoreError) -> Inspection {
+    /// Between looks at a file that somebody writes.
+    private static let (looksMax, lookMicroseconds): (Int, UInt32) = (10, 20_000)
+
+    /// `isAlone`: the caller holds the right to write.
+    static func of(_ path: String, isAlone: Bool = false) throws(StoreError) -> Inspection {
+        // Read without a lock, what another process makes or checkpoints right now may be half of it.
+        for _ in 1..<looksMax {
+            do throws(StoreError) { return try look(path) } catch {
+                guard error.kind == .corrupt || error.kind == .foreign, !isAlone, WriterLock.isHeld(database: path) else { throw error }
+                usleep(lookMicroseconds)
+            }
+        }
+        return try look(path)
+    }
+
+    private static func look(_ path: String) throws(StoreError) -> Inspection {
         var (info, log) = (stat(), stat())
-        let isThere = stat(path, &info) == 0
         let hasLog = stat(path + "-wal", &log) == 0
+        let isThere = stat(path, &info) == 0
         // We make a log only when the file has its first page, and SQLite would throw this one away.
         if !isThere || info.st_size == 0, hasLog, log.st_size > walHeaderBytes {
             throw StoreError(

@@ -49,7 +49,7 @@ public enum SQLiteStore {
         guard upgrade != nil || isThere else { throw missing(path) }
         let lock = try WriterLock.acquire(
             database: path, waitMilliseconds: lockWaitMilliseconds, waiting: upgrade?.progress ?? { _ in })
-        _ = try Inspection.of(path)  // the former holder may have made it
+        _ = try Inspection.of(path, isAlone: true)  // the former holder may have made it
         let before = umask(0o077)  // SQLite gives its log and index the mode of the database
         defer { umask(before) }
         let connection = try Connection(path, .readWrite)
@@ -110,8 +110,10 @@ public enum SQLiteStore {
     }
 
     /// Opens an existing database for lists and checks. It has no key: `snapshot()` is not for it.
-    public static func openReadOnly(path: String) throws(StoreError) -> StoreSession {
+    /// A statement that takes longer than `statementMilliseconds` is ended.
+    public static func openReadOnly(path: String, statementMilliseconds: Int? = nil) throws(StoreError) -> StoreSession {
         let connection = try reader(path)
+        connection.limitStatements(milliseconds: statementMilliseconds)
         let known = try Migrator(connection).applied()
         guard known >= Schema.oldestUsable else {
             throw StoreError(.older, "database \(path) has no revision that this codex-lb can work with; run: codex-lb db upgrade")

@@ -62,6 +62,14 @@ public final class WriterLock: Sendable {
         return WriterLock(fd)
     }
 
+    /// Whether anybody holds it now.
+    static func isHeld(database path: String) -> Bool {
+        let fd = open(path + ".lock", O_RDONLY | O_CLOEXEC | O_NOFOLLOW)
+        guard fd >= 0 else { return false }
+        defer { close(fd) }
+        return flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK
+    }
+
     private static func holder(_ fd: Int32) -> String {
         var text = [UInt8](repeating: 0, count: 32)
         let n = pread(fd, &text, text.count, 0)

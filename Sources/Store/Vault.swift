@@ -36,7 +36,8 @@ public struct Vault: Sendable {
 
     /// Gives a database whose schema is there but that holds nothing its first facts.
     public func initialise(_ connection: any SQLConnection) throws(StoreError) {
-        guard try connection.rows(Queries.keyFingerprint).isEmpty else { return }
+        // Whoever was quicker on a new database may have another key.
+        if let sealedWith = try connection.rows(Queries.keyFingerprint).first { return try expect(sealedWith, connection) }
         let pepper = try Self.sealing { () throws(SealingError) in
             try key.seal(SecureRandom.bytes(32), context: Self.pepperContext)
         }
@@ -48,13 +49,15 @@ public struct Vault: Sendable {
                 try connection.change(
                     "INSERT INTO state (key, value) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING", [.text(name), .text(value)])
             }
-            guard try connection.rows(Queries.keyFingerprint).first == key.fingerprint else {
-                throw StoreError(
-                    .wrongKey,
-                    "\(connection.place) has just been sealed by another instance with another key; copy that instance's encryption.key here"
-                )
-            }
+            try expect(try connection.rows(Queries.keyFingerprint).first ?? "", connection)
         }
+    }
+
+    private func expect(_ fingerprint: String, _ connection: any SQLConnection) throws(StoreError) {
+        guard fingerprint != key.fingerprint else { return }
+        throw StoreError(
+            .wrongKey,
+            "\(connection.place) has just been sealed by another instance with another key; copy that instance's encryption.key here")
     }
 
     func seal(_ credentials: Account.Credentials, account id: Int64) throws(StoreError) -> [UInt8] {

@@ -29,6 +29,7 @@ final class Supervisor {
     private var check: Int32?
     private var backup: Int32?
     private var backupAt = Instant.never
+    private var extendAt = Instant(nanoseconds: 0)
     /// One line about the database that an operator should know; empty when all is well.
     private var databaseProblem = ""
     private var timer: LoopTimer!
@@ -40,6 +41,8 @@ final class Supervisor {
     static let tickMilliseconds = 50
     /// A scheduled backup's child looks itself whether one is due; this is how often it is asked at most.
     static let backupLookMilliseconds = 300_000
+    /// How much longer a start may take, said again and again while the database is being made ready.
+    static let extendMilliseconds = 60_000
 
     init(_ loop: EventLoop, _ settings: Settings, listeners: [Int32], environment: [String: String], log: Logger) throws(SystemError) {
         (self.loop, self.settings, self.listeners, self.log) = (loop, settings, listeners, log)
@@ -103,9 +106,16 @@ final class Supervisor {
         }
     }
 
+    /// A migration may take longer than systemd gives a start.
+    private func extendStart(_ now: Instant) {
+        guard now >= extendAt else { return }
+        extendAt = now.adding(milliseconds: Self.extendMilliseconds / 3)
+        ServiceManager.notify("EXTEND_TIMEOUT_USEC=\(Self.extendMilliseconds * 1000)\nSTATUS=making the database ready")
+    }
+
     private func tick() {
         let now = loop.now
-        guard upgrade == nil else { return }
+        guard upgrade == nil else { return extendStart(now) }
         if now >= backupAt, backup == nil, stopSignals == 0 { backup = oneShot(["db", "backup", "--scheduled"]) }
         perform(fleet.ticked(now))
         for child in fleet.children where child.slot.role == .worker {

@@ -95,8 +95,10 @@ final class DatabaseLink: StoreLink {
             case .success(let facts):
                 revision = facts.revision
                 worker.scoreboard.set(.schemaRevision, Int(facts.revision) ?? 0)
-                seen()
-                guard facts.version > worker.snapshot?.version ?? -1 else { return polled() }
+                guard facts.version > worker.snapshot?.version ?? -1 else {
+                    seen()
+                    return polled()
+                }
                 loadSnapshot()
             case .failure(let error):
                 complain(error)
@@ -112,8 +114,13 @@ final class DatabaseLink: StoreLink {
         }) { [weak self] result in
             guard let self else { return }
             switch result {
-            case .success(let snapshot): worker.snapshotArrived(snapshot)
-            case .failure(let error): complain(error)
+            case .success(let snapshot):
+                seen()
+                worker.snapshotArrived(snapshot)
+            case .failure(let error):
+                // No time and no other server makes the key right.
+                if error.kind == .wrongKey { worker.refuse(error) }
+                complain(error)
             }
             polled()
         }

@@ -5,6 +5,9 @@ import Vocabulary
 
 /// A worker's read-only connections to SQLite. They are opened and used on libuv's thread pool, never on the loop.
 final class ReadPool {
+    /// A read that takes longer is ended: it keeps one of libuv's few threads, and the log from being reset.
+    private static let statementMilliseconds = 5_000
+
     private let loop: EventLoop
     private let path: String
     private let limits: PoolMachine.Limits
@@ -60,7 +63,9 @@ final class ReadPool {
 
     private func open(_ id: Int) {
         let path = self.path
-        loop.offload({ Result { () throws(StoreError) in try SQLiteStore.openReadOnly(path: path) } }) { [self] result in
+        loop.offload({
+            Result { () throws(StoreError) in try SQLiteStore.openReadOnly(path: path, statementMilliseconds: Self.statementMilliseconds) }
+        }) { [self] result in
             switch result {
             case .success(let session):
                 sessions[id] = session

@@ -62,6 +62,8 @@ final class Worker {
     private var turns: [ObjectIdentifier: Turn] = [:]
     private var listeners: [Listener] = []
     private(set) var isDraining = false
+    /// Nobody keeps our journal after us.
+    private var isOrphan = false
     private var drainBy = Instant.never
     private var exitBy = Instant.never
     /// When a store that acknowledges nothing is not waited for any longer; set while nothing else keeps a draining worker.
@@ -156,6 +158,14 @@ final class Worker {
         ready.database = settings.database.url.description
         ready.revision = store.revision
         supervisor.send { $0.ready = ready }
+    }
+
+    /// There is nothing to serve with, and trying again would not change that.
+    func refuse(_ error: StoreError) {
+        guard !isReady else { return }
+        var refused = Refused()
+        refused.reason = error.message
+        supervisor.send { $0.refused = refused }
     }
 
     private func listen() {
@@ -372,11 +382,25 @@ final class Worker {
         }
         if turns.isEmpty, connections.isEmpty, storeBy == .never { storeBy = now.adding(milliseconds: Self.storeMilliseconds) }
         if turns.isEmpty || now >= exitBy, connections.isEmpty || now >= exitBy, usageJournal.isEmpty || now >= min(exitBy, storeBy) {
-            if !usageJournal.isEmpty {
-                log.warning(
-                    "usage records are left in the journal; the supervisor keeps it", metadata: ["bytes": "\(usageJournal.usedBytes)"])
-            }
+            leave()
             loop.stop()
+        }
+    }
+
+    /// What is left in the journal outlives us: with the supervisor, or as a file when it is dead.
+    private func leave() {
+        guard !usageJournal.isEmpty else { return }
+        guard isOrphan else {
+            return log.warning(
+                "usage records are left in the journal; the supervisor keeps it", metadata: ["bytes": "\(usageJournal.usedBytes)"])
+        }
+        do throws(SystemError) {
+            guard let saved = try Spool.save([usageJournal], directory: settings.dataDirectory, now: Clock.wall) else { return }
+            log.warning(
+                "usage records that could not be stored are kept for the next start",
+                metadata: ["records": "\(saved.count)", "file": "\(saved.path)"])
+        } catch {
+            log.critical("usage records are lost: they could be neither stored nor kept in a file", metadata: ["error": "\(error)"])
         }
     }
 
@@ -384,6 +408,7 @@ final class Worker {
     func supervisorGone() {
         guard !isDraining else { return }
         log.error("the supervisor has gone: draining")
+        isOrphan = true
         Process.setHardDeadline(seconds: settings.times.drain / 1000 + 10)
         drain(milliseconds: settings.times.drain)
     }

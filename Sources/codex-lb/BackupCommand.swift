@@ -21,7 +21,9 @@ extension Database {
         func run() throws {
             let settings = try database.settings()
             if isScheduled { return try LocalStore.failing { try ScheduledBackup.run(settings) } }
-            let file = try LocalStore.failing { try LocalBackup.make(settings, output: output) }
+            let file = try LocalStore.failing {
+                try Ticker.during("backing up \(settings.database.url)") { try LocalBackup.make(settings, output: output) }
+            }
             if database.json {
                 print(JSONText.object(file.members))
             } else {
@@ -37,7 +39,7 @@ extension Database {
 
         func run() throws {
             let settings = try database.settings()
-            let files = LocalBackup.list(settings)
+            let files = Ticker.during("reading the backups of \(settings.database.url)") { LocalBackup.list(settings) }
             let now = Clock.wall
             if database.json {
                 print(JSONText.array(files.map { JSONText.object($0.members) }))
@@ -67,7 +69,9 @@ extension Database {
 
         func run() throws {
             let settings = try database.settings()
-            let aside = try LocalStore.failing { try LocalBackup.restore(file, settings) }
+            let aside = try LocalStore.failing {
+                try Ticker.during("restoring \(file)") { try LocalBackup.restore(file, settings) }
+            }
             if database.json {
                 print(
                     JSONText.object([

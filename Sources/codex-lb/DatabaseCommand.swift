@@ -72,7 +72,7 @@ struct Database: ParsableCommand {
             let problems: [String]
             var isDamaged = false
             do throws(StoreError) {
-                problems = try LocalStore.check(settings, isQuick: isQuick)
+                problems = try LocalStore.check(settings, isQuick: isQuick, isSilent: isAtStart)
             } catch {
                 guard error.kind == .corrupt else {
                     complain(error.message)
@@ -98,17 +98,21 @@ struct Database: ParsableCommand {
 }
 
 extension LocalStore {
-    static func check(_ settings: Settings, isQuick: Bool) throws(StoreError) -> [String] {
-        switch settings.database.url {
-        case .sqlite(let path): try DatabaseCheck.run(path: path, isQuick: isQuick)
-        case .postgresql(let url): try PostgresStore.check(url)
+    static func check(_ settings: Settings, isQuick: Bool, isSilent: Bool) throws(StoreError) -> [String] {
+        func run() throws(StoreError) -> [String] {
+            switch settings.database.url {
+            case .sqlite(let path): try DatabaseCheck.run(path: path, isQuick: isQuick)
+            case .postgresql(let url): try PostgresStore.check(url)
+            }
         }
+        if isSilent { return try run() }
+        return try Ticker.during("checking \(settings.database.url)", run)
     }
 }
 
 /// Which database, and how to print; every `db` command takes this.
 struct DatabaseOptions: ParsableArguments {
-    @Option(name: .long, help: "The database (default: $CODEX_LB_DATABASE_URL, else sqlite:///<data directory>/store.db).")
+    @Option(name: .long, help: "The database (default: $CODEX_LB_DATABASE_URL, else sqlite:///<data directory>/store.db). Arguments can be seen by everyone on the host: leave a password to the environment or ~/.pgpass.")
     var url: String?
     @Flag(name: .long, help: "JSON instead of text.") var json = false
     @OptionGroup var data: DataOptions

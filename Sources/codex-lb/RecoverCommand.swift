@@ -22,7 +22,9 @@ extension Database {
             }
             try LocalStore.failing {
                 let target = output ?? "\(path).recovered.\(Backup.stamp(Clock.wall))"
-                let report = try Recover.run(database: path, output: target, progress: complain, now: Clock.wall)
+                let report = try Ticker.during("recovering \(path)") {
+                    try Recover.run(database: path, output: target, progress: complain, now: Clock.wall)
+                }
                 let aside = isReplacing ? try Backup.restore(target, database: path, now: Clock.wall, progress: complain) : nil
                 if database.json {
                     print(JSONText.object([("output", .string(target)), ("kept", .optional(aside))] + report.members))

@@ -42,9 +42,11 @@ extension Database {
                 let isPending = try LocalStore.pending(settings).contains { target == nil || $0.id <= target! }
                 let before = try LocalStore.history(settings)
                 if !before.isEmpty, !isPending { return report(before.last?.id, before.last?.id ?? "", [], nil, settings) }
-                let store = try LocalStore.upgrade(
-                    settings, target: target.flatMap { Int($0) }, lockWaitMilliseconds: settings.database.lockTimeoutMilliseconds,
-                    dieBefore: dieBefore)
+                let store = try Ticker.during("upgrading \(settings.database.url)") {
+                    try LocalStore.upgrade(
+                        settings, target: target.flatMap { Int($0) }, lockWaitMilliseconds: settings.database.lockTimeoutMilliseconds,
+                        dieBefore: dieBefore)
+                }
                 defer { store.close() }
                 report(before.last?.id, store.revision, store.applied, store.backup, settings)
             }
@@ -114,8 +116,10 @@ extension Database {
 
         private func ready(_ settings: Settings) throws(StoreError) -> StoreSession {
             if settings.database.migratesOnStartup {
-                return try LocalStore.upgrade(
-                    settings, lockWaitMilliseconds: settings.database.lockTimeoutMilliseconds, dieBefore: dieBefore)
+                return try Ticker.during("making \(settings.database.url) ready") { () throws(StoreError) in
+                    try LocalStore.upgrade(
+                        settings, lockWaitMilliseconds: settings.database.lockTimeoutMilliseconds, dieBefore: dieBefore)
+                }
             }
             let pending = try LocalStore.pending(settings)
             guard pending.isEmpty else {

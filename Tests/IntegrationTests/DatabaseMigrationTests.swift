@@ -8,35 +8,37 @@ import Testing
 #endif
 
 /// A database beside a server, looked at and changed by its own tool: sqlite3 or psql.
-struct BareDatabase {
+final class BareDatabase {
     let kind: Database
     /// What `--url` takes.
     let url: String
-    private let place: String
+    /// The file's path, or the name in the cluster that tests share.
+    let place: String
+    private let isOwn: Bool
 
     /// A new one that does not hold anything yet. `daemon` owns the folder of the file.
     init(_ kind: Database, _ daemon: Daemon) throws {
         self.kind = kind
-        switch kind {
-        case .sqlite:
+        isOwn = kind != .sqlite
+        if let made = try kind.make() {
+            (url, place) = made
+        } else {
             place = "\(daemon.directory)/\(UUID().uuidString.prefix(8)).db"
             url = "sqlite:///\(place)"
-        case .postgresql, .bouncer:
-            place = try PostgresCluster.shared().createDatabase()
-            url = kind == .bouncer ? try Bouncer.shared().url(place) : try PostgresCluster.shared().url(place)
         }
     }
 
+    deinit { if isOwn { Database.giveBack(place) } }
+
     /// The one that the daemon uses.
     init(of daemon: Daemon) {
-        if let url = daemon.environment["CODEX_LB_DATABASE_URL"] {
-            (kind, self.url, place) = (.postgresql, url, String(url.split(separator: "/").last!))
+        isOwn = false
+        if let name = daemon.databaseName, let url = daemon.environment["CODEX_LB_DATABASE_URL"] {
+            (kind, self.url, place) = (.postgresql, url, name)
         } else {
             (kind, url, place) = (.sqlite, "sqlite:///\(daemon.data)/store.db", daemon.data + "/store.db")
         }
     }
-
-    var path: String { place }
 
     /// Rows come as lines, columns between `|`.
     @discardableResult
@@ -143,7 +145,7 @@ extension Integration {
             let json = try daemon.run("db", "upgrade", "--dry-run", "--json", "--url", database.url)
             #expect(json.jsonList.map { $0["id"] as? String } == ["0001", "0002"], "\(json)")
             #expect(try database.tables == 0)
-            #expect(kind != .sqlite || !FileManager.default.fileExists(atPath: database.path))
+            #expect(kind != .sqlite || !FileManager.default.fileExists(atPath: database.place))
             #expect(!FileManager.default.fileExists(atPath: daemon.data + "/encryption.key"))
         }
 

@@ -46,6 +46,34 @@ extension Integration {
             #expect(try eventually(1) { try first.daemon.get("/v1/usage", headers: Self.remote(key)).status == 401 })
         }
 
+        /// Ten accounts and ten keys made at once by the command lines of both: each has its own place, and both instances know all.
+        @Test func changesAtOnce() throws {
+            let first = try Stage("a", on: .postgresql)
+            let second = Stage(first.upstream, try neighbour(of: first.daemon))
+            try second.daemon.start()
+            let group = DispatchGroup()
+            for i in 0..<10 {
+                group.enter()
+                let daemon = i % 2 == 0 ? first.daemon : second.daemon
+                Thread.detachNewThread {
+                    defer { group.leave() }
+                    // What failed is missing below.
+                    try? daemon.addAccount("n\(i)", baseURL: first.upstream.baseURL, key: Stage.key("n\(i)"))
+                    _ = try? daemon.createKey("k\(i)")
+                }
+            }
+            group.wait()
+            let database = BareDatabase(of: first.daemon)
+            #expect(try database.sql("SELECT count(*), count(DISTINCT slot) FROM accounts WHERE removed_at_ms IS NULL") == "11|11")
+            #expect(try database.sql("SELECT count(*) FROM client_keys") == "10")
+            for stage in [first, second] {
+                #expect(
+                    try eventually(2) {
+                        try (stage.daemon.get("/health/ready").json["accounts"] as? [String: Any])?["active"] as? Int == 11
+                    })
+            }
+        }
+
         /// Both write usage of one key; either tells the sum.
         @Test func usageIsShared() throws {
             let first = try Stage("a", on: .postgresql)
@@ -166,7 +194,7 @@ extension Integration {
             let daemon = try Daemon(["CODEX_LB_DATABASE_BACKUP_INTERVAL_HOURS": "0.0002"], on: .postgresql)
             try daemon.addAccount("a", baseURL: "http://127.0.0.1:1", key: "x")
             let (cluster, name) = (
-                try PostgresCluster.shared(), String(daemon.environment["CODEX_LB_DATABASE_URL"]!.split(separator: "/").last!)
+                try PostgresCluster.shared(), try #require(daemon.databaseName)
             )
             try cluster.sql(
                 "INSERT INTO leases VALUES ('backup', 'another:1', 7, CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT) + 60000, 0)",

@@ -156,7 +156,7 @@ extension Integration {
             #expect(
                 Self.descriptors(stage.daemon.supervisorPID).values.contains { $0.contains("clbt-marker") },
                 "the marker is not there to be inherited")
-            for pid in stage.daemon.childPIDs() {
+            for pid in stage.daemon.fleetPIDs() {
                 let links = Self.descriptors(pid)
                 #expect(!links.values.contains { $0.contains("clbt-marker") }, "child \(pid) has the starter's file: \(links)")
                 for (number, target) in links {

@@ -20,6 +20,8 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
     public let directory: String
     public var data: String { directory + "/data" }
     public var environment: [String: String]
+    /// Its database in the PostgreSQL cluster that tests share, if it has one there.
+    public let databaseName: String?
     /// Where its processes start; nil: where the tests do.
     public var workingDirectory: String?
     /// A program that becomes the server or the command, with its arguments: `setpriv --reuid …`.
@@ -40,13 +42,16 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
         for (name, value) in ProcessInfo.processInfo.environment where name.hasPrefix("LD_") || name.hasPrefix("SWIFT_BACKTRACE") {
             environment[name] = value
         }
-        environment.merge(try database.make()) { $1 }
+        let place = try database.make()
+        databaseName = place?.name
+        environment["CODEX_LB_DATABASE_URL"] = place?.url
         environment.merge(extra) { $1 }
         self.environment = environment
     }
 
     deinit {
         endAll()
+        if let databaseName { Database.giveBack(databaseName) }
         if ProcessInfo.processInfo.environment["CODEX_LB_TEST_KEEP"] == nil {
             try? FileManager.default.removeItem(atPath: directory)  // a leftover in /tmp is no failure
         }

@@ -6,7 +6,7 @@ import Foundation
 
 /// A real PostgreSQL server in a temporary folder, on a Unix socket there (trust) and on a loopback port (passwords, SCRAM). It ends with the
 /// test process, however that ends.
-public final class PostgresCluster: @unchecked Sendable {  // `lock` guards the number; the rest is used by one test at a time
+public final class PostgresCluster: @unchecked Sendable {  // `lock` guards the databases; the rest is used by one test at a time
     public enum Shutdown: String, Sendable, CaseIterable { case fast, immediate }
 
     /// The owner of the databases that tests get. Its password has characters that a URL must encode.
@@ -19,6 +19,7 @@ public final class PostgresCluster: @unchecked Sendable {  // `lock` guards the 
     private var server: Child?
     private let lock = NSLock()
     private var databases = 0
+    private var free: [String] = []
 
     // MARK: One for all tests
 
@@ -52,6 +53,12 @@ public final class PostgresCluster: @unchecked Sendable {  // `lock` guards the 
         return made
     }
 
+    fileprivate static func giveBackShared(_ name: String) {
+        sharedLock.lock()
+        defer { sharedLock.unlock() }
+        sharedCluster?.giveBack(name)
+    }
+
     private static func endShared() {
         sharedBouncer?.end()
         sharedCluster?.end()
@@ -63,7 +70,7 @@ public final class PostgresCluster: @unchecked Sendable {  // `lock` guards the 
     public init(_ settings: [String: String] = [:]) throws {
         var all = [
             "listen_addresses": "'127.0.0.1'", "shared_buffers": "'32MB'", "fsync": "on", "max_connections": "100",
-            "log_line_prefix": "'%m [%p] '", "autovacuum": "off", "max_wal_size": "'256MB'",
+            "log_line_prefix": "'%m [%p] '", "autovacuum": "off", "max_wal_size": "'256MB'", "recovery_init_sync_method": "syncfs",
         ]
         all.merge(settings) { $1 }
         directory = try Privilege.folder("clbp")
@@ -175,6 +182,22 @@ public final class PostgresCluster: @unchecked Sendable {  // `lock` guards the 
         }
     }
 
+    /// Turns TLS on, with a certificate for 127.0.0.1 that has signed itself; its file.
+    public func enableTLS() throws -> String {
+        let (certificate, key) = (directory + "/server.crt", directory + "/server.key")
+        let made = try Privilege.run(
+            "/usr/bin/openssl",
+            [
+                "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext",
+                "subjectAltName=IP:127.0.0.1", "-out", certificate, "-keyout", key,
+            ])
+        guard made.isGood else { throw HarnessError("openssl: \(made.errors)") }
+        try sql("ALTER SYSTEM SET ssl_cert_file = '\(certificate)'")
+        try sql("ALTER SYSTEM SET ssl_key_file = '\(key)'")
+        try alterSystem("ssl", "on")
+        return certificate
+    }
+
     private func mend() throws {
         thaw()
         try start()
@@ -196,14 +219,35 @@ public final class PostgresCluster: @unchecked Sendable {  // `lock` guards the 
 
     // MARK: Use
 
-    /// A new empty database; its name.
+    /// An empty database; its name. To be given back: a checkpoint writes some 300 files for each that there is.
     public func createDatabase() throws -> String {
         lock.lock()
-        databases += 1
-        let name = "store_\(databases)"
+        let used = free.popLast()
+        if used == nil { databases += 1 }
+        let name = used ?? "store_\(databases)"
         lock.unlock()
-        try sql("CREATE DATABASE \(name) OWNER \(Self.user)")
+        guard used != nil else {
+            try sql("CREATE DATABASE \(name) OWNER \(Self.user)")
+            return name
+        }
+        let others = "FROM pg_stat_activity WHERE datname = '\(name)' AND pid <> pg_backend_pid()"
+        guard
+            try eventually(
+                10, every: 0.05,
+                {
+                    try sql("SELECT pg_terminate_backend(pid) \(others)")
+                    return try sql("SELECT count(*) \(others)") == "0"
+                })
+        else { throw HarnessError("\(name) is still used") }
+        try sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public AUTHORIZATION \(Self.user)", in: name)
         return name
+    }
+
+    /// What `createDatabase()` gave is not needed any more.
+    public func giveBack(_ database: String) {
+        lock.lock()
+        free.append(database)
+        lock.unlock()
     }
 
     /// As an operator would write it: over TCP, with a password.
@@ -288,6 +332,7 @@ public final class Bouncer: @unchecked Sendable {  // started and ended once
             default_pool_size = \(Self.poolSize)
             max_client_conn = 200
             server_idle_timeout = 5
+            server_login_retry = 1
             """
         for (name, text) in [("settings", settings + "\n"), ("users", "\"\(PostgresCluster.user)\" \"\(PostgresCluster.password)\"\n")] {
             try Data(text.utf8).write(to: URL(fileURLWithPath: "\(directory)/\(name)"))
@@ -324,18 +369,16 @@ public enum Database: String, Sendable, CaseIterable, CustomStringConvertible {
     /// Those that a test of the store itself should hold for.
     public static let both: [Database] = [.sqlite, .postgresql]
 
-    /// Settings that name a new one; none for the default.
-    func make() throws -> [String: String] {
-        switch self {
-        case .sqlite: return [:]
-        case .postgresql:
-            let cluster = try PostgresCluster.shared()
-            return ["CODEX_LB_DATABASE_URL": cluster.url(try cluster.createDatabase())]
-        case .bouncer:
-            let bouncer = try PostgresCluster.bouncer()
-            return ["CODEX_LB_DATABASE_URL": bouncer.url(try PostgresCluster.shared().createDatabase())]
-        }
+    /// The URL of a new one in the cluster that tests share, and its name there; nil for the default, a file in the data directory.
+    public func make() throws -> (url: String, name: String)? {
+        guard self != .sqlite else { return nil }
+        let cluster = try PostgresCluster.shared()
+        let name = try cluster.createDatabase()
+        return (try self == .bouncer ? Bouncer.shared().url(name) : cluster.url(name), name)
     }
+
+    /// A database of the shared cluster that is not needed any more.
+    public static func giveBack(_ name: String) { PostgresCluster.giveBackShared(name) }
 }
 
 /// Programs that refuse to run as root: as the user `postgres` then. All end with this process.
