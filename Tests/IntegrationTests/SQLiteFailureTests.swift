@@ -214,7 +214,7 @@ extension Integration {
             try disk.fill()
             let ids = (0..<30).map { "waiting-\($0)" }
             for id in ids { #expect(try stage.turn(id).types.last == "response.completed") }
-            #expect(stage.daemon.stop(30) == .code(0))
+            #expect(stage.daemon.stop(15) == .code(0), "it waits out the drain for a store that takes nothing")
             stage.daemon.expectLog("usage records that could not be stored are kept for the next start", "records=30")
             let spool = try #require(
                 stage.daemon.files.first { $0.hasPrefix("journal-") && $0.hasSuffix(".spool") }, "\(stage.daemon.files)")
@@ -243,7 +243,7 @@ extension Integration {
             try disk.fill()
             let ids = (0..<5).map { "waiting-\($0)" }
             for id in ids { #expect(try stage.turn(id).types.last == "response.completed") }
-            #expect(daemon.stop(30) == .code(0))
+            #expect(daemon.stop(15) == .code(0))
             daemon.expectLog("usage records that could not be stored are kept for the next start", "records=5")
             disk.makeRoom()
             try daemon.start()
