@@ -22,6 +22,7 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
     public var environment: [String: String]
     /// Its database in the PostgreSQL cluster that tests share, if it has one there.
     public let databaseName: String?
+    private let database: Database
     public private(set) var child: Child?
     /// `127.0.0.1:PORT`, once it serves.
     public private(set) var address = ""
@@ -40,6 +41,7 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
         }
         let place = try database.make()
         databaseName = place?.name
+        self.database = database
         environment["CODEX_LB_DATABASE_URL"] = place?.url
         environment.merge(extra) { $1 }
         self.environment = environment
@@ -47,7 +49,7 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
 
     deinit {
         endAll()
-        if let databaseName { Database.giveBack(databaseName) }
+        if let databaseName { database.giveBack(databaseName) }
         if ProcessInfo.processInfo.environment["CODEX_LB_TEST_KEEP"] == nil {
             try? FileManager.default.removeItem(atPath: directory)  // a leftover in /tmp is no failure
         }
