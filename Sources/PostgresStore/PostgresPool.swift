@@ -60,7 +60,6 @@ public final class PostgresPool {
         let seconds = limits.waitMilliseconds / 1000
         switch why {
         case .unopened: return lastError ?? StoreError(.unreachable, "\(target.url) can't be reached")
-        case .closed: return StoreError(.poolTimeout, "the connections to \(target.url) are being closed")
         case .timeout, .tooManyWaiters:
             return StoreError(
                 .poolTimeout,
@@ -131,41 +130,43 @@ public final class PostgresPool {
         }
     }
 
-    /// A snapshot, read in one transaction. `vault` gets the fingerprint of the key that the database is sealed with.
+    /// A snapshot of one moment. Every change raises the version in its own transaction: what is read between two equal versions belongs
+    /// together, without a transaction that an error would leave open on a pooled connection. `vault` gets the fingerprint of the key that
+    /// the database is sealed with.
     public func snapshot(
-        _ vault: @escaping (_ fingerprint: String) throws(StoreError) -> Vault, _ done: @escaping (Result<Snapshot, StoreError>) -> Void
+        _ vault: @escaping (_ fingerprint: String) throws(StoreError) -> Vault, tries: Int = snapshotTriesMax,
+        _ done: @escaping (Result<Snapshot, StoreError>) -> Void
     ) {
         let (accounts, keys) = (Queries.accounts(), Queries.clientKeys(validOnly: true))
         let statements = [
-            PostgresStatement("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"), PostgresStatement(Queries.keyFingerprint),
-            PostgresStatement(Queries.version), PostgresStatement(accounts), PostgresStatement(keys), PostgresStatement(Queries.pepper),
-            PostgresStatement(Queries.settings), PostgresStatement("COMMIT"),
+            PostgresStatement(Queries.version), PostgresStatement(Queries.keyFingerprint), PostgresStatement(accounts),
+            PostgresStatement(keys), PostgresStatement(Queries.pepper), PostgresStatement(Queries.settings),
+            PostgresStatement(Queries.version),
         ]
-        run(statements, milliseconds: Self.statementMilliseconds) { answer in
+        run(statements, milliseconds: Self.statementMilliseconds) { [self] answer in
             do throws(StoreError) {
                 let r = try answer.get()
+                let version = try r[0].rows(Queries.version.decode).first
+                guard try r[6].rows(Queries.version.decode).first == version else {
+                    guard tries > 1 else { throw StoreError(.conflict, "\(target.url): accounts and keys change all the time") }
+                    return snapshot(vault, tries: tries - 1, done)
+                }
                 let fingerprint = try r[1].rows(Queries.keyFingerprint.decode).first ?? ""
                 done(
                     .success(
                         try vault(fingerprint).snapshot(
-                            version: r[2].rows(Queries.version.decode).first, accounts: r[3].rows(accounts.decode),
-                            keys: r[4].rows(keys.decode), pepper: r[5].rows(Queries.pepper.decode).first,
-                            settings: r[6].rows(Queries.settings.decode))))
+                            version: version, accounts: r[2].rows(accounts.decode), keys: r[3].rows(keys.decode),
+                            pepper: r[4].rows(Queries.pepper.decode).first, settings: r[5].rows(Queries.settings.decode))))
             } catch {
                 done(.failure(error))
             }
         }
     }
+    public static let snapshotTriesMax = 10
 
     /// Time limits of callers, connections and requests; to be called some times a second.
     public func sweep(_ now: Instant) {
         for wire in wires.values { wire.sweep(now) }
         perform(machine.ticked(now))
-    }
-
-    public func close() {
-        perform(machine.closed(now: loop.now))
-        for wire in wires.values { wire.close() }
-        wires = [:]
     }
 }

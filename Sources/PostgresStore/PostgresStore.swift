@@ -157,7 +157,7 @@ public enum PostgresStore {
         defer { connection.close() }
         return try connection.rows(
             """
-            SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'codex-lb'
+            SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = current_setting('application_name')
               AND pid <> pg_backend_pid() ORDER BY pid
             """, []
         ) { Int($0.int(0)) }

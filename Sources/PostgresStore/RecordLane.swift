@@ -57,12 +57,6 @@ public final class RecordLane {
         advance()
     }
 
-    /// Forgets what has not been answered: the caller will send it again.
-    public func reset() {
-        first += batches.count
-        batches = []
-    }
-
     private func advance() {
         guard batches.contains(where: { !$0.isSent }), loop.now >= retryAt else { return }
         usedAt = loop.now

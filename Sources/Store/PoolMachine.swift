@@ -30,7 +30,6 @@ public struct PoolMachine: Sendable {
         /// None could be opened in time.
         case unopened
         case tooManyWaiters
-        case closed
     }
 
     public enum Action: Sendable, Equatable {
@@ -66,7 +65,6 @@ public struct PoolMachine: Sendable {
     private var nextConnection = 0
     private var failures = 0
     private var retryAt = Instant(nanoseconds: 0)
-    private var isClosed = false
 
     public init(_ limits: Limits) {
         precondition(limits.size >= 1 && limits.overflow >= 0)
@@ -81,7 +79,6 @@ public struct PoolMachine: Sendable {
 
     /// A caller wants a connection.
     public mutating func asked(caller: Int, now: Instant) -> [Action] {
-        guard !isClosed else { return [.refuse(caller: caller, .closed)] }
         guard waiters.count < limits.waitersMax else { return [.refuse(caller: caller, .tooManyWaiters)] }
         waiters.append(Waiter(caller: caller, by: now.adding(milliseconds: limits.waitMilliseconds)))
         return serve(now)
@@ -108,7 +105,7 @@ public struct PoolMachine: Sendable {
     /// The caller is done with it.
     public mutating func released(_ id: Int, now: Instant) -> [Action] {
         guard let connection = connections[id], connection.state == .busy else { return [] }
-        if connection.isCondemned || isClosed || connection.expires <= now {
+        if connection.isCondemned || connection.expires <= now {
             connections[id] = nil
             return [.close(id)] + serve(now)
         }
@@ -136,9 +133,6 @@ public struct PoolMachine: Sendable {
         return actions.sorted { $0.id < $1.id } + serve(now)
     }
 
-    /// The caller does not want one any more.
-    public mutating func withdrew(caller: Int) { waiters.removeAll { $0.caller == caller } }
-
     /// Time has passed.
     public mutating func ticked(_ now: Instant) -> [Action] {
         var actions: [Action] = []
@@ -161,14 +155,6 @@ public struct PoolMachine: Sendable {
         return actions + serve(now)
     }
 
-    /// No caller is served any more; what is in use is closed when it comes back.
-    public mutating func closed(now: Instant) -> [Action] {
-        isClosed = true
-        let refused = waiters.map { Action.refuse(caller: $0.caller, .closed) }
-        waiters = []
-        return refused + condemned(now: now)
-    }
-
     /// Grants idle connections, the last used first so that the others can end, and opens what is missing.
     private mutating func serve(_ now: Instant) -> [Action] {
         var actions: [Action] = []
@@ -177,7 +163,7 @@ public struct PoolMachine: Sendable {
             connections[id]?.state = .busy
             actions.append(.grant(caller: waiter.caller, connection: id))
         }
-        guard !isClosed, now >= retryAt else { return actions }
+        guard now >= retryAt else { return actions }
         var opening = connections.values.count { $0.state == .opening }
         // After a failure one try at a time finds out whether the server is back.
         let openingMax = failures > 0 ? 1 : waiters.count

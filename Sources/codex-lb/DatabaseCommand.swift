@@ -106,13 +106,13 @@ extension LocalStore {
             }
         }
         if isSilent { return try run() }
-        return try Ticker.during("checking \(settings.database.url)") { Result(catching: run) }.get()
+        return try Ticker.during("checking \(settings.database.url)", run)
     }
 }
 
 /// Which database, and how to print; every `db` command takes this.
 struct DatabaseOptions: ParsableArguments {
-    @Option(name: .long, help: "The database (default: $CODEX_LB_DATABASE_URL, else sqlite:///<data directory>/store.db).")
+    @Option(name: .long, help: "The database (default: $CODEX_LB_DATABASE_URL, else sqlite:///<data directory>/store.db). Arguments can be seen by everyone on the host: leave a password to the environment or ~/.pgpass.")
     var url: String?
     @Flag(name: .long, help: "JSON instead of text.") var json = false
     @OptionGroup var data: DataOptions

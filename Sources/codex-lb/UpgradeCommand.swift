@@ -101,9 +101,7 @@ extension Database {
                 tellPlace(settings)
                 let store: StoreSession
                 do throws(StoreError) {
-                    store = try Ticker.during("making \(settings.database.url) ready") {
-                        Result { () throws(StoreError) in try waiting(settings) { () throws(StoreError) in try ready(settings) } }
-                    }.get()
+                    store = try waiting(settings) { () throws(StoreError) in try ready(settings) }
                 } catch {
                     guard !settings.database.failsFast, !error.isSchemaRefusal, isUsable(settings) else { throw error }
                     complain(error.message)
@@ -118,8 +116,10 @@ extension Database {
 
         private func ready(_ settings: Settings) throws(StoreError) -> StoreSession {
             if settings.database.migratesOnStartup {
-                return try LocalStore.upgrade(
-                    settings, lockWaitMilliseconds: settings.database.lockTimeoutMilliseconds, dieBefore: dieBefore)
+                return try Ticker.during("making \(settings.database.url) ready") { () throws(StoreError) in
+                    try LocalStore.upgrade(
+                        settings, lockWaitMilliseconds: settings.database.lockTimeoutMilliseconds, dieBefore: dieBefore)
+                }
             }
             let pending = try LocalStore.pending(settings)
             guard pending.isEmpty else {
