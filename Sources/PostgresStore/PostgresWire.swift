@@ -205,20 +205,22 @@ final class PostgresWire {
 
     private func fail(_ error: StoreError) {
         guard !isClosed else { return }
-        let open = requests
         let lost = lost
-        close()
-        for request in open { request.answered(.failure(error)) }
+        end(error)
         lost?(error)
     }
 
-    /// Ends the connection; open requests are not answered.
-    func close() {
+    /// Ends the connection. Open requests are answered with `cause`; whether they took effect is unknown.
+    func close(_ cause: StoreError? = nil) { end(cause ?? StoreError(.unreachable, "\(target.url): the connection was given up")) }
+
+    private func end(_ error: StoreError) {
         guard !isClosed else { return }
         isClosed = true
         dropLink()
+        let open = requests
         requests = []
         connected = nil
         lost = nil
+        for request in open { request.answered(.failure(error)) }
     }
 }
