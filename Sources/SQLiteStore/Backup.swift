@@ -42,7 +42,12 @@ public enum Backup {
         try checkSpace(path, target)
         let revision = try withPartial(target) { partial, fd throws(StoreError) in
             try copy(path, partial, progress)
-            let (revision, problem) = try check(partial, isThorough: false)
+            let (revision, problem): (String, String)
+            do throws(StoreError) { (revision, problem) = try check(partial, isThorough: false) } catch {
+                guard error.kind == .corrupt else { throw error }
+                // Its words are about the copy, which does not stay.
+                (revision, problem) = ("", "it can't be read")
+            }
             guard problem.isEmpty else {
                 throw StoreError(
                     .corrupt, "the copy of \(path) is no good: \(problem); the database itself may be damaged, run: codex-lb db check")
@@ -80,18 +85,16 @@ public enum Backup {
         return try withPartial(path) { partial, fd throws(StoreError) in
             try copy(file, partial, progress)
             guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
-            var aside: String?
-            if access(path, F_OK) == 0 {
-                let name = free(path + ".replaced." + stamp(now))
-                // The log goes first: a database without its log is an old one, a log beside the wrong database is a broken one.
-                for suffix in ["-wal", "-shm", ""] where access(path + suffix, F_OK) == 0 {
-                    guard rename(path + suffix, name + suffix) == 0 else { throw failed("setting \(path + suffix) aside") }
-                }
-                aside = name
+            // The log goes first: a database without its log is an old one, a log beside the wrong database is a broken one. One that lost
+            // its database goes too.
+            let present = ["-wal", "-shm", ""].filter { access(path + $0, F_OK) == 0 }
+            let name = free(path + ".replaced." + stamp(now))
+            for suffix in present {
+                guard rename(path + suffix, name + suffix) == 0 else { throw failed("setting \(path + suffix) aside") }
             }
             guard rename(partial, path) == 0 else { throw failed("putting \(path) in place") }
             try syncDirectory(of: path)
-            return aside
+            return present.isEmpty ? nil : present.contains("") ? name : name + present[0]
         }
     }
 

@@ -11,6 +11,9 @@ public enum Inspection {
     case empty
     case ours(revision: Int)
 
+    /// A log of this length has no page in it (fileformat2.html 4.1).
+    private static let walHeaderBytes = 32
+
     /// Between looks at a file that somebody writes.
     private static let (looksMax, lookMicroseconds): (Int, UInt32) = (10, 20_000)
 
@@ -27,11 +30,19 @@ public enum Inspection {
     }
 
     private static func look(_ path: String) throws(StoreError) -> Inspection {
-        guard access(path, F_OK) == 0 else { return .empty }
-        let hasLog = access(path + "-wal", F_OK) == 0
+        var (info, log) = (stat(), stat())
+        let hasLog = stat(path + "-wal", &log) == 0
+        let isThere = stat(path, &info) == 0
+        // We make a log only when the file has its first page, and SQLite would throw this one away.
+        if !isThere || info.st_size == 0, hasLog, log.st_size > walHeaderBytes {
+            throw StoreError(
+                .corrupt,
+                "database \(path) is \(isThere ? "empty (0 bytes)" : "missing"), but its log \(path)-wal is there and may hold changes: put the file back beside it, or a backup with codex-lb db restore, which sets the log aside; to begin anew, move the log away"
+            )
+        }
+        guard isThere else { return .empty }
         // Taken for a new database it would be begun anew in silence.
-        var info = stat()
-        if stat(path, &info) == 0, info.st_size == 0, !hasLog, !Backup.names(path).isEmpty {
+        if info.st_size == 0, !hasLog, !Backup.names(path).isEmpty {
             let way = "codex-lb db restore puts one in its place; remove the file to begin anew"
             throw StoreError(.corrupt, "database \(path) is empty (0 bytes), but there are backups of it; \(way)")
         }

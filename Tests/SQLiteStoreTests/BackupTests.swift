@@ -32,6 +32,35 @@ private let second = Revision(id: "0003", name: "more", statements: [.sqlite: ["
         store.close()
     }
 
+    @Test("A log that lost its database is neither begun anew nor put under a restored one", arguments: [false, true])
+    func orphanedLog(isEmpty: Bool) throws {
+        let scratch = Scratch()
+        let store = try scratch.open()
+        _ = try store.append((0..<100).map(record))
+        let backup = try Backup.make(database: scratch.database, now: now).path
+        _ = try store.append((100..<200).map(record))
+        let log = Scratch.bytes(scratch.database + "-wal")
+        store.close()
+        unlink(scratch.database)
+        if isEmpty { Scratch.write(scratch.database, []) }
+        Scratch.write(scratch.database + "-wal", log)
+        for error in [
+            kind { () throws(StoreError) in _ = try scratch.open() },
+            kind { () throws(StoreError) in _ = try SQLiteStore.openReadOnly(path: scratch.database) },
+        ] {
+            #expect(
+                error?.kind == .corrupt && error?.message.contains("its log \(scratch.database)-wal is there") == true, "\(error as Any)")
+        }
+        #expect(Scratch.bytes(scratch.database + "-wal") == log)
+        #expect((access(scratch.database, F_OK) == 0) == isEmpty)
+        let aside = try #require(try Backup.restore(backup, database: scratch.database, now: now))
+        #expect(Scratch.bytes(isEmpty ? aside + "-wal" : aside) == log)
+        #expect(try DatabaseCheck.run(path: scratch.database) == [])
+        let restored = try scratch.open()
+        #expect(try restored.usage(last: 1000).count == 100)
+        restored.close()
+    }
+
     @Test("Only the newest are kept, and foreign files stay")
     func prune() throws {
         let scratch = Scratch()

@@ -51,7 +51,7 @@ private func isClear(_ error: StoreError?, _ kind: StoreError.Kind, _ words: Str
                 try connection.execute("CREATE TABLE x (y)")
             }
         }
-        #expect(isClear(error, .readOnly, "may not write", "ls -la \(scratch.path)/data"))
+        #expect(isClear(error, .readOnly, "opening", "may not write", "ls -la \(scratch.path)/data"))
         let making = withoutPrivilege { kind { () throws(StoreError) in _ = try Connection(scratch.path + "/data/b.db", .readWrite) } }
         #expect(isClear(making, .readOnly, "may not write", "Permission denied"))
     }
@@ -66,6 +66,9 @@ private func isClear(_ error: StoreError?, _ kind: StoreError.Kind, _ words: Str
         }
         #expect(isClear(error(SQLITE_IOERR | 3 << 8, system: EIO), .io, "Input/output error"))
         #expect(isClear(error(SQLITE_FULL), .full, "no space left", "file system of /d"))
+        for code in [ENOSPC, EDQUOT] {
+            #expect(isClear(error(SQLITE_IOERR | 3 << 8, system: code), .full, "no space left", "file system of /d"))
+        }
         #expect(isClear(error(SQLITE_READONLY, .readOnly), .readOnly, "open for reading only"))
     }
 
