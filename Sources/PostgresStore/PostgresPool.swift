@@ -40,13 +40,16 @@ public final class PostgresPool {
     func wire(_ id: Int) -> PostgresWire? { wires[id] }
 
     /// The server has become one that can't be worked with: its connections are dropped.
-    func evict() { perform(machine.condemned(now: loop.now)) }
+    func evict(_ cause: StoreError) {
+        lastError = cause
+        perform(machine.condemned(now: loop.now))
+    }
 
     private func perform(_ actions: [PoolMachine.Action]) {
         for action in actions {
             switch action {
             case .open(let id): open(id)
-            case .close(let id): wires.removeValue(forKey: id)?.close()
+            case .close(let id): wires.removeValue(forKey: id)?.close(lastError)
             case .grant(let caller, let id): callers.removeValue(forKey: caller)?(.success(id))
             case .refuse(let caller, let why): callers.removeValue(forKey: caller)?(.failure(refusal(why)))
             }
@@ -93,7 +96,7 @@ public final class PostgresPool {
             case .success(let id):
                 guard let wire = wires[id] else { return done(.failure(StoreError(.unreachable, "\(target.url): the connection is lost"))) }
                 wire.send(statements, milliseconds: milliseconds) { [self] answer in
-                    if case .failure(let error) = answer, PostgresFailure.evicts(error.kind) { evict() }
+                    if case .failure(let error) = answer, PostgresFailure.evicts(error.kind) { evict(error) }
                     release(id)
                     done(answer)
                 }

@@ -7,13 +7,11 @@ internal import Vocabulary
 ///
 /// Everything runs on the loop's thread.
 final class PostgresWire {
-    /// Statements between two syncs: one implicit transaction, unless they begin one of their own.
+    /// Statements between two syncs: one implicit transaction. None of them begins one of its own, which an error would leave open.
     private struct Request {
         var count: Int
         var results: [PostgresResult] = []
         var by: Instant
-        /// Begins a transaction of its own: a failed one outlasts the segment and would take what comes next with it.
-        var opensTransaction: Bool
         var answered: (Result<[PostgresResult], StoreError>) -> Void
     }
 
@@ -29,6 +27,9 @@ final class PostgresWire {
     private(set) var isClosed = false
     /// The connection was lost; told once, after every open request has been answered with the error.
     var lost: ((StoreError) -> Void)?
+
+    /// The server's own time limit for a statement lies this much before ours.
+    private static let serverLeadMilliseconds = 1_000
 
     /// Answers that are owed.
     var depth: Int { requests.count }
@@ -139,11 +140,12 @@ final class PostgresWire {
         guard let link, !isClosed else {
             return answered(.failure(StoreError(.unreachable, "\(target.url): the connection is closed")))
         }
-        requests.append(
-            Request(
-                count: statements.count, by: loop.now.adding(milliseconds: milliseconds),
-                opensTransaction: statements.first?.sql.hasPrefix("BEGIN") ?? false, answered: answered))
+        requests.append(Request(count: statements.count, by: loop.now.adding(milliseconds: milliseconds), answered: answered))
         do throws(StoreError) {
+            // The server ends its part first: a process of its that waits for a lock would not notice that we have gone. The setting is the
+            // segment's own, which poolers that keep no session understand too.
+            let limit = max(milliseconds / 2, milliseconds - Self.serverLeadMilliseconds)
+            try link.send(PostgresStatement("SELECT set_config('statement_timeout', '\(limit)', true)"))
             for statement in statements { try link.send(statement) }
             try link.sync()
             try flush(link)
@@ -182,14 +184,14 @@ final class PostgresWire {
                 continue
             }
             let request = requests.removeFirst()
+            let answers = Array(request.results.dropFirst())  // the first is the time limit's
             if let error = request.results.lazy.compactMap({ $0.error(link.place) }).first {
                 request.answered(.failure(error))
-                if request.opensTransaction, self.link === link { throw link.broken("closed, because its transaction failed") }
-            } else if request.results.count == request.count {
-                request.answered(.success(request.results))
+            } else if answers.count == request.count {
+                request.answered(.success(answers))
             } else {
                 request.answered(
-                    .failure(StoreError(.other, "\(link.place): \(request.results.count) answers to \(request.count) statements")))
+                    .failure(StoreError(.other, "\(link.place): \(answers.count) answers to \(request.count) statements")))
             }
             guard self.link === link else { return }  // closed by whom we told
         }
@@ -205,20 +207,22 @@ final class PostgresWire {
 
     private func fail(_ error: StoreError) {
         guard !isClosed else { return }
-        let open = requests
         let lost = lost
-        close()
-        for request in open { request.answered(.failure(error)) }
+        end(error)
         lost?(error)
     }
 
-    /// Ends the connection; open requests are not answered.
-    func close() {
+    /// Ends the connection. Open requests are answered with `cause`; whether they took effect is unknown.
+    func close(_ cause: StoreError? = nil) { end(cause ?? StoreError(.unreachable, "\(target.url): the connection was given up")) }
+
+    private func end(_ error: StoreError) {
         guard !isClosed else { return }
         isClosed = true
         dropLink()
+        let open = requests
         requests = []
         connected = nil
         lost = nil
+        for request in open { request.answered(.failure(error)) }
     }
 }

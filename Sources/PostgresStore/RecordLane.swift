@@ -121,7 +121,7 @@ public final class RecordLane {
         if PostgresFailure.evicts(error.kind) {
             leased.map { pool.release($0) }
             leased = nil
-            pool.evict()
+            pool.evict(error)
         }
         waitAndRetry(error)
     }

@@ -214,9 +214,9 @@ public enum Backup {
     }
 
     /// The name, or the first of `name-1`, `name-2` … that nobody has.
-    private static func free(_ name: String) -> String {
-        if access(name, F_OK) != 0 { return name }
-        return (1...).lazy.map { "\(name)-\($0)" }.first { access($0, F_OK) != 0 } ?? name
+    public static func free(_ name: String, suffix: String = "") -> String {
+        if access(name + suffix, F_OK) != 0 { return name + suffix }
+        return (1...).lazy.map { "\(name)-\($0)\(suffix)" }.first { access($0, F_OK) != 0 } ?? name + suffix
     }
 
     /// `20261123-100500`

@@ -139,7 +139,9 @@ final class DatabaseLink: StoreLink {
 
     // MARK: Health
 
+    /// The database answers; that does not help while it does not take records.
     private func seen() {
+        guard lane.problem == nil else { return }
         if complainedAt != nil {
             complainedAt = nil
             worker.log.notice("the database is reached again", metadata: ["journal_bytes": "\(worker.usageJournal.usedBytes)"])

@@ -112,7 +112,11 @@ extension LocalStore {
 
 /// Which database, and how to print; every `db` command takes this.
 struct DatabaseOptions: ParsableArguments {
-    @Option(name: .long, help: "The database (default: $CODEX_LB_DATABASE_URL, else sqlite:///<data directory>/store.db). Arguments can be seen by everyone on the host: leave a password to the environment or ~/.pgpass.")
+    @Option(
+        name: .long,
+        help:
+            "The database (default: $CODEX_LB_DATABASE_URL, else sqlite:///<data directory>/store.db). Arguments can be seen by everyone on the host: leave a password to the environment or ~/.pgpass."
+    )
     var url: String?
     @Flag(name: .long, help: "JSON instead of text.") var json = false
     @OptionGroup var data: DataOptions

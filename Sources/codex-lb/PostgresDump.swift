@@ -27,7 +27,7 @@ struct PostgresDump {
         let server = try PostgresStore.server(url)
         let tool = try Self.tool("pg_dump", for: server)
         do throws(SystemError) { try Directory.make(directory) } catch { throw StoreError(.io, "\(error)") }
-        let target = output ?? "\(directory)/\(name).\(label).\(Backup.stamp(Clock.wall))\(Self.suffix)"
+        let target = output ?? Backup.free("\(directory)/\(name).\(label).\(Backup.stamp(Clock.wall))", suffix: Self.suffix)
         guard access(target, F_OK) != 0 else { throw StoreError(.constraint, "\(target) exists already; give another name") }
         let partial = "\(target).\(getpid()).partial"
         let fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)

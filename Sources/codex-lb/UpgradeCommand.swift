@@ -103,8 +103,10 @@ extension Database {
                 do throws(StoreError) {
                     store = try waiting(settings) { () throws(StoreError) in try ready(settings) }
                 } catch {
-                    guard !settings.database.failsFast, !error.isSchemaRefusal, isUsable(settings) else { throw error }
+                    guard !settings.database.failsFast, !error.isSchemaRefusal, let old = try? openAsItIs(settings) else { throw error }  // the first error counts
                     complain(error.message)
+                    defer { old.close() }
+                    try bringHome(settings, old)
                     throw ExitCode(OneShotExit.oldSchemaUsable)
                 }
                 defer { store.close() }
@@ -152,9 +154,15 @@ extension Database {
             }
         }
 
-        private func isUsable(_ settings: Settings) -> Bool {
-            guard let history = try? LocalStore.history(settings), let last = history.last else { return false }  // no ledger: not usable
-            return (Int(last.id) ?? 0) >= Schema.oldestUsable
+        /// The store with the schema that is there, if this build can work with it.
+        private func openAsItIs(_ settings: Settings) throws(StoreError) -> StoreSession {
+            switch settings.database.url {
+            case .sqlite(let path):
+                try SQLiteStore.open(
+                    path: path, keyPath: settings.keyFile, appVersion: Version.text,
+                    lockWaitMilliseconds: LocalStore.changeWaitMilliseconds, now: Clock.wall, upgrade: nil)
+            case .postgresql(let url): try PostgresStore.open(url, keyPath: settings.keyFile)
+            }
         }
 
         private func bringHome(_ settings: Settings, _ store: StoreSession) throws {

@@ -28,7 +28,7 @@ final class BareDatabase {
         }
     }
 
-    deinit { if isOwn { Database.giveBack(place) } }
+    deinit { if isOwn { kind.giveBack(place) } }
 
     /// The one that the daemon uses.
     init(of daemon: Daemon) {

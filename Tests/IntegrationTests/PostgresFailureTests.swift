@@ -206,6 +206,20 @@ extension Integration {
             #expect(stage.calls("a") == finished.count)
         }
 
+        /// Turned read-only while several batches are on their way over one connection: each of them is sent again.
+        @Test func readOnlyInTheMiddle() throws {
+            let (stage, cluster) = try stage()
+            let name = try #require(stage.daemon.databaseName)
+            let holder = try cluster.hold("BEGIN; LOCK TABLE usage_records IN ACCESS EXCLUSIVE MODE", in: name)
+            for i in 0..<6 { #expect(try stage.turn("req-\(i)").types.last == "response.completed") }
+            try cluster.alterSystem("default_transaction_read_only", "on")
+            try holder.end()
+            #expect(stage.daemon.waitLog("read-only"))
+            try cluster.alterSystem("default_transaction_read_only", nil)
+            try stage.expectOneRecord(of: (0..<6).map { "req-\($0)" })
+            #expect(try eventually(5) { try stage.metric("codex_lb_journal_bytes") == 0 })
+        }
+
         /// The primary ends and its standby takes over: the URL names both, and nothing else has to be done.
         @Test func failover() throws {
             let primary = try PostgresCluster()

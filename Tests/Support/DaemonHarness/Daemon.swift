@@ -26,6 +26,7 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
     public var workingDirectory: String?
     /// A program that becomes the server or the command, with its arguments: `setpriv --reuid …`.
     public var runner: [String] = []
+    private let database: Database
     public private(set) var child: Child?
     /// `127.0.0.1:PORT`, once it serves.
     public private(set) var address = ""
@@ -44,6 +45,7 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
         }
         let place = try database.make()
         databaseName = place?.name
+        self.database = database
         environment["CODEX_LB_DATABASE_URL"] = place?.url
         environment.merge(extra) { $1 }
         self.environment = environment
@@ -51,7 +53,7 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
 
     deinit {
         endAll()
-        if let databaseName { Database.giveBack(databaseName) }
+        if let databaseName { database.giveBack(databaseName) }
         if ProcessInfo.processInfo.environment["CODEX_LB_TEST_KEEP"] == nil {
             try? FileManager.default.removeItem(atPath: directory)  // a leftover in /tmp is no failure
         }

@@ -377,8 +377,12 @@ public enum Database: String, Sendable, CaseIterable, CustomStringConvertible {
         return (try self == .bouncer ? Bouncer.shared().url(name) : cluster.url(name), name)
     }
 
-    /// A database of the shared cluster that is not needed any more.
-    public static func giveBack(_ name: String) { PostgresCluster.giveBackShared(name) }
+    /// A database of the shared cluster is not needed any more. Behind a pooler nothing is used again: it may still carry out what a client
+    /// asked that has been killed since.
+    public func giveBack(_ name: String) {
+        guard self == .postgresql else { return }
+        PostgresCluster.giveBackShared(name)
+    }
 }
 
 /// Programs that refuse to run as root: as the user `postgres` then. All end with this process.
