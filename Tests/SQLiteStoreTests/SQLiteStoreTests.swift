@@ -34,7 +34,8 @@ final class Scratch {
             rmdir(path + folder)
         }
     }
-    func open(revisions: [Revision] = Schema.revisions, wait: Int = 0) throws(StoreError) -> StoreSession {
+    /// A lock let go may live for a moment in a child that another test is just starting, between its fork and its exec.
+    func open(revisions: [Revision] = Schema.revisions, wait: Int = 5_000) throws(StoreError) -> StoreSession {
         try SQLiteStore.open(path: database, keyPath: key, appVersion: "test", lockWaitMilliseconds: wait, now: now, revisions: revisions)
     }
     static func bytes(_ path: String) -> [UInt8] {

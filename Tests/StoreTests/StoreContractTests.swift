@@ -51,12 +51,13 @@ private final class Ground {
 
     var key: String { folder + "/encryption.key" }
 
-    /// Opens it as the start of a server does: what is missing is made.
+    /// Opens it as the start of a server does: what is missing is made. A lock let go may live for a moment in a child that another test
+    /// is just starting, between its fork and its exec.
     func open(key: String? = nil, revisions: [Revision] = Schema.revisions) throws(StoreError) -> StoreSession {
         switch url {
         case .sqlite(let path):
             try SQLiteStore.open(
-                path: path, keyPath: key ?? self.key, appVersion: "contract", lockWaitMilliseconds: 0, now: now,
+                path: path, keyPath: key ?? self.key, appVersion: "contract", lockWaitMilliseconds: 5_000, now: now,
                 upgrade: SQLiteStore.Upgrade(backupsKept: 0), revisions: revisions)
         case .postgresql(let url):
             try PostgresStore.upgrade(
