@@ -39,7 +39,7 @@ public enum Backup {
         guard case .ours = try Inspection.of(path) else { throw StoreError(.missing, "there is no database at \(path) to copy") }
         let target = output ?? free("\(path).\(label).\(stamp(now))")
         guard access(target, F_OK) != 0 else { throw StoreError(.constraint, "\(target) exists already; give another name") }
-        try checkSpace(path, target)
+        try checkSpace(path, in: Inspection.directory(target), percent: freeSpacePercent, for: "the copy of \(path)")
         let revision = try withPartial(target) { partial, fd throws(StoreError) in
             try copy(path, partial, progress)
             let (revision, problem): (String, String)
@@ -81,7 +81,7 @@ public enum Backup {
         guard case .ours = try Inspection.of(file) else { throw StoreError(.foreign, "\(file) is no database of codex-lb") }
         let checked = examine(file, isThorough: true)
         guard checked.problem.isEmpty else { throw StoreError(.corrupt, "\(file) is damaged: \(checked.problem); nothing was changed") }
-        try checkSpace(file, path)
+        try checkSpace(file, in: Inspection.directory(path), percent: freeSpacePercent, for: "the copy of \(file)")
         return try withPartial(path) { partial, fd throws(StoreError) in
             try copy(file, partial, progress)
             guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
@@ -168,19 +168,16 @@ public enum Backup {
 
     private static func stamp(inNameOf path: String) -> String { path.split(separator: ".").last.map(String.init) ?? "" }
 
-    private static func checkSpace(_ source: String, _ target: String) throws(StoreError) {
+    /// Refuses when the directory has less room than `percent` hundredths of the file `source`.
+    static func checkSpace(_ source: String, in directory: String, percent: Int, for what: String) throws(StoreError) {
         var info = stat()
         var space = statvfs()
-        guard stat(source, &info) == 0, statvfs(Inspection.directory(target), &space) == 0 else {
-            throw failed("looking at \(Inspection.directory(target))")
-        }
+        guard stat(source, &info) == 0, statvfs(directory, &space) == 0 else { throw failed("looking at \(directory)") }
         let free = Int(space.f_bavail) * Int(space.f_frsize)
-        let wanted = Int(info.st_size) / 100 * freeSpacePercent
+        let wanted = Int(info.st_size) / 100 * percent
         guard free > wanted else {
             throw StoreError(
-                .full,
-                "\(Inspection.directory(target)) has \(free / 1_048_576) MiB free, the copy of \(source) wants \(wanted / 1_048_576 + 1) MiB"
-            )
+                .full, "\(directory) has \(free >> 20) MiB free, \(what) wants \((wanted >> 20) + 1) MiB; make room, nothing was changed")
         }
     }
 

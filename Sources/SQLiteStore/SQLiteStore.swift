@@ -71,7 +71,10 @@ public enum SQLiteStore {
         if let upgrade {
             let isPending = revisions.dropFirst(known).contains { $0.number <= upgrade.target ?? .max }
             if known > 0, isPending {
-                try checkSpace(path)
+                try Backup.checkSpace(
+                    path, in: Inspection.directory(path),
+                    percent: upgradeSpacePercent + (upgrade.backupsKept > 0 ? Backup.freeSpacePercent : 0),
+                    for: "the upgrade of \(path)\(upgrade.backupsKept > 0 ? " with the copy before it" : "")")
                 if upgrade.backupsKept > 0 {
                     backup = try Backup.make(database: path, now: now, progress: upgrade.progress).path
                     try Backup.prune(database: path, keeping: upgrade.backupsKept)
@@ -146,20 +149,5 @@ public enum SQLiteStore {
 
     private static func missing(_ path: String) -> StoreError {
         StoreError(.missing, "there is no database at \(path) yet; codex-lb serve or codex-lb db upgrade makes one")
-    }
-
-    private static func checkSpace(_ path: String) throws(StoreError) {
-        var info = stat()
-        var space = statvfs()
-        let folder = path.lastIndex(of: "/").map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
-        guard stat(path, &info) == 0, statvfs(folder, &space) == 0 else { return }  // the copy that follows says why
-        let free = Int(space.f_bavail) * Int(space.f_frsize)
-        let wanted = Int(info.st_size) / 100 * upgradeSpacePercent
-        guard free > wanted else {
-            throw StoreError(
-                .full,
-                "\(folder) has \(free >> 20) MiB free, the upgrade of \(path) wants \(wanted >> 20) MiB and as much again for the copy; make room, nothing was changed"
-            )
-        }
     }
 }
