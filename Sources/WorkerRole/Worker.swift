@@ -105,8 +105,8 @@ final class Worker {
 
     // MARK: Start
 
+    /// The last one that is told counts, whatever its version: a standby that takes over may lack the last changes.
     func snapshotArrived(_ new: Snapshot) {
-        guard new.version >= snapshot?.version ?? 0 else { return }
         let previous = snapshot
         snapshot = new
         accounts = new.accounts.compactMap { account in
