@@ -187,8 +187,14 @@ extension Database {
                     complain("a usage record of \(file) can't be read: \(error): \(hex)")
                 }
                 var stored = 0
-                for start in stride(from: 0, to: records.count, by: Limits.batchRecordsMax) {
-                    stored += try store.append(Array(records[start..<min(records.count, start + Limits.batchRecordsMax)]))
+                do throws(StoreError) {
+                    for start in stride(from: 0, to: records.count, by: Limits.batchRecordsMax) {
+                        stored += try store.append(Array(records[start..<min(records.count, start + Limits.batchRecordsMax)]))
+                    }
+                } catch {
+                    // The server is of use all the same, and the file is there for the start after this one.
+                    complain("\(file): \(error.message); the usage records in it stay there")
+                    continue
                 }
                 complain("\(stored) usage records of an earlier run stored from \(file)")
                 // A torn file has told what it has; it is kept for whoever wants to look.
