@@ -160,12 +160,13 @@ struct PostgresDump {
         }
     }
 
-    /// The tool whose major version is at least the server's, from PATH or Debian's versioned directories. pg_dump refuses newer servers.
+    /// The tool whose major version is at least the server's, from PATH or Debian's versioned directories. pg_dump refuses newer servers,
+    /// pg_restore newer dumps: without a server it is the newest.
     private static func tool(_ name: String, for server: PostgresStore.Server?) throws(StoreError) -> String {
         let wanted = (server?.version ?? 0) / 10_000
         var candidates = (Environment.current["PATH"] ?? "").split(separator: ":").map { $0 + "/" + name }
         // Debian's /usr/bin/pg_dump is a wrapper that looks for a cluster of its own choice: the real ones come first.
-        let versions = Backup.entries(of: "/usr/lib/postgresql").compactMap { Int($0) }.sorted()
+        let versions = Backup.entries(of: "/usr/lib/postgresql").compactMap { Int($0) }.sorted(by: server == nil ? (>) : (<))
         candidates = versions.filter { $0 >= wanted }.map { "/usr/lib/postgresql/\($0)/bin/\(name)" } + candidates
         var found: [String] = []
         for path in candidates where access(path, X_OK) == 0 {
