@@ -63,6 +63,11 @@ public enum Backup {
         names(path, label: label).map { examine(Inspection.directory(path) + "/" + $0, isThorough: false) }
     }
 
+    /// The newest copy's path; looks at names alone.
+    public static func newest(database path: String, label: String) -> String? {
+        names(path, label: label).first.map { Inspection.directory(path) + "/" + $0 }
+    }
+
     /// Deletes the oldest copies beyond `count`.
     public static func prune(database path: String, label: String = label, keeping count: Int) throws(StoreError) {
         for name in names(path, label: label).dropFirst(max(1, count)) {
@@ -166,7 +171,10 @@ public enum Backup {
         return stat(path, &info) == 0 ? Int(info.st_size) : 0
     }
 
-    private static func stamp(inNameOf path: String) -> String { path.split(separator: ".").last.map(String.init) ?? "" }
+    /// Empty when the name has none.
+    private static func stamp(inNameOf path: String) -> String {
+        path.split(separator: ".").last { $0.count >= 15 && $0.dropFirst(8).first == "-" }.map(String.init) ?? ""
+    }
 
     private static func checkSpace(_ source: String, _ target: String) throws(StoreError) {
         var info = stat()
