@@ -113,7 +113,7 @@ let package = Package(
         suite("Translation", ["Vocabulary", "JSONWire"]),
         suite("ControlWire", ["Vocabulary", protobuf]),
         suite("Sealing"),
-        suite("Store", ["Vocabulary", "Schema", "SQLiteStore", "PostgresStore", "Settings", "DaemonHarness"]),
+        suite("Store", ["Vocabulary", "Schema", "Loop", "SQLiteStore", "PostgresStore", "Settings", "DaemonHarness"]),
         suite("Schema", []),
         .target(name: "FaultVFS", dependencies: ["CSQLite"], path: "Tests/Support/FaultVFS"),
         suite("SQLiteStore", ["Vocabulary", "Schema", "Store", "Sealing", "CSQLite", "FaultVFS"]),

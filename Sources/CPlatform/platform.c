@@ -14,7 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static void child(const char *path, char *const argv[], char *const envp[], const int *fds, const int *targets, size_t count, int report) {
+static void child(const char *path, char *const argv[], char *const envp[], const int *fds, const int *targets, size_t count, pid_t master, int report) {
     // Two steps, so that no target overwrites a source that is still needed: first above all targets, then down into place.
     int floor = 3;
     for (size_t i = 0; i < count; i++) if (targets[i] >= floor) floor = targets[i] + 1;
@@ -31,6 +31,7 @@ static void child(const char *path, char *const argv[], char *const envp[], cons
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    if (master && (prctl(PR_SET_PDEATHSIG, SIGTERM) != 0 || getppid() != master)) _exit(127);  // its death is ours, before this line too
     execve(path, argv, envp);
 fail:;
     int e = errno;
@@ -39,14 +40,15 @@ fail:;
     _exit(127);
 }
 
-pid_t codexlb_spawn(const char *path, char *const argv[], char *const envp[], const int *fds, const int *targets, size_t count) {
+pid_t codexlb_spawn(const char *path, char *const argv[], char *const envp[], const int *fds, const int *targets, size_t count, int dies_with_us) {
     int report[2];
     if (pipe2(report, O_CLOEXEC) != 0) return -errno;
     sigset_t all, before;
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, &before);  // no handler of the parent may run in the child
+    pid_t us = getpid();
     pid_t pid = fork();
-    if (pid == 0) child(path, argv, envp, fds, targets, count, report[1]);
+    if (pid == 0) child(path, argv, envp, fds, targets, count, dies_with_us ? us : 0, report[1]);
     int e = errno;
     sigprocmask(SIG_SETMASK, &before, NULL);
     close(report[1]);

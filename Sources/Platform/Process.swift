@@ -89,12 +89,12 @@ public enum Process {
             for p in envp { free(p) }
         }
         // By this name, not by its path: the file may have been replaced since, and a generation is of one build.
-        let pid = codexlb_spawn("/proc/self/exe", &argv, &envp, descriptors, targets, descriptors.count)
+        let pid = codexlb_spawn("/proc/self/exe", &argv, &envp, descriptors, targets, descriptors.count, 0)
         if pid < 0 { throw SystemError(-pid, "starting \(path) \(arguments.joined(separator: " "))") }
         return pid
     }
 
-    /// Starts another program, whose standard streams are ours and which inherits nothing else.
+    /// Starts another program, whose standard streams are ours and which inherits nothing else. It is ended with the calling thread.
     public static func spawn(_ path: String, _ arguments: [String], environment: [String: String]) throws(SystemError) -> Int32 {
         var argv = ([path] + arguments).map { strdup($0) } + [nil]
         var envp = environment.sorted { $0.key < $1.key }.map { strdup("\($0.key)=\($0.value)") } + [nil]
@@ -102,7 +102,7 @@ public enum Process {
             for p in argv { free(p) }
             for p in envp { free(p) }
         }
-        let pid = codexlb_spawn(path, &argv, &envp, [], [], 0)
+        let pid = codexlb_spawn(path, &argv, &envp, [], [], 0, 1)
         if pid < 0 { throw SystemError(-pid, "starting \(path)") }
         return pid
     }

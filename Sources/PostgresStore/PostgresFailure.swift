@@ -54,6 +54,10 @@ enum PostgresFailure {
         if state.isEmpty, lower.contains("invalid connection option") || lower.contains("invalid") && lower.contains("value") {
             return StoreError(.refused, "\(place): \(reason); correct the parameters of CODEX_LB_DATABASE_URL")
         }
+        if state.isEmpty, lower.contains("no password supplied") {
+            return StoreError(
+                .refused, "\(place): the server wants a password and there is none; give it in CODEX_LB_DATABASE_URL or ~/.pgpass")
+        }
         if state.isEmpty, lower.contains("ssl") || lower.contains("certificate") {
             return StoreError(
                 .refused,
@@ -65,7 +69,7 @@ enum PostgresFailure {
         case "28P01": advice = "check user and password in CODEX_LB_DATABASE_URL"
         case "28000":
             advice = "check the user, and the server's pg_hba.conf: it must allow this host, with or without TLS as sslmode says"
-        case "3D000": advice = "create it: createdb -O USER \(target.url.database ?? "DATABASE")"
+        case "3D000": advice = "create it: createdb -O \(target.url.user ?? "USER") \(target.url.database ?? "DATABASE")"
         case "53300":
             advice = "the server's max_connections are taken; lower CODEX_LB_DATABASE_POOL_SIZE or use pgbouncer"
         case "57P03", "57P01", "57P02": advice = "the server is starting or stopping"

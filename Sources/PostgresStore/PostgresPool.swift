@@ -22,10 +22,7 @@ public final class PostgresPool {
         machine = PoolMachine(limits)
     }
 
-    public var openCount: Int { machine.openCount }
-    public var waiterCount: Int { machine.waiterCount }
-    /// Why the last connection could not be opened or was lost; nil once one works again.
-    public var problem: StoreError? { machine.failureCount > 0 ? lastError : nil }
+    var waiterCount: Int { machine.waiterCount }
 
     /// Gets a connection or, after the pool's time limit, an error.
     func lease(_ done: @escaping (Result<Int, StoreError>) -> Void) {

@@ -31,9 +31,6 @@ final class PostgresWire {
     /// The server's own time limit for a statement lies this much before ours.
     private static let serverLeadMilliseconds = 1_000
 
-    /// Answers that are owed.
-    var depth: Int { requests.count }
-
     init(_ loop: EventLoop, _ target: PostgresTarget) { (self.loop, self.target) = (loop, target) }
 
     // MARK: Connecting

@@ -52,16 +52,24 @@ public final class RecordLane {
 
     /// Stores the records. `done` is called once, when they are durable, in the order of the calls; it gets those that the database
     /// refuses for what they are, alone, and that are given up.
+    /// A batch without records only waits for its turn.
     public func append(_ records: [UsageRecord], _ done: @escaping (_ setAside: [UsageRecord]) -> Void) {
+        guard !records.isEmpty else {
+            batches.append(Batch(records: records, isSent: true, outcome: .stored, done: done))
+            return answer()
+        }
         batches.append(Batch(records: records, done: done))
         advance()
     }
 
-    private func advance() {
+    /// `isGranted`: the connection was waited for, and this is our turn of it.
+    private func advance(isGranted: Bool = false) {
         guard batches.contains(where: { !$0.isSent }), loop.now >= retryAt else { return }
         usedAt = loop.now
-        giveWay()
-        if leased != nil, pool.waiterCount > 0 { return }  // what is on its way comes first, then they, then we again
+        if !isGranted {
+            giveWay()
+            if leased != nil, pool.waiterCount > 0 { return }  // what is on its way comes first, then they, then we again
+        }
         guard let leased, let wire = pool.wire(leased) else {
             leased = nil
             return lease()
@@ -94,7 +102,7 @@ public final class RecordLane {
             switch result {
             case .success(let id):
                 leased = id
-                advance()
+                advance(isGranted: true)
             case .failure(let error): waitAndRetry(error)
             }
         }
@@ -105,13 +113,18 @@ public final class RecordLane {
         batches[number - first].outcome = outcome
         problem = nil
         retryMilliseconds = 50
+        answer()
+        giveWay()
+        advance()
+    }
+
+    /// Answers the batches in front that are done.
+    private func answer() {
         while let batch = batches.first, let outcome = batch.outcome {
             batches.removeFirst()
             first += 1
             if case .setAside(let records) = outcome { batch.done(records) } else { batch.done([]) }
         }
-        giveWay()
-        advance()
     }
 
     private func refused(_ number: Int, _ error: StoreError) {
@@ -119,9 +132,11 @@ public final class RecordLane {
         if PostgresFailure.isPoison(error.kind) { return isolate(number, error) }
         batches[number - first].isSent = false
         if PostgresFailure.evicts(error.kind) {
-            leased.map { pool.release($0) }
+            let id = leased
             leased = nil
+            // Condemned before it is given back, or whoever waits would get it.
             pool.evict(error)
+            id.map { pool.release($0) }
         }
         waitAndRetry(error)
     }

@@ -40,7 +40,7 @@ public enum Backup {
         let target = output ?? free("\(path).\(label).\(stamp(now))")
         guard access(target, F_OK) != 0 else { throw StoreError(.constraint, "\(target) exists already; give another name") }
         try checkSpace(path, in: Inspection.directory(target), percent: freeSpacePercent, for: "the copy of \(path)")
-        let revision = try withPartial(target) { partial, fd throws(StoreError) in
+        let revision = try withPartial(target, of: base(path)) { partial, fd throws(StoreError) in
             try copy(path, partial, progress)
             let (revision, problem): (String, String)
             do throws(StoreError) { (revision, problem) = try check(partial, isThorough: false) } catch {
@@ -63,6 +63,11 @@ public enum Backup {
         names(path, label: label).map { examine(Inspection.directory(path) + "/" + $0, isThorough: false) }
     }
 
+    /// The newest copy's path; looks at names alone.
+    public static func newest(database path: String, label: String) -> String? {
+        names(path, label: label).first.map { Inspection.directory(path) + "/" + $0 }
+    }
+
     /// Deletes the oldest copies beyond `count`.
     public static func prune(database path: String, label: String = label, keeping count: Int) throws(StoreError) {
         for name in names(path, label: label).dropFirst(max(1, count)) {
@@ -82,7 +87,7 @@ public enum Backup {
         let checked = examine(file, isThorough: true)
         guard checked.problem.isEmpty else { throw StoreError(.corrupt, "\(file) is damaged: \(checked.problem); nothing was changed") }
         try checkSpace(file, in: Inspection.directory(path), percent: freeSpacePercent, for: "the copy of \(file)")
-        return try withPartial(path) { partial, fd throws(StoreError) in
+        return try withPartial(path, of: base(path)) { partial, fd throws(StoreError) in
             try copy(file, partial, progress)
             guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
             // The log goes first: a database without its log is an old one, a log beside the wrong database is a broken one. One that lost
@@ -101,24 +106,50 @@ public enum Backup {
     // MARK: Parts
 
     /// Has `body` fill a new file (0600) beside `target` and give it its name. Whatever else comes of it, neither that file nor what SQLite
-    /// made beside it stays.
-    static func withPartial<T>(
-        _ target: String, _ body: (_ partial: String, _ fd: Int32) throws(StoreError) -> T
+    /// made beside it stays. `name` is the database's: what killed processes left unfinished of it in that directory goes too.
+    public static func withPartial<T>(
+        _ target: String, of name: String, _ body: (_ partial: String, _ fd: Int32) throws(StoreError) -> T
     ) throws(StoreError) -> T {
+        clearLeft(in: Inspection.directory(target), of: name)
         let partial = "\(target).\(getpid()).partial"
-        func clear() { for suffix in ["", "-journal", "-wal", "-shm"] { unlink(partial + suffix) } }
-        clear()
+        clear(partial)
         let fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         guard fd >= 0 else { throw failed("making \(partial)") }
         defer {
             close(fd)
-            clear()
+            clear(partial)
         }
+        flock(fd, LOCK_EX | LOCK_NB)  // says that somebody works on it, and ends with the process
         return try body(partial, fd)
     }
 
+    private static func clear(_ partial: String) { for suffix in ["", "-journal", "-wal", "-shm"] { unlink(partial + suffix) } }
+
+    /// A file that nobody holds, and that nobody has written to for this long, is nobody's.
+    private static let leftMilliseconds: Int64 = 60_000
+
+    private static func clearLeft(in directory: String, of name: String) {
+        for entry in entries(of: directory) where entry.hasPrefix(name + ".") && entry.hasSuffix(".partial") {
+            let parts = entry.split(separator: ".")
+            guard parts.count > 2, parts[parts.count - 2].utf8.allSatisfy({ (48...57).contains($0) }) else { continue }
+            let path = directory + "/" + entry
+            let fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW)
+            guard fd >= 0 else { continue }
+            defer { close(fd) }
+            var info = stat()
+            guard flock(fd, LOCK_EX | LOCK_NB) == 0, fstat(fd, &info) == 0,
+                Clock.wall.milliseconds - Int64(info.st_mtim.tv_sec) * 1000 > leftMilliseconds
+            else { continue }
+            clear(path)
+        }
+    }
+
+    static func base(_ path: String) -> String {
+        String(path[(path.lastIndex(of: "/").map { path.index(after: $0) } ?? path.startIndex)...])
+    }
+
     /// Gives a finished file, on disk by then, its name.
-    static func publish(_ partial: String, _ fd: Int32, as target: String) throws(StoreError) {
+    public static func publish(_ partial: String, _ fd: Int32, as target: String) throws(StoreError) {
         guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
         // link refuses a name that someone took meanwhile; rename would replace it.
         guard link(partial, target) == 0 else { throw failed("naming \(target)") }
@@ -166,7 +197,10 @@ public enum Backup {
         return stat(path, &info) == 0 ? Int(info.st_size) : 0
     }
 
-    private static func stamp(inNameOf path: String) -> String { path.split(separator: ".").last.map(String.init) ?? "" }
+    /// Empty when the name has none.
+    private static func stamp(inNameOf path: String) -> String {
+        path.split(separator: ".").last { $0.count >= 15 && $0.dropFirst(8).first == "-" }.map(String.init) ?? ""
+    }
 
     /// Refuses when the directory has less room than `percent` hundredths of the file `source`.
     static func checkSpace(_ source: String, in directory: String, percent: Int, for what: String) throws(StoreError) {
@@ -182,8 +216,7 @@ public enum Backup {
     }
 
     static func names(_ path: String, label: String = label) -> [String] {
-        let base = path[(path.lastIndex(of: "/").map { path.index(after: $0) } ?? path.startIndex)...]
-        return names(in: Inspection.directory(path), prefix: "\(base).\(label).", suffix: "")
+        names(in: Inspection.directory(path), prefix: "\(base(path)).\(label).", suffix: "")
     }
 
     /// Names `<prefix>YYYYMMDD-HHMMSS[-n]<suffix>` in a directory, the newest first.

@@ -54,7 +54,7 @@ public enum Recover {
         defer { withExtendedLifetime(lock) {} }
         let file = try PageFile(path)
         let revisions = try revisions(of: file, path)
-        return try Backup.withPartial(output) { partial, fd throws(StoreError) in
+        return try Backup.withPartial(output, of: Backup.base(output)) { partial, fd throws(StoreError) in
             let report = try fill(partial, from: file, path, revisions, progress, now)
             progress("checking \(output)")
             let problems = try DatabaseCheck.run(path: partial)

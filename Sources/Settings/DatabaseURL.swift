@@ -101,6 +101,13 @@ public struct PostgresURL: Sendable, Equatable, CustomStringConvertible {
             password = try secret.map { text throws(SettingsError) in try DatabaseURL.decoded(text, "password", setting) }
             hostList = authority[authority.index(after: at)...]
         }
+        // Else a part of the password would be taken for a database or a parameter, and shown.
+        guard !(path ?? "").contains("@"), !(query ?? "").contains("@") else {
+            throw SettingsError(
+                setting,
+                "there is an \"@\" after the first \"/\" or \"?\"; in user and password write \"/\" as %2F and \"?\" as %3F, elsewhere \"@\" as %40"
+            )
+        }
         hosts = []
         if !hostList.isEmpty {
             for entry in hostList.split(separator: ",", omittingEmptySubsequences: false) {

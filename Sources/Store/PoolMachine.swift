@@ -63,6 +63,7 @@ public struct PoolMachine: Sendable {
     private var connections: [Int: Connection] = [:]
     private var waiters: [Waiter] = []
     private var nextConnection = 0
+    /// Failed tries to open in a row.
     private var failures = 0
     private var retryAt = Instant(nanoseconds: 0)
 
@@ -74,8 +75,6 @@ public struct PoolMachine: Sendable {
     public var openCount: Int { connections.values.count { $0.state != .opening } }
     public var busyCount: Int { connections.values.count { $0.state == .busy } }
     public var waiterCount: Int { waiters.count }
-    /// Failed tries to open in a row.
-    public var failureCount: Int { failures }
 
     /// A caller wants a connection.
     public mutating func asked(caller: Int, now: Instant) -> [Action] {

@@ -73,12 +73,25 @@ public struct StoreCopy {
             )
         }
         let peppers = (try source.connection.rows(Queries.pepper).first ?? [], try target.connection.rows(Queries.pepper).first ?? [])
-        guard Vault.storedPepper(peppers.0) != Vault.storedPepper(peppers.1) else { return }
+        guard Vault.storedPepper(peppers.0) != Vault.storedPepper(peppers.1) else { return try refuseChanged() }
         for table in Self.tables {
             guard try target.connection.rows("SELECT count(*) FROM \(table)", [], { $0.int(0) }).first == 0 else {
                 throw StoreError(.constraint, "\(target.place) holds data of its own (\(table)); copy into an empty database")
             }
         }
+    }
+
+    /// Accounts, keys and settings of the target are replaced: what was changed there since the last copy would be lost. Each change raises
+    /// the version.
+    private func refuseChanged() throws(StoreError) {
+        let copied = try target.connection.rows("SELECT value FROM state WHERE key = 'copied_version'", []) { Int64($0.text(0)) ?? 0 }.first
+        let known = try target.connection.rows(Queries.version).first ?? 0
+        let ours = try source.connection.rows(Queries.version).first ?? 0
+        guard known > copied ?? ours else { return }
+        throw StoreError(
+            .constraint,
+            "accounts, keys or settings of \(target.place) were changed there since the last copy, which another one would undo; copy into an empty database, or the other way round"
+        )
     }
 
     /// Accounts, keys, settings and the store's own facts: few rows, replaced in one transaction.
@@ -104,8 +117,11 @@ public struct StoreCopy {
             try target.connection.change("UPDATE state SET value = $1 WHERE key = 'pepper'", [.text(pepper)])
             // Above both: workers of the target must see the change.
             let known = try target.connection.rows(Queries.version).first ?? 1
+            let new = SQLValue.text(String(max(known + 1, version)))
+            try target.connection.change("UPDATE state SET value = $1 WHERE key = 'snapshot_version'", [new])
             try target.connection.change(
-                "UPDATE state SET value = $1 WHERE key = 'snapshot_version'", [.text(String(max(known + 1, version)))])
+                "INSERT INTO state (key, value) VALUES ('copied_version', $1) ON CONFLICT (key) DO UPDATE SET value = excluded.value", [new]
+            )
             for (table, columns, rows) in contents {
                 try target.connection.change("DELETE FROM \(table)", [])
                 let sql =

@@ -221,6 +221,7 @@ final class Supervisor {
                 databaseProblem = "the upgrade of the schema failed: serving with the old one"
                 log.error(
                     "the schema could not be upgraded; going on with the old one, since CODEX_LB_DATABASE_MIGRATIONS_FAIL_FAST is false")
+            case .signal where stopSignals > 0: return end(0)
             default:
                 log.critical("the database could not be made ready; the lines above say why", metadata: ["exit": "\(exit)"])
                 return end(1)
@@ -255,7 +256,8 @@ final class Supervisor {
         }
         log.notice("stopping: open turns are finished first", metadata: ["signal": "\(number == SIGINT ? "SIGINT" : "SIGTERM")"])
         ServiceManager.notify("STOPPING=1")
-        if upgrade != nil { return }  // a migration is never cut; the end comes after it
+        // It ends while it only waits for the database. A migration is never cut: the end comes after it.
+        if let upgrade { return Process.signal(upgrade, SIGTERM) }
         perform(fleet.stop(loop.now))
     }
 

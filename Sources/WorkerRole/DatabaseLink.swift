@@ -20,6 +20,8 @@ final class DatabaseLink: StoreLink {
     private var isGathering = false
     private var pollAt: Instant
     private var isPolling = false
+    /// The database was away: a standby that took over may lack the last changes, and count others under the same versions.
+    private var mayHaveMoved = false
     private var complainedAt: Instant?
     private(set) var revision = ""
     let isPolled = true
@@ -95,12 +97,13 @@ final class DatabaseLink: StoreLink {
             case .success(let facts):
                 revision = facts.revision
                 worker.scoreboard.set(.schemaRevision, Int(facts.revision) ?? 0)
-                guard facts.version > worker.snapshot?.version ?? -1 else {
+                guard mayHaveMoved || facts.version != worker.snapshot?.version else {
                     seen()
                     return polled()
                 }
                 loadSnapshot()
             case .failure(let error):
+                mayHaveMoved = true
                 complain(error)
                 polled()
             }
@@ -115,6 +118,7 @@ final class DatabaseLink: StoreLink {
             guard let self else { return }
             switch result {
             case .success(let snapshot):
+                mayHaveMoved = false
                 seen()
                 worker.snapshotArrived(snapshot)
             case .failure(let error):

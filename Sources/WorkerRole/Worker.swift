@@ -105,8 +105,8 @@ final class Worker {
 
     // MARK: Start
 
+    /// The last one that is told counts, whatever its version: a standby that takes over may lack the last changes.
     func snapshotArrived(_ new: Snapshot) {
-        guard new.version >= snapshot?.version ?? 0 else { return }
         let previous = snapshot
         snapshot = new
         accounts = new.accounts.compactMap { account in
@@ -406,9 +406,9 @@ final class Worker {
 
     /// The supervisor is dead: nothing can restart us or take over. Finish what is open and go.
     func supervisorGone() {
-        guard !isDraining else { return }
+        guard !isOrphan else { return }
+        isOrphan = true  // also in the middle of a drain: what is left in the journal is ours to keep
         log.error("the supervisor has gone: draining")
-        isOrphan = true
         Process.setHardDeadline(seconds: settings.times.drain / 1000 + 10)
         drain(milliseconds: settings.times.drain)
     }

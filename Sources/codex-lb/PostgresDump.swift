@@ -29,29 +29,18 @@ struct PostgresDump {
         do throws(SystemError) { try Directory.make(directory) } catch { throw StoreError(.io, "\(error)") }
         let target = output ?? Backup.free("\(directory)/\(name).\(label).\(Backup.stamp(Clock.wall))", suffix: Self.suffix)
         guard access(target, F_OK) != 0 else { throw StoreError(.constraint, "\(target) exists already; give another name") }
-        let partial = "\(target).\(getpid()).partial"
-        let fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { throw Self.failed("making \(partial)") }
-        defer {
-            close(fd)
-            unlink(partial)  // gone already when all went well
+        try Backup.withPartial(target, of: name) { partial, fd throws(StoreError) in
+            // Its AccessShareLock would queue behind a migration and hold up those behind it: not for long.
+            try run(tool, ["--format=custom", "--lock-wait-timeout=5000", "--no-password", "--file=\(partial)"] + connection(server)) {
+                seconds throws(StoreError) in
+                var info = stat()
+                if stat(partial, &info) == 0 { complain("pg_dump: \(info.st_size >> 20) MiB written, \(seconds) s") }
+                return try stillWanted()
+            }
+            let made = examine(partial)
+            guard made.problem.isEmpty else { throw StoreError(.corrupt, "the dump can't be read back: \(made.problem)") }
+            try Backup.publish(partial, fd, as: target)
         }
-        // Its AccessShareLock would queue behind a migration and hold up those behind it: not for long.
-        try run(tool, ["--format=custom", "--lock-wait-timeout=5000", "--no-password", "--file=\(partial)"] + connection(server)) {
-            seconds throws(StoreError) in
-            var info = stat()
-            if stat(partial, &info) == 0 { complain("pg_dump: \(info.st_size >> 20) MiB written, \(seconds) s") }
-            return try stillWanted()
-        }
-        let made = examine(partial)
-        guard made.problem.isEmpty else { throw StoreError(.corrupt, "the dump can't be read back: \(made.problem)") }
-        guard fsync(fd) == 0 else { throw Self.failed("writing \(partial)") }
-        guard link(partial, target) == 0 else { throw Self.failed("naming \(target)") }
-        unlink(partial)
-        let folder = open(Self.parent(target), O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        guard folder >= 0 else { throw Self.failed("opening \(Self.parent(target))") }
-        defer { close(folder) }
-        guard fsync(folder) == 0 else { throw Self.failed("syncing \(Self.parent(target))") }
         return examine(target)
     }
 
@@ -160,12 +149,13 @@ struct PostgresDump {
         }
     }
 
-    /// The tool whose major version is at least the server's, from PATH or Debian's versioned directories. pg_dump refuses newer servers.
+    /// The tool whose major version is at least the server's, from PATH or Debian's versioned directories. pg_dump refuses newer servers,
+    /// pg_restore newer dumps: without a server it is the newest.
     private static func tool(_ name: String, for server: PostgresStore.Server?) throws(StoreError) -> String {
         let wanted = (server?.version ?? 0) / 10_000
         var candidates = (Environment.current["PATH"] ?? "").split(separator: ":").map { $0 + "/" + name }
         // Debian's /usr/bin/pg_dump is a wrapper that looks for a cluster of its own choice: the real ones come first.
-        let versions = Backup.entries(of: "/usr/lib/postgresql").compactMap { Int($0) }.sorted()
+        let versions = Backup.entries(of: "/usr/lib/postgresql").compactMap { Int($0) }.sorted(by: server == nil ? (>) : (<))
         candidates = versions.filter { $0 >= wanted }.map { "/usr/lib/postgresql/\($0)/bin/\(name)" } + candidates
         var found: [String] = []
         for path in candidates where access(path, X_OK) == 0 {
@@ -189,10 +179,6 @@ struct PostgresDump {
         guard fgets(&buffer, 256, pipe) != nil else { return nil }
         let line = String(decoding: buffer.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
         return line.split(separator: " ").lazy.compactMap { $0.split(separator: ".").first.flatMap { Int($0) } }.first
-    }
-
-    private static func parent(_ path: String) -> String {
-        path.lastIndex(of: "/").map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
     }
 
     private static func failed(_ what: String) -> StoreError {

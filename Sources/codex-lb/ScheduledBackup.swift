@@ -21,7 +21,7 @@ enum ScheduledBackup {
         let kept = settings.database.scheduledBackups
         switch settings.database.url {
         case .sqlite(let path):
-            guard isDue(Backup.list(database: path, label: Backup.scheduledLabel).first, interval) else { return }
+            guard isDue(Backup.newest(database: path, label: Backup.scheduledLabel), interval) else { return }
             let file = try LocalBackup.make(settings, label: Backup.scheduledLabel)
             try Backup.prune(database: path, label: Backup.scheduledLabel, keeping: kept)
             complain("scheduled backup made: \(file.path) (\(file.bytes) bytes)")
@@ -52,9 +52,9 @@ enum ScheduledBackup {
     }
 
     /// A tenth early does not count as early: the supervisor asks at its own times.
-    private static func isDue(_ newest: BackupFile?, _ interval: Int) -> Bool {
+    private static func isDue(_ newest: String?, _ interval: Int) -> Bool {
         var info = stat()
-        guard let newest, stat(newest.path, &info) == 0 else { return true }
+        guard let newest, stat(newest, &info) == 0 else { return true }
         let made = Int64(info.st_mtim.tv_sec) * 1000 + Int64(info.st_mtim.tv_nsec) / 1_000_000
         return Clock.wall.milliseconds - made >= Int64(interval) / 10 * 9
     }

@@ -97,6 +97,7 @@ extension Database {
         /// What the supervisor has done before it starts the fleet: waits for the database, migrates or looks whether that is needed, brings
         /// home what an earlier instance could not store, tells what an operator should know.
         private func start(_ settings: Settings) throws {
+            Self.heedStop(SIG_BLOCK)
             try LocalStore.failing {
                 tellPlace(settings)
                 let store: StoreSession
@@ -148,10 +149,20 @@ extension Database {
                         throw StoreError(error.kind, "\(error.message) (waited \(waited / 1000) s, CODEX_LB_DATABASE_STARTUP_WAIT_SECONDS)")
                     }
                     complain("waiting for the database, \(waited / 1000) of \(limit / 1000) s: \(error.message)")
+                    Self.heedStop(SIG_UNBLOCK)
                     usleep(UInt32(pause) * 1000)
+                    Self.heedStop(SIG_BLOCK)
                     pause = min(5_000, pause * 2)
                 }
             }
+        }
+
+        /// The supervisor's order to stop ends this process where it only waits for the server; everywhere else the order waits.
+        private static func heedStop(_ how: Int32) {
+            var signals = sigset_t()
+            sigemptyset(&signals)
+            sigaddset(&signals, SIGTERM)
+            pthread_sigmask(how, &signals, nil)
         }
 
         /// The store with the schema that is there, if this build can work with it.
@@ -176,8 +187,14 @@ extension Database {
                     complain("a usage record of \(file) can't be read: \(error): \(hex)")
                 }
                 var stored = 0
-                for start in stride(from: 0, to: records.count, by: Limits.batchRecordsMax) {
-                    stored += try store.append(Array(records[start..<min(records.count, start + Limits.batchRecordsMax)]))
+                do throws(StoreError) {
+                    for start in stride(from: 0, to: records.count, by: Limits.batchRecordsMax) {
+                        stored += try store.append(Array(records[start..<min(records.count, start + Limits.batchRecordsMax)]))
+                    }
+                } catch {
+                    // The server is of use all the same, and the file is there for the start after this one.
+                    complain("\(file): \(error.message); the usage records in it stay there")
+                    continue
                 }
                 complain("\(stored) usage records of an earlier run stored from \(file)")
                 // A torn file has told what it has; it is kept for whoever wants to look.

@@ -48,6 +48,18 @@ extension Integration {
             #expect(!daemon.log.contains(" supervisor ready "))
         }
 
+        /// An order to stop while it waits for the database is heeded at once.
+        @Test func stoppedWhileWaiting() throws {
+            let cluster = try PostgresCluster.shared()
+            let daemon = try Daemon(on: .postgresql)
+            try cluster.stop()
+            defer { try? cluster.start() }  // whoever asks for it next starts it too
+            try daemon.launch()
+            #expect(daemon.waitLog("waiting for the database"))
+            daemon.child?.signal(SIGTERM)
+            #expect(daemon.child?.wait(3) == .code(0))
+        }
+
         /// Down at start and up a moment later: it serves, without anybody's help.
         @Test func comesUpWhileWaiting() throws {
             let (stage, cluster) = try stage()
@@ -62,13 +74,14 @@ extension Integration {
         }
 
         /// What can't get better by waiting ends the start at once, with a line that says what to do.
-        @Test(arguments: ["password", "database", "user", "tls", "option"])
+        @Test(arguments: ["password", "none", "database", "user", "tls", "option"])
         func refusedAtStart(_ what: String) throws {
             let cluster = try PostgresCluster.shared()
             let name = try cluster.createDatabase()
             let (url, words): (String, [String]) =
                 switch what {
                 case "password": (cluster.url(name, password: "geheim"), ["authentication failed", "check user and password"])
+                case "none": ("postgresql://\(PostgresCluster.user)@127.0.0.1:\(cluster.port)/\(name)", ["wants a password", ".pgpass"])
                 case "database": (cluster.url("nowhere"), ["\"nowhere\" does not exist", "createdb"])
                 case "user": ("postgresql://nobody:geheim@127.0.0.1:\(cluster.port)/\(name)", ["nobody", "check user and password"])
                 case "tls":
@@ -244,6 +257,19 @@ extension Integration {
             #expect(try standby.sessions(of: name) > 0)
         }
 
+        /// A standby that took over lacks the last change: its next one has a version that the workers know already. It counts all the same.
+        @Test func versionWentBack() throws {
+            let (stage, cluster) = try stage()
+            let name = try #require(stage.daemon.databaseName)
+            #expect(try stage.health() == (200, "ok", "ok"))
+            try cluster.sql(
+                """
+                UPDATE accounts SET state = 'paused';
+                UPDATE state SET value = CAST(CAST(value AS BIGINT) - 1 AS TEXT) WHERE key = 'snapshot_version'
+                """, in: name)
+            #expect(try eventually(2, every: 0.05) { try stage.health().code == 503 })
+        }
+
         /// Black-holed for 15 s: connections are taken and nobody answers. Turns go on, the loop answers at once, nothing is lost.
         @Test func blackHoled() throws {
             let (stage, cluster) = try stage(workers: 2)
@@ -302,14 +328,19 @@ extension Integration {
             try stage.expectOneRecord(of: load.stop())
         }
 
-        /// kill -9 of the supervisor while the database is away: its workers keep what they could not store for the next start.
-        @Test func supervisorKilledWhileDown() throws {
+        /// kill -9 of the supervisor while the database is away, in the middle of a stop too: its workers keep what they could not store for
+        /// the next start.
+        @Test(arguments: [false, true]) func supervisorKilledWhileDown(_ isStopping: Bool) throws {
             let stage = try Stage(
                 "a", workers: 2, on: .postgresql, environment: ["CODEX_LB_SHUTDOWN_DRAIN_TIMEOUT_SECONDS": "1"])
             let cluster = try PostgresCluster.shared()
             try cluster.stop()
             for i in 0..<20 { #expect(try stage.turn("kept-\(i)").types.last == "response.completed") }
             let children = stage.daemon.fleetPIDs()
+            if isStopping {
+                stage.daemon.child?.signal(SIGTERM)
+                #expect(stage.daemon.waitLog("stopping"))
+            }
             stage.daemon.child?.signal(SIGKILL)
             #expect(eventually(20) { children.allSatisfy { !Daemon.isAlive($0) } })
             try cluster.start()

@@ -73,6 +73,28 @@ private let second = Revision(id: "0003", name: "more", statements: [.sqlite: ["
         for path in foreign { #expect(access(path, F_OK) == 0) }
     }
 
+    @Test("What killed backups left unfinished goes with the next one; what is being made, and files of others, stay")
+    func leftUnfinished() throws {
+        let scratch = Scratch()
+        try scratch.open().close()
+        let names = [
+            "scheduled.20261125-151206.77.partial", "scheduled.20261125-151206.77.partial-journal", "backup.20261125-151206.78.partial",
+            "backup.20261125-151206.79.partial", "mine.partial",
+        ]
+        let paths = names.map { scratch.database + "." + $0 }
+        var descriptors: [Int32] = []
+        for path in paths {
+            descriptors.append(open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0o600))
+            guard path != paths[2] else { continue }  // that one is in work
+            var times = [timespec(tv_sec: 1_000, tv_nsec: 0), timespec(tv_sec: 1_000, tv_nsec: 0)]
+            #expect(utimensat(AT_FDCWD, path, &times, 0) == 0)
+        }
+        defer { for descriptor in descriptors { close(descriptor) } }
+        #expect(flock(descriptors[3], LOCK_EX) == 0)
+        _ = try Backup.make(database: scratch.database, now: now)
+        #expect(paths.map { access($0, F_OK) == 0 } == [false, false, true, true, true])
+    }
+
     @Test("An upgrade of an existing database makes a copy of the old revision first; a first start and a start without upgrade make none")
     func beforeUpgrade() throws {
         let scratch = Scratch()

@@ -95,7 +95,8 @@ import Testing
     @Test(
         "A bad URL names the part that is wrong and never the password",
         arguments: [
-            ("postgresql://u:secret@h:port/db", "port"), ("postgresql://u:se/cret@h/db", "port"), ("postgresql://u:se@cret@h/db", "@"),
+            ("postgresql://u:secret@h:port/db", "port"), ("postgresql://u:se/cret@h/db", "%2F"), ("postgresql://u:se@cret@h/db", "@"),
+            ("postgresql://u:1?secret@h/db", "%3F"), ("postgresql://u:1/secret@h", "%2F"), ("postgresql://u:1/a?secret=b@h/db", "%2F"),
             ("postgresql://u:secret%zz@h/db", "password"), ("postgresql://u:secret@[::1/db", "host"),
             ("postgresql://u:secret@h,,i/db", "host"),
             ("postgresql://u:secret@::1/db", "brackets"), ("postgresql://u:secret@h/a/b", "database name"),

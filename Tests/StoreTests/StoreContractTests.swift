@@ -16,7 +16,7 @@ import Vocabulary
 private let now = WallTime(milliseconds: 1_800_000_000_000)
 
 /// A PostgreSQL server of this target's own: integration tests, which run in the same process, stop and break the one that they share.
-private enum Cluster {
+enum Cluster {
     private static let lock = NSLock()
     nonisolated(unsafe) private static var made: PostgresCluster?  // under `lock`
 
@@ -105,7 +105,7 @@ private func id(_ n: Int) -> RecordID {
 }
 
 /// Record `n`, every field another value; those that may be missing are.
-private func record(_ n: Int) -> UsageRecord {
+func record(_ n: Int) -> UsageRecord {
     var r = UsageRecord(
         id: id(n), time: WallTime(milliseconds: now.milliseconds + Int64(n)), route: "/v1/responses", requestID: "req-\(n)")
     let n = Int64(n)
@@ -587,6 +587,22 @@ extension StoreSession {
         #expect(failure { () throws(StoreError) in _ = try StoreCopy(from: source, to: own).run() }?.kind == .constraint)
         #expect(try target.snapshot() == before)
         #expect(try own.count("usage_records") == 1 && own.count("accounts") == 0)
+    }
+
+    @Test("What was changed in the target since the last copy is not undone by another one", arguments: Database.both)
+    func changedTarget(_ kind: Database) throws {
+        let ((_, source), (_, target)) = try pair(kind)
+        try fill(source, records: 0..<3)
+        _ = try StoreCopy(from: source, to: target).run()
+        _ = try source.addAccount(account("late"), now: now)
+        _ = try StoreCopy(from: source, to: target).run()
+        _ = try target.addAccount(account("theirs"), now: now)
+        let before = try target.snapshot()
+        #expect(failure { () throws(StoreError) in _ = try StoreCopy(from: source, to: target).run() }?.kind == .constraint)
+        #expect(try target.snapshot() == before)
+        // The other way round it is the newer one that counts.
+        _ = try StoreCopy(from: target, to: source).run()
+        #expect(try source.snapshot().accounts == before.accounts)
     }
 
     // MARK: Revisions

@@ -6,8 +6,9 @@
 
 /// Starts `path` in a child with exactly the descriptors of `fds`: `fds[i]` becomes number `targets[i]`, everything else but
 /// 0, 1 and 2 is closed on exec. Signals are unblocked and back to their defaults. Returns the pid, or -errno.
+/// With `dies_with_us` the child gets SIGTERM when the calling thread ends.
 /// Between fork and exec only async-signal-safe calls are made, all of them here.
-pid_t codexlb_spawn(const char *path, char *const argv[], char *const envp[], const int *fds, const int *targets, size_t count);
+pid_t codexlb_spawn(const char *path, char *const argv[], char *const envp[], const int *fds, const int *targets, size_t count, int dies_with_us);
 
 /// An anonymous file in memory of `bytes`, close-on-exec, or -errno.
 int codexlb_memfd(const char *name, size_t bytes);
