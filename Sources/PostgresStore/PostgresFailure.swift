@@ -58,7 +58,8 @@ enum PostgresFailure {
             return StoreError(
                 .refused, "\(place): the server wants a password and there is none; give it in CODEX_LB_DATABASE_URL or ~/.pgpass")
         }
-        if state.isEmpty, lower.contains("ssl") || lower.contains("certificate") {
+        // "SSL SYSCALL error" is a connection that broke in the handshake: a server that restarts does that.
+        if state.isEmpty, lower.contains("ssl") && !lower.contains("ssl syscall") || lower.contains("certificate") {
             return StoreError(
                 .refused,
                 "\(place): TLS: \(reason); check sslmode and sslrootcert of the URL, and ssl in the server's postgresql.conf")

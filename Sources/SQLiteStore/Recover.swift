@@ -166,7 +166,7 @@ private struct Shape {
         case ("state", _, _): return isKnownTable
         case ("settings", .text(let key), _):
             return isKnownTable
-                || !key.isEmpty && !["key_fingerprint", "pepper", "snapshot_version"].contains(key)
+                || !key.isEmpty && !["key_fingerprint", "pepper", "snapshot_version", "copied_version"].contains(key)
                     && key.utf8.allSatisfy { byte in
                         (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(byte) || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte)
                             || byte == UInt8(ascii: "_") || byte == UInt8(ascii: ".")

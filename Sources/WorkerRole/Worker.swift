@@ -336,6 +336,7 @@ final class Worker {
     // MARK: Records
 
     func journal(_ record: UsageRecord) {
+        if !store.isPolled, usageJournal.isEmpty { storeSeen() }  // its silence begins with something to acknowledge
         if usageJournal.append(record.journalBytes) {
             scoreboard.add(.recordsJournaled, worker: slot)
         } else {

@@ -1,10 +1,11 @@
 import DaemonHarness
 import Loop
-import PostgresStore
 import Settings
 import Store
 import Testing
 import Vocabulary
+
+@testable import PostgresStore
 
 /// A worker's way into PostgreSQL, on a loop of its own, with a real server.
 @Suite(.serialized) struct RecordLaneTests {
@@ -117,5 +118,26 @@ import Vocabulary
         #expect(try read?.get() == [1])
         #expect(stored)
         #expect(try ground.count() == "1")
+    }
+}
+
+@Suite struct ConnectingTests {
+    @Test(
+        "What may pass by waiting is told from what an operator must change",
+        arguments: [
+            ("Connection refused", StoreError.Kind.unreachable), ("SSL SYSCALL error: Connection reset by peer", .unreachable),
+            ("SSL SYSCALL error: EOF detected", .unreachable), ("server closed the connection unexpectedly", .unreachable),
+            ("server does not support SSL, but SSL was required", .refused), ("SSL error: certificate verify failed", .refused),
+            ("fe_sendauth: no password supplied", .refused), ("FATAL:  57P03: the database system is starting up", .unreachable),
+            ("FATAL:  28P01: password authentication failed for user \"u\"", .refused),
+            ("FATAL:  53300: sorry, too many clients already", .exhausted), ("session is read-only", .readOnly),
+        ])
+    func connecting(_ reason: String, _ kind: StoreError.Kind) throws {
+        guard
+            case .postgresql(let url) = try DatabaseURL.parse("postgresql://u:secret@db.example/x", setting: "test", absolute: { $0 })
+        else { preconditionFailure("a PostgreSQL URL") }
+        let text = "connection to server at \"db.example\" (192.0.2.1), port 5432 failed: \(reason)\n"
+        let error = PostgresFailure.connecting(text, PostgresTarget(url), url.hosts[0])
+        #expect(error.kind == kind && !error.message.contains("secret"), "\(error)")
     }
 }
