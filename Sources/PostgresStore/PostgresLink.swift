@@ -255,6 +255,8 @@ final class PostgresLink {
         }
     }
 
+    var usesTLS: Bool { PQsslInUse(raw) == 1 }
+
     /// Takes in what has arrived.
     func receive() throws(StoreError) { guard PQconsumeInput(raw) == 1 else { throw broken() } }
 

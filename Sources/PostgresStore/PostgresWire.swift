@@ -11,6 +11,8 @@ final class PostgresWire {
     private struct Request {
         var count: Int
         var results: [PostgresResult] = []
+        var milliseconds: Int
+        /// Counts from when it is the first of those that are owed an answer.
         var by: Instant
         var answered: (Result<[PostgresResult], StoreError>) -> Void
     }
@@ -137,7 +139,9 @@ final class PostgresWire {
         guard let link, !isClosed else {
             return answered(.failure(StoreError(.unreachable, "\(target.url): the connection is closed")))
         }
-        requests.append(Request(count: statements.count, by: loop.now.adding(milliseconds: milliseconds), answered: answered))
+        requests.append(
+            Request(
+                count: statements.count, milliseconds: milliseconds, by: loop.now.adding(milliseconds: milliseconds), answered: answered))
         do throws(StoreError) {
             // The server ends its part first: a process of its that waits for a lock would not notice that we have gone. The setting is the
             // segment's own, which poolers that keep no session understand too.
@@ -181,6 +185,7 @@ final class PostgresWire {
                 continue
             }
             let request = requests.removeFirst()
+            if !requests.isEmpty { requests[0].by = loop.now.adding(milliseconds: requests[0].milliseconds) }
             let answers = Array(request.results.dropFirst())  // the first is the time limit's
             if let error = request.results.lazy.compactMap({ $0.error(link.place) }).first {
                 request.answered(.failure(error))
@@ -197,9 +202,10 @@ final class PostgresWire {
     /// Deadlines of connecting and of the oldest request.
     func sweep(_ now: Instant) {
         if let link, now >= connectBy { attemptFailed(link.connectTimedOut()) }
-        if let link, let first = requests.first, now >= first.by {
-            fail(link.broken("no answer in time; the connection is given up"))
-        }
+        guard let link, let first = requests.first else { return }
+        // What OpenSSL has decrypted already makes no socket readable.
+        if link.usesTLS { ready(.readable) }
+        if !requests.isEmpty, now >= first.by { fail(link.broken("no answer in time; the connection is given up")) }
     }
 
     private func fail(_ error: StoreError) {

@@ -226,7 +226,7 @@ public enum Backup {
             let parts = name.dropFirst(prefix.count).dropLast(suffix.count).split(separator: "-", omittingEmptySubsequences: false)
             return (2...3).contains(parts.count) && parts[0].count == 8 && parts[1].count == 6
                 && parts.allSatisfy { !$0.isEmpty && $0.utf8.allSatisfy { (48...57).contains($0) } }
-        }.sorted(by: >)
+        }.sorted { $0.dropLast(suffix.count) > $1.dropLast(suffix.count) }
     }
 
     /// Names of a directory's entries; none when it can't be read.

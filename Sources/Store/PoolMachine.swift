@@ -85,9 +85,13 @@ public struct PoolMachine: Sendable {
 
     /// The connection is there. `jitter`: 0 to 1, by chance.
     public mutating func opened(_ id: Int, jitter: Double, now: Instant) -> [Action] {
-        guard connections[id]?.state == .opening else { return [.close(id)] }
+        guard let opening = connections[id], opening.state == .opening else { return [.close(id)] }
         failures = 0
         retryAt = now
+        if opening.isCondemned {
+            connections[id] = nil
+            return [.close(id)] + serve(now)
+        }
         let life = limits.lifetimeMilliseconds - Int(Double(limits.lifetimeMilliseconds) / 5 * jitter)
         connections[id] = Connection(state: .idle(since: now), expires: now.adding(milliseconds: life))
         return serve(now)

@@ -1,4 +1,5 @@
 import ArgumentParser
+import ControlWire
 import Platform
 import SQLiteStore
 import Settings
@@ -107,9 +108,23 @@ enum LocalBackup {
 
     static func restore(_ file: String, _ settings: Settings) throws(StoreError) -> String? {
         switch settings.database.url {
-        case .sqlite(let path): try Backup.restore(file, database: path, now: Clock.wall, progress: complain)
-        case .postgresql(let url): try PostgresDump(url, settings).restore(file)
+        case .sqlite(let path):
+            // Its writer may be between two lives, without the lock.
+            if isServed(settings) {
+                throw StoreError(.busy, "a server runs on \(settings.dataDirectory); stop it first (codex-lb ctl status shows it)")
+            }
+            return try Backup.restore(file, database: path, now: Clock.wall, progress: complain)
+        case .postgresql(let url): return try PostgresDump(url, settings).restore(file)
         }
+    }
+
+    /// Whether the server of this data directory uses this database.
+    private static func isServed(_ settings: Settings) -> Bool {
+        var frame = Frame()
+        frame.statusRequest = StatusRequest()
+        guard let server = try? ControlClient.connect(settings), let answer = try? server.ask(frame) else { return false }  // none there: good
+        guard case .statusReply(let status)? = answer.body else { return true }
+        return status.database == settings.database.url.description
     }
 }
 

@@ -104,7 +104,9 @@ extension Database {
                 do throws(StoreError) {
                     store = try waiting(settings) { () throws(StoreError) in try ready(settings) }
                 } catch {
-                    guard !settings.database.failsFast, !error.isSchemaRefusal, let old = try? openAsItIs(settings) else { throw error }  // the first error counts
+                    guard settings.database.migratesOnStartup, !settings.database.failsFast, !error.isSchemaRefusal,
+                        let old = try? openAsItIs(settings)
+                    else { throw error }  // the first error counts
                     complain(error.message)
                     defer { old.close() }
                     try bringHome(settings, old)

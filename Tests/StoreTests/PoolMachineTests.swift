@@ -92,6 +92,8 @@ private func pool(size: Int = 1, overflow: Int = 1, wait: Int = 1_000) -> PoolMa
         #expect(p.released(0, now: at(3)) == [.close(0)])
         #expect(p.openCount == 0)
         #expect(p.asked(caller: 3, now: at(4)) == [.open(2)])
+        #expect(p.condemned(now: at(5)) == [])
+        #expect(p.opened(2, jitter: 0, now: at(6)) == [.close(2), .open(3)], "what was opened towards the server before is not used")
     }
 
     @Test("An old connection is replaced when it is idle; chance spreads the ends over a fifth of the lifetime")
