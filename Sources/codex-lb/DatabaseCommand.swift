@@ -50,6 +50,8 @@ struct Database: ParsableCommand {
                                 ("app_version", .string($0.appVersion)),
                             ])
                         }))
+            } else if rows.isEmpty {
+                print("\(settings.database.url): no revision was applied yet; run: codex-lb db upgrade")
             } else {
                 printTable(
                     ["REVISION", "NAME", "APPLIED", "MS", "BY"],

@@ -64,7 +64,8 @@ func loadSettings(_ flags: Settings.Flags = Settings.Flags(), databaseURL: Strin
     do {
         return try Settings(environment: environment, flags: flags, processors: Process.processorCount)
     } catch {
-        complain("\(error)")
+        let isFlag = databaseURL != nil && error.name == "CODEX_LB_DATABASE_URL"
+        complain(isFlag ? "\(error)".replacing("CODEX_LB_DATABASE_URL", with: "--url", maxReplacements: 1) : "\(error)")
         throw ExitCode(2)
     }
 }

@@ -251,7 +251,8 @@ extension Database {
                     guard !pending.isEmpty else { break }
                     problem = "revision \(pending.map(\.id).joined(separator: ", ")) is not applied yet"
                 } catch {
-                    (problem, isPassing) = (error.message, error.mayBeRetried)
+                    // User and database may be made by the same script that waits here.
+                    (problem, isPassing) = (error.message, error.mayBeRetried || error.kind == .refused || error.kind == .missing)
                 }
                 let waited = Clock.now.milliseconds(since: start)
                 guard isPassing, Double(waited) < timeout * 1000 else {
