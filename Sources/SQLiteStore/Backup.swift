@@ -41,7 +41,7 @@ public enum Backup {
         guard access(target, F_OK) != 0 else { throw StoreError(.constraint, "\(target) exists already; give another name") }
         try checkSpace(path, in: Inspection.directory(target), percent: freeSpacePercent, for: "the copy of \(path)")
         let revision = try withPartial(target, of: base(path)) { partial, fd throws(StoreError) in
-            try copy(path, partial, progress)
+            try copy(path, partial, fd, progress)
             let (revision, problem): (String, String)
             do throws(StoreError) { (revision, problem) = try check(partial, isThorough: false) } catch {
                 guard error.kind == .corrupt else { throw error }
@@ -88,7 +88,7 @@ public enum Backup {
         guard checked.problem.isEmpty else { throw StoreError(.corrupt, "\(file) is damaged: \(checked.problem); nothing was changed") }
         try checkSpace(file, in: Inspection.directory(path), percent: freeSpacePercent, for: "the copy of \(file)")
         return try withPartial(path, of: base(path)) { partial, fd throws(StoreError) in
-            try copy(file, partial, progress)
+            try copy(file, partial, fd, progress)
             guard fsync(fd) == 0 else { throw failed("writing \(partial)") }
             // The log goes first: a database without its log is an old one, a log beside the wrong database is a broken one. One that lost
             // its database goes too.
@@ -157,11 +157,19 @@ public enum Backup {
         try syncDirectory(of: target)
     }
 
-    private static func copy(_ source: String, _ target: String, _ progress: ((String) -> Void)?) throws(StoreError) {
+    /// A copy goes to the disk in portions of this size: kept for the end, its pages would hold up the writer's own syncs.
+    private static let syncBytes = 16 << 20
+
+    /// `fd`: the target, open.
+    private static func copy(_ source: String, _ target: String, _ fd: Int32, _ progress: ((String) -> Void)?) throws(StoreError) {
         let from = try Connection(source, .readOnly)
         let to = try Connection(target, .readWrite)
-        var told = Clock.now
+        var (told, synced) = (Clock.now, 0)
         try to.copy(from: from) { bytes, total in
+            if bytes - synced >= syncBytes {
+                fdatasync(fd)  // what fails here fails again in the sync at the end, whose word counts
+                synced = bytes
+            }
             guard let progress, bytes < total, Clock.now.milliseconds(since: told) >= 1000 else { return }
             told = Clock.now
             progress("copying \(bytes >> 20) of \(total >> 20) MiB")
