@@ -104,9 +104,9 @@ extension Database {
                 do throws(StoreError) {
                     store = try waiting(settings) { () throws(StoreError) in try ready(settings) }
                 } catch {
-                    guard settings.database.migratesOnStartup, !settings.database.failsFast, !error.isSchemaRefusal,
-                        let old = try? openAsItIs(settings)
-                    else { throw error }  // the first error counts
+                    let mayGoOn = settings.database.migratesOnStartup && !settings.database.failsFast && !error.isSchemaRefusal
+                    let old = mayGoOn ? try? openAsItIs(settings) : nil  // why that fails too says nothing more
+                    guard let old else { throw error }
                     complain(error.message)
                     defer { old.close() }
                     try bringHome(settings, old)
