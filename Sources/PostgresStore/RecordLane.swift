@@ -48,11 +48,9 @@ public final class RecordLane {
     }
 
     public var hasRoom: Bool { batches.count < Self.depthMax }
-    public var isEmpty: Bool { batches.isEmpty }
 
     /// Stores the records. `done` is called once, when they are durable, in the order of the calls; it gets those that the database
-    /// refuses for what they are, alone, and that are given up.
-    /// A batch without records only waits for its turn.
+    /// refuses for what they are, alone, and that are given up. A batch without records only waits for its turn.
     public func append(_ records: [UsageRecord], _ done: @escaping (_ setAside: [UsageRecord]) -> Void) {
         guard !records.isEmpty else {
             batches.append(Batch(records: records, isSent: true, outcome: .stored, done: done))

@@ -262,7 +262,6 @@ final class Connection {
     }
 
     var changes: Int { Int(sqlite3_changes64(handle)) }
-    var lastRowID: Int64 { sqlite3_last_insert_rowid(handle) }
 
     /// Everything of `body` or nothing. Writers begin IMMEDIATE: a deferred one that turns writer gets BUSY without any waiting.
     func transaction<T>(immediate: Bool = true, _ body: () throws(StoreError) -> T) throws(StoreError) -> T {
