@@ -54,7 +54,7 @@ let package = Package(
         // 3  decisions
         part("Settings", ["Vocabulary"]),
         part("Schema", ["Vocabulary"]),
-        part("Admission", ["Vocabulary"]),
+        part("Admission", ["Vocabulary", "HTTPWire"]),
         part("Routing", ["Vocabulary"]),
         part("Exchange", ["Vocabulary", "JSONWire"]),
         part("Metering", ["Vocabulary", "JSONWire"]),
@@ -106,7 +106,7 @@ let package = Package(
         suite("Exchange", ["Vocabulary", "JSONWire"]),
         .testTarget(name: "TidyTests", swiftSettings: ours),
         suite("Routing"),
-        suite("Admission"),
+        suite("Admission", ["Vocabulary", "HTTPWire"]),
         suite("Fleet"),
         suite("Platform"),
         suite("Settings", []),

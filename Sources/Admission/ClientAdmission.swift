@@ -2,15 +2,11 @@ public import Vocabulary
 
 /// Who asks, as far as admission needs it.
 public struct Caller: Sendable {
-    /// The peer is loopback or a Unix-domain socket.
-    public var isLocalPeer: Bool
-    /// A forwarding header shows that somebody else stands behind a local peer.
-    public var isForwarded: Bool
+    /// The peer is loopback or a Unix-domain socket, nothing tells of a proxy in front of it, and `Host` is a name of this host.
+    public var isLocal: Bool
     public var authorization: String?
 
-    public init(isLocalPeer: Bool, isForwarded: Bool, authorization: String?) {
-        (self.isLocalPeer, self.isForwarded, self.authorization) = (isLocalPeer, isForwarded, authorization)
-    }
+    public init(isLocal: Bool, authorization: String?) { (self.isLocal, self.authorization) = (isLocal, authorization) }
 }
 
 public enum ClientAdmission {
@@ -26,24 +22,27 @@ public enum ClientAdmission {
         return token.isEmpty ? nil : token
     }
 
-    /// The client's key, nil for a local caller without one of ours, or why it is refused.
+    /// The client's key, nil for a caller that needs none and shows none of ours, or why it is refused.
     ///
-    /// `find` looks a presented key up; it hashes and compares in constant time. Local clients often must send some key to please
-    /// their SDK: one that isn't ours is ignored there.
-    public static func check(_ caller: Caller, now: WallTime, find: (Substring) -> ClientKey?) -> Result<ClientKey?, ProxyError> {
-        let isLocal = caller.isLocalPeer && !caller.isForwarded
+    /// `isDemandedLocally` is what `rule` comes to now. `find` looks a presented key up; it hashes and compares in constant time. Clients
+    /// often must send some key to please their SDK: where none is demanded, one that isn't ours is ignored.
+    public static func check(
+        _ caller: Caller, rule: KeyRule, isDemandedLocally: Bool, now: WallTime, find: (Substring) -> ClientKey?
+    ) -> Result<ClientKey?, ProxyError> {
         let presented = bearer(caller.authorization)
         guard let presented, presented.hasPrefix(keyPrefix) else {
-            if isLocal { return .success(nil) }
-            return .failure(
-                refusal(
-                    presented == nil
-                        ? "Missing API key in Authorization header. Send \"Authorization: Bearer sk-clb-…\"; the operator makes a key with: codex-lb keys create NAME"
-                        : "Invalid API key"))
+            if rule == .never || caller.isLocal && !isDemandedLocally { return .success(nil) }
+            return .failure(refusal(presented == nil ? missing(isDemandedLocally: isDemandedLocally) : "Invalid API key"))
         }
         guard let key = find(presented), key.revokedAt == nil else { return .failure(refusal("Invalid API key")) }
         if let expires = key.expiresAt, expires <= now { return .failure(refusal("API key has expired")) }
         return .success(key)
+    }
+
+    private static func missing(isDemandedLocally: Bool) -> String {
+        "Missing API key in Authorization header. Send \"Authorization: Bearer sk-clb-…\"; the operator makes a key with: codex-lb keys create NAME"
+            + (isDemandedLocally
+                ? "" : ". Only direct callers on this host need none; this request came through a proxy or with another host's name")
     }
 
     /// Nil when the key may ask for the model.
@@ -51,8 +50,9 @@ public enum ClientAdmission {
         guard let models = key?.models, !models.contains(model) else { return nil }
         return ProxyError(
             status: 403, code: "model_not_allowed", type: "permission_error",
-            message: "This API key may not use the model \"\(model)\". Allowed: \(models.joined(separator: ", "))", param: "model",
-            origin: .downstream)
+            message:
+                "This API key may not use the model \"\(model.cut(utf8: Limits.recordModelBytesMax))\". Allowed: \(models.joined(separator: ", "))",
+            param: "model", origin: .downstream)
     }
 
     private static func refusal(_ message: String) -> ProxyError {

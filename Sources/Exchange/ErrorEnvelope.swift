@@ -71,6 +71,11 @@ public enum ErrorEnvelope {
             upstream(502, "upstream_unavailable", "The upstream could not be reached: \(why)")
         case .untrusted(let why):
             upstream(502, "upstream_unavailable", "The upstream's certificate could not be verified: \(why)")
+        case .exhausted(let why):
+            ProxyError(
+                status: 503, code: "server_overloaded", type: "server_error",
+                message: "codex-lb has too much to do: \(why). Try again in 1s",
+                origin: .ourselves, retryAfterSeconds: 1)
         case .timedOut:
             upstream(502, "upstream_request_timeout", "The upstream did not answer in time")
         case .broken(let why):

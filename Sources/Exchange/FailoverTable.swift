@@ -45,6 +45,8 @@ public enum FailoverTable {
         switch failure {
         case .notConnected:
             return Verdict(next: .nextAccount, penalty: .errors(milliseconds: errorCooldownMilliseconds))
+        case .exhausted:
+            return Verdict(next: .surface, penalty: .none)  // every account would meet the same want
         case .untrusted:
             return Verdict(next: .surface, penalty: .errors(milliseconds: errorCooldownMilliseconds))
         case .timedOut, .broken:

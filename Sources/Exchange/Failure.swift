@@ -7,6 +7,8 @@ public enum Failure: Sendable, Equatable {
     case notConnected(String)
     /// The certificate did not verify. Another account of the same origin would fail too, and a person must look.
     case untrusted(String)
+    /// Nothing was sent, and the fault is ours: no descriptor or memory was left for a connection.
+    case exhausted(String)
     /// Sent, but no answer began in time.
     case timedOut
     /// Sent, and the connection ended before an answer began, or the answer was no HTTP.

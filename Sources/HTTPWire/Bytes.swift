@@ -81,3 +81,15 @@ extension [UInt8] {
         append(UInt8(ascii: "0") + UInt8(number % 10))
     }
 }
+
+extension RawSpan {
+    /// Starts with `text`, without regard to ASCII case; `text` is lower case.
+    public func hasPrefix(ignoringCase text: StaticString) -> Bool {
+        byteCount >= text.utf8CodeUnitCount
+            && withUnsafeBytes { bytes in
+                text.withUTF8Buffer { wanted in
+                    zip(bytes, wanted).allSatisfy { ($0 >= 65 && $0 <= 90 ? $0 | 32 : $0) == $1 }
+                }
+            }
+    }
+}

@@ -7,6 +7,8 @@ public enum KnownHeader: UInt8, Sendable, CaseIterable {
     case authorization, userAgent, originator, retryAfter, requestID, chatGPTAccountID
     case forwarded, xForwardedFor, xForwardedHost, xForwardedProto, xRealIP, trueClientIP
     case date, server, setCookie, cookie
+    case origin, referer, secFetchSite, via
+    case openAIOrganization, openAIProject, apiKey, xAPIKey, googleAPIKey
 
     /// The name in lower case; empty for `other`.
     public var name: StaticString {
@@ -44,6 +46,15 @@ public enum KnownHeader: UInt8, Sendable, CaseIterable {
         case .server: "server"
         case .setCookie: "set-cookie"
         case .cookie: "cookie"
+        case .origin: "origin"
+        case .referer: "referer"
+        case .secFetchSite: "sec-fetch-site"
+        case .via: "via"
+        case .openAIOrganization: "openai-organization"
+        case .openAIProject: "openai-project"
+        case .apiKey: "api-key"
+        case .xAPIKey: "x-api-key"
+        case .googleAPIKey: "x-goog-api-key"
         }
     }
 
@@ -68,10 +79,16 @@ public enum KnownHeader: UInt8, Sendable, CaseIterable {
         }
         switch range.count {
         case 2: return either(.te)
+        case 3: return either(.via)
         case 4: return either(.host, .date)
-        case 6: return either(.accept, .cookie, .expect, .server)
-        case 7: return either(.upgrade, .trailer)
-        case 9: return either(.forwarded, .xRealIP)
+        case 6:
+            switch lowered(bytes[range.lowerBound]) {
+            case UInt8(ascii: "a"): return either(.accept)
+            case UInt8(ascii: "o"): return either(.origin)
+            default: return either(.cookie, .expect, .server)
+            }
+        case 7: return either(.upgrade, .trailer, .referer, .apiKey)
+        case 9: return either(.forwarded, .xRealIP, .xAPIKey)
         case 10:
             switch lowered(bytes[range.lowerBound]) {
             case UInt8(ascii: "u"): return either(.userAgent)
@@ -81,12 +98,17 @@ public enum KnownHeader: UInt8, Sendable, CaseIterable {
         case 11: return either(.retryAfter)
         case 12: return either(.contentType, .requestID)
         case 13: return either(.authorization)
-        case 14: return either(.contentLength, .trueClientIP)
+        case 14:
+            switch lowered(bytes[range.lowerBound]) {
+            case UInt8(ascii: "c"): return either(.contentLength)
+            case UInt8(ascii: "o"): return either(.openAIProject)
+            default: return either(.trueClientIP, .secFetchSite, .googleAPIKey)
+            }
         case 15: return either(.acceptEncoding, .xForwardedFor)
         case 16: return either(.contentEncoding, .proxyConnection, .xForwardedHost)
         case 17: return either(.transferEncoding, .xForwardedProto)
         case 18: return either(.chatGPTAccountID, .proxyAuthenticate)
-        case 19: return either(.proxyAuthorization)
+        case 19: return either(.proxyAuthorization, .openAIOrganization)
         default: return .other
         }
     }

@@ -1,4 +1,5 @@
 internal import CUV
+public import Vocabulary
 
 #if canImport(Glibc)
     internal import Glibc
@@ -11,8 +12,14 @@ public protocol ByteStreamDelegate: AnyObject {
     func streamEnded(_ stream: ByteStream)
     /// The connection is lost; only `close()` remains.
     func streamFailed(_ stream: ByteStream, _ error: LoopError)
+    /// The peer takes nothing more. What it has sent may still be read, up to the end or failure that reading then meets.
+    func streamWriteFailed(_ stream: ByteStream, _ error: LoopError)
     /// Everything written has been taken by the kernel, after it once had not.
     func streamDrained(_ stream: ByteStream)
+}
+
+extension ByteStreamDelegate {
+    public func streamWriteFailed(_ stream: ByteStream, _ error: LoopError) { streamFailed(stream, error) }
 }
 
 /// A connected TCP or Unix-domain stream on the loop. Closing releases the handle in libuv's close callback, never before.
@@ -176,7 +183,7 @@ public final class ByteStream {
                 let me = write.stream
                 me.queuedBytes -= write.bytes.count
                 if status < 0 {
-                    if status != UV_ECANCELED.rawValue, !me.isClosed { me.delegate?.streamFailed(me, LoopError(code: status)) }
+                    if status != UV_ECANCELED.rawValue, !me.isClosed { me.delegate?.streamWriteFailed(me, LoopError(code: status)) }
                 } else if me.queuedBytes == 0, !me.isClosed {
                     me.delegate?.streamDrained(me)
                 }
@@ -194,7 +201,7 @@ public final class ByteStream {
         let box = UncheckedBox(self)
         loop.post {
             guard !box.value.isClosed else { return }
-            box.value.delegate?.streamFailed(box.value, LoopError(code: code))
+            box.value.delegate?.streamWriteFailed(box.value, LoopError(code: code))
         }
     }
 
@@ -202,6 +209,38 @@ public final class ByteStream {
     public var unacknowledgedBytes: Int {
         var n: Int32 = 0
         return ioctl(descriptor, UInt(TIOCOUTQ), &n) == 0 ? Int(n) : 0
+    }
+
+    /// What the kernel has received and nobody has read.
+    public enum Arrived: Equatable {
+        case nothing
+        /// So many bytes were taken into the buffer, or are there at least.
+        case bytes(Int)
+        /// The peer's end, or a failure.
+        case end
+    }
+
+    /// Takes what has arrived, without waiting for the loop.
+    public func takeArrived(into buffer: UnsafeMutableRawBufferPointer) -> Arrived { receive(buffer, Int32(MSG_DONTWAIT)) }
+
+    /// Whether the peer has sent its end and everything before that has been read.
+    public var hasPeerEnded: Bool {
+        var byte: UInt8 = 0
+        return withUnsafeMutableBytes(of: &byte) { recv(descriptor, $0.baseAddress, 1, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT)) == 0 }
+    }
+
+    private func receive(_ buffer: UnsafeMutableRawBufferPointer, _ flags: Int32) -> Arrived {
+        while true {
+            let n = recv(descriptor, buffer.baseAddress, buffer.count, flags)
+            if n > 0 { return .bytes(n) }
+            if n < 0, errno == EINTR { continue }
+            return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) ? .nothing : .end
+        }
+    }
+
+    /// Notices a peer that has vanished: an idle one by keep-alive probes, one that acknowledges nothing after `silentMilliseconds`.
+    public func watchPeer(silentMilliseconds: Int) {
+        if kind == .tcp { watchForVanishedPeer(descriptor, silentMilliseconds: silentMilliseconds) }
     }
 
     /// Sends our end after everything queued; reading goes on.
@@ -244,8 +283,13 @@ public final class Listener {
 
     private var stream: UnsafeMutablePointer<uv_stream_t> { storage.assumingMemoryBound(to: uv_stream_t.self) }
 
-    /// Takes over the bound descriptor and listens on it. `accepted` gets each connection, open and not yet reading.
-    public init(_ loop: EventLoop, descriptor: Int32, kind: ByteStream.Kind, _ accepted: @escaping (ByteStream) -> Void) throws(LoopError) {
+    /// Takes over the bound descriptor and listens on it. `accepted` gets each connection, open and not yet reading. A client that
+    /// acknowledges nothing for `silentMilliseconds` is taken for gone: connections inherit that from the listening socket (socket(7)).
+    public init(
+        _ loop: EventLoop, descriptor: Int32, kind: ByteStream.Kind, silentMilliseconds: Int = Limits.peerSilentMilliseconds,
+        _ accepted: @escaping (ByteStream) -> Void
+    ) throws(LoopError) {
+        if kind == .tcp { watchForVanishedPeer(descriptor, silentMilliseconds: silentMilliseconds) }
         (self.loop, self.kind, self.accepted) = (loop, kind, accepted)
         switch kind {
         case .tcp:
@@ -284,4 +328,18 @@ public final class Listener {
             uv_close(h) { Unmanaged<Listener>.fromOpaque($0!.pointee.data).release() }
         }
     }
+}
+
+/// Keep-alive probes for a silent connection and a limit for unacknowledged bytes (tcp(7)). Neither can fail on a TCP socket in a way that
+/// matters more than serving.
+private func watchForVanishedPeer(_ fd: Int32, silentMilliseconds: Int) {
+    func set(_ level: Int32, _ name: Int32, _ value: Int) {
+        var value = Int32(clamping: value)
+        setsockopt(fd, level, name, &value, socklen_t(MemoryLayout<Int32>.size))
+    }
+    set(SOL_SOCKET, SO_KEEPALIVE, 1)
+    set(Int32(IPPROTO_TCP), TCP_KEEPIDLE, Limits.peerProbeAfterSeconds)
+    set(Int32(IPPROTO_TCP), TCP_KEEPINTVL, Limits.peerProbeSeconds)
+    set(Int32(IPPROTO_TCP), TCP_KEEPCNT, Limits.peerProbesMax)
+    set(Int32(IPPROTO_TCP), TCP_USER_TIMEOUT, silentMilliseconds)
 }

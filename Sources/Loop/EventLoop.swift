@@ -3,6 +3,10 @@ internal import CUV
 internal import Synchronization
 public import Vocabulary
 
+#if canImport(Glibc)
+    internal import Glibc
+#endif
+
 /// A libuv error, named as libuv names it: `ECONNREFUSED: connection refused`.
 public struct LoopError: Error, Equatable, CustomStringConvertible {
     public var code: Int32
@@ -10,6 +14,10 @@ public struct LoopError: Error, Equatable, CustomStringConvertible {
     public var description: String { "\(String(cString: uv_err_name(code))): \(String(cString: uv_strerror(code)))" }
 
     public static let endOfFile = LoopError(code: UV_EOF.rawValue)
+    /// This process or machine has run out of something: no fault of the peer's.
+    public var isExhaustion: Bool {
+        [UV_EMFILE, UV_ENFILE, UV_ENOMEM, UV_ENOBUFS, UV_EADDRNOTAVAIL].contains { $0.rawValue == code }
+    }
     public var isConnectionReset: Bool { code == UV_ECONNRESET.rawValue || code == UV_EPIPE.rawValue }
 }
 
@@ -34,7 +42,9 @@ public final class EventLoop: TaskExecutor, SerialExecutor, @unchecked Sendable 
     let readBuffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 64 * 1024, alignment: 16)
     private var ended: [() -> Void] = []
 
-    public init() {
+    /// `threads` is the size of libuv's pool for the whole process; it counts before its first use only. Nil: libuv's own, four.
+    public init(threads: Int? = nil) {
+        if let threads { setenv("UV_THREADPOOL_SIZE", String(threads), 1) }
         uv = .allocate(capacity: 1)
         wakeup = .allocate(capacity: 1)
         precondition(uv_loop_init(uv) == 0, "uv_loop_init failed")

@@ -60,6 +60,8 @@ public struct SocketAddress: Hashable, Sendable, CustomStringConvertible {
         }
     }
 
+    public var isV6: Bool { if case .v6 = host { true } else { false } }
+
     public var hostText: String {
         var out = [CChar](repeating: 0, count: Int(INET6_ADDRSTRLEN))
         switch host {

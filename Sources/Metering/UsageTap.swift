@@ -16,6 +16,8 @@ public struct TokenUsage: Sendable, Equatable {
 /// What a turn's answer told about itself.
 public struct UsageFindings: Sendable, Equatable {
     public var usage: TokenUsage?
+    /// The upstream told no usage; the numbers are a guess from the bytes that passed.
+    public var isEstimated = false
     public var modelServed = ""
     public var serviceTier = ""
     public var errorCode: String?

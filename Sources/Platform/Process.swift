@@ -146,6 +146,32 @@ public enum Process {
         }
         return Int(clamping: limit.rlim_cur)
     }
+    /// Memory this process may use, bytes: the machine's, or what its control group is allowed (cgroup v2 `memory.max`).
+    public static var memoryBytes: Int {
+        let machine = sysconf(Int32(_SC_PHYS_PAGES)) * sysconf(Int32(_SC_PAGESIZE))
+        guard let group = text("/proc/self/cgroup")?.split(separator: "\n").first(where: { $0.hasPrefix("0::") })?.dropFirst(3) else {
+            return machine
+        }
+        // A limit of any group above this one holds too.
+        var path = group
+        var least = machine
+        while true {
+            if let text = text("/sys/fs/cgroup\(path)/memory.max"), let bytes = Int(text.prefix { $0 != "\n" }) {
+                least = min(least, bytes)
+            }
+            guard let slash = path.lastIndex(of: "/") else { return least }
+            path = path[..<slash]
+        }
+    }
+    /// A small file of /proc or /sys; nil without one.
+    private static func text(_ path: String) -> String? {
+        let fd = open(path, O_RDONLY | O_CLOEXEC)
+        guard fd >= 0 else { return nil }
+        defer { close(fd) }
+        var buffer = [UInt8](repeating: 0, count: 4096)
+        let n = read(fd, &buffer, buffer.count)
+        return n < 0 ? nil : String(decoding: buffer[..<n], as: UTF8.self)
+    }
     public static var processorCount: Int { max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN))) }
 
     /// Ends the process after `seconds` whatever it does: the worker's own last deadline once its supervisor is gone.

@@ -13,6 +13,8 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         case status2xx, status4xx, status5xx
         /// Milliseconds of wall time when the store last acknowledged or a fresh snapshot came.
         case storeSeenMilliseconds
+        /// Bytes of bodies and of what nobody has taken yet.
+        case bufferedBytes
     }
     /// Upper bounds of the first-byte histogram, milliseconds; one more cell counts what is above.
     public static let firstByteBounds = [1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000]
@@ -91,7 +93,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
 
     /// A new worker of a slot: what was open in its predecessor is closed now. Totals stay, so that counters never fall.
     public func workerStarted(_ slot: Int) {
-        for counter in [Counter.openConnections, .turnsOpen, .ready] { set(counter, worker: slot, 0) }
+        for counter in [Counter.openConnections, .turnsOpen, .ready, .bufferedBytes] { set(counter, worker: slot, 0) }
         for account in 0..<Limits.accountsMax { accountCell(account, 4 + slot).pointee.store(0, ordering: .relaxed) }
     }
 

@@ -169,6 +169,12 @@ public enum Sockets {
         }
     }
 
+    /// Bound to an address that only this host reaches.
+    public static func isLocal(_ fd: Int32) -> Bool {
+        let name = name(of: fd)
+        return name.hasPrefix("unix:") || name.hasPrefix("127.") || name.hasPrefix("[::1]:") || name.hasPrefix("[::ffff:127.")
+    }
+
     /// True for a Unix-domain socket.
     public static func isUnix(_ fd: Int32) -> Bool { name(of: fd).hasPrefix("unix:") }
 }

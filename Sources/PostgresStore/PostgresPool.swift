@@ -134,7 +134,7 @@ public final class PostgresPool {
         _ vault: @escaping (_ fingerprint: String) throws(StoreError) -> Vault, tries: Int = snapshotTriesMax,
         _ done: @escaping (Result<Snapshot, StoreError>) -> Void
     ) {
-        let (accounts, keys) = (Queries.accounts(), Queries.clientKeys(validOnly: true))
+        let (accounts, keys) = (Queries.accounts(), Queries.clientKeys(validOnly: false))
         let statements = [
             PostgresStatement(Queries.version), PostgresStatement(Queries.keyFingerprint), PostgresStatement(accounts),
             PostgresStatement(keys), PostgresStatement(Queries.pepper), PostgresStatement(Queries.settings),

@@ -98,6 +98,16 @@ struct SettingsReader {
         return max(1, Int(seconds * 1000))
     }
 
+    /// Bytes: a number, or one with K, M or G for powers of 1024. Nil when not given.
+    func bytes(_ name: String, least: Int) throws(SettingsError) -> Int? {
+        guard let text = value(name) else { return nil }
+        let shift = ["K": 10, "M": 20, "G": 30][text.suffix(1).uppercased()]
+        guard let number = Int(shift == nil ? text[...] : text.dropLast()), number > 0, number <= Int.max >> (shift ?? 0),
+            number << (shift ?? 0) >= least
+        else { throw SettingsError(name, "\"\(text)\"; give bytes, at least \(least >> 20)M: for example 512M or 2G") }
+        return number << (shift ?? 0)
+    }
+
     func choice<T: RawRepresentable & CaseIterable>(_ name: String, _ standard: T) throws(SettingsError) -> T where T.RawValue == String {
         guard let text = value(name)?.lowercased() else { return standard }
         guard let known = T(rawValue: text) else {

@@ -1,4 +1,4 @@
-internal import Vocabulary
+public import Vocabulary
 
 /// What is wrong with a setting: its name, the value given, and what would be right.
 public struct SettingsError: Error, Sendable, Equatable, CustomStringConvertible {
@@ -31,6 +31,14 @@ public struct Settings: Sendable, Equatable {
     public var noProxy: [String]
     /// A CA file instead of the system's.
     public var certificateFile: String?
+    public var keyRule: KeyRule
+    /// `scheme://host[:port]` of web pages that may call, in lower case.
+    public var allowedOrigins: Set<String>
+    /// What `Authorization: Bearer` must bring for `/metrics` and the details of `/health/ready`; nil: only direct callers on this host
+    /// get them, and only while no key is demanded of them.
+    public var metricsToken: String?
+    /// Bodies and unsent bytes that all workers together hold, bytes; nil: a part of the machine's memory (`Limits.memoryPart`).
+    public var memoryBytesMax: Int?
     /// For benchmarks: worker N runs on CPU N + this.
     public var pinFirstCPU: Int?
 
@@ -113,6 +121,21 @@ public struct Settings: Sendable, Equatable {
             throw SettingsError("CODEX_LB_LOG_LEVEL", "\"\(logLevel)\"; give trace, debug, info, notice, warning, error or critical")
         }
         journalStream = value("JOURNAL_STREAM")
+        keyRule = try read.choice("CODEX_LB_REQUIRE_KEYS", .auto)
+        allowedOrigins = []
+        for origin in (value("CODEX_LB_ALLOWED_ORIGINS") ?? "").split(whereSeparator: { $0 == "," || $0 == " " }) {
+            guard Self.isOrigin(origin) else {
+                throw SettingsError(
+                    "CODEX_LB_ALLOWED_ORIGINS", "\"\(origin)\"; give origins as browsers send them, SCHEME://HOST[:PORT] without a path")
+            }
+            allowedOrigins.insert(origin.lowercased())
+        }
+        metricsToken = value("CODEX_LB_METRICS_TOKEN")
+        guard metricsToken.map({ $0.utf8.count >= 16 && $0.utf8.allSatisfy { $0 > 0x20 && $0 < 0x7F } }) ?? true else {
+            // Not shown: it is a secret.
+            throw SettingsError("CODEX_LB_METRICS_TOKEN", "give at least 16 visible ASCII characters")
+        }
+        memoryBytesMax = try read.bytes("CODEX_LB_MEMORY_LIMIT", least: 16 << 20)
         times = TimeLimits()
         for (name, path) in Self.timeNames {
             times[keyPath: path] = try read.milliseconds(name, times[keyPath: path])
@@ -127,6 +150,12 @@ public struct Settings: Sendable, Equatable {
         }
         certificateFile = value("SSL_CERT_FILE")
         pinFirstCPU = value("CODEX_LB_PIN_FIRST_CPU").flatMap { Int($0) }
+    }
+
+    private static func isOrigin(_ text: Substring) -> Bool {
+        guard let colon = text.firstIndex(of: ":"), text[colon...].hasPrefix("://") else { return text == "null" }
+        let (scheme, rest) = (text[..<colon], text[colon...].dropFirst(3))
+        return !scheme.isEmpty && !rest.isEmpty && !rest.contains("/") && text.utf8.allSatisfy { $0 > 0x20 && $0 < 0x7F }
     }
 
     private static func isProxy(_ url: String) -> Bool {

@@ -191,7 +191,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         return try connection.transaction(readsOnly: true) { () throws(StoreError) in
             try vault.snapshot(
                 version: connection.rows(Queries.version).first, accounts: connection.rows(Queries.accounts()),
-                keys: connection.rows(Queries.clientKeys(validOnly: true)), pepper: connection.rows(Queries.pepper).first,
+                keys: connection.rows(Queries.clientKeys(validOnly: false)), pepper: connection.rows(Queries.pepper).first,
                 settings: connection.rows(Queries.settings))
         }
     }

@@ -118,10 +118,10 @@ public final class TLSClient {
     }
 
     /// Encrypts all of `bytes`; the result is in `takeOutgoing`.
-    public func write(_ bytes: [UInt8]) throws(TLSError) {
+    public func write(_ bytes: UnsafeRawBufferPointer) throws(TLSError) {
         var sent = 0
         while sent < bytes.count {
-            let n = bytes.withUnsafeBytes { SSL_write(ssl, $0.baseAddress! + sent, Int32(min($0.count - sent, 1 << 20))) }
+            let n = SSL_write(ssl, bytes.baseAddress! + sent, Int32(min(bytes.count - sent, 1 << 20)))
             if n <= 0 { throw TLSError.last("TLS connection broken") }  // a memory BIO never asks to wait
             sent += Int(n)
         }

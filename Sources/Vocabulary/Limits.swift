@@ -25,8 +25,34 @@ public enum Limits {
     /// Silence after which a stream gets a comment, so that no proxy on the way gives it up.
     public static let keepaliveCommentMilliseconds = 10_000
 
+    // Peers that vanish, on both sides
+    /// A connection without traffic is probed after so long, then so often, and given up after so many probes without an answer.
+    public static let peerProbeAfterSeconds = 30
+    public static let peerProbeSeconds = 10
+    public static let peerProbesMax = 3
+    /// A peer that acknowledges nothing of what was sent for this long is given up.
+    public static let peerSilentMilliseconds = 60_000
+
+    // Memory
+    /// An instance without `CODEX_LB_MEMORY_LIMIT` holds bodies and unsent bytes up to this part of the machine's or cgroup's memory.
+    public static let memoryPart = 4
+    /// What is asked to be counted piece by piece is counted in steps of this, bytes.
+    public static let memoryStepBytes = 64 * 1024
+
+    /// A larger body is unpacked and read on the thread pool, so that it stops no loop.
+    public static let inlineBodyBytesMax = 64 * 1024
+    /// Threads of a worker for bodies, and for reads of SQLite; name look-ups have as many again as both (libuv keeps half for others).
+    public static let bodyThreadsMax = 2
+    public static let readThreadsMax = 2
+    public static let threadsMax = 8
+
     // Upstream HTTP/1.1
+    /// From the name look-up to the connection that can be used, over all addresses of an upstream.
     public static let connectMilliseconds = 8_000
+    /// The next address of a name is tried beside the one before after this (RFC 8305 §5: "Connection Attempt Delay").
+    public static let connectStaggerMilliseconds = 250
+    /// A request goes to its upstream in pieces of so many bytes: the most that is held twice.
+    public static let uploadPieceBytes = 64 * 1024
     /// From the request's last byte to the response's first; then 502 `upstream_request_timeout` or failover.
     public static let firstByteMilliseconds = 600_000
     /// Silence inside a response; then `stream_idle_timeout`.
@@ -49,6 +75,10 @@ public enum Limits {
     // The turn
     /// `response.created` and its like are kept back this long at most, to keep the right to fail over.
     public static let holdBackMilliseconds = 500
+    /// More bytes of such events are passed on at once.
+    public static let heldBackBytesMax = 64 * 1024
+    /// A client that leaves in the middle of an answer: its upstream may still tell the usage for so long; then it is estimated.
+    public static let usageAfterClientMilliseconds = 2_000
     /// Accounts tried for one turn.
     public static let accountAttemptsMax = 3
     /// Requests to one account for one turn when it answers 500.

@@ -31,10 +31,33 @@
 
     /// RFC 3339 in UTC with milliseconds: `2026-11-23T10:05:00.123Z`.
     public var rfc3339: String {
+        let t = calendar
+        return
+            "\(Self.pad(t.year, 4))-\(Self.pad(t.month, 2))-\(Self.pad(t.day, 2))T\(Self.pad(t.hour, 2)):\(Self.pad(t.minute, 2)):\(Self.pad(t.second, 2)).\(Self.pad(t.millisecond, 3))Z"
+    }
+
+    /// RFC 9110 §5.6.7, the one form that is sent: `Mon, 23 Nov 2026 10:05:00 GMT`.
+    public var httpDate: String {
+        let t = calendar
+        let day = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"][Int(t.weekday)]
+        let month = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"][Int(t.month - 1)]
+        return
+            "\(day), \(Self.pad(t.day, 2)) \(month) \(Self.pad(t.year, 4)) \(Self.pad(t.hour, 2)):\(Self.pad(t.minute, 2)):\(Self.pad(t.second, 2)) GMT"
+    }
+
+    private static func pad(_ n: Int64, _ width: Int) -> String {
+        let s = String(n)
+        return String(repeating: "0", count: max(0, width - s.utf8.count)) + s
+    }
+
+    private struct Calendar { var year, month, day, weekday, hour, minute, second, millisecond: Int64 }
+
+    private var calendar: Calendar {
         let (days, msOfDay) = milliseconds.quotientAndRemainder(dividingBy: 86_400_000)
         var z = days
         var ms = msOfDay
         if ms < 0 { (z, ms) = (z - 1, ms + 86_400_000) }
+        let weekday = ((z + 4) % 7 + 7) % 7  // 1970-01-01 was a Thursday
         // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms": civil_from_days.
         z += 719_468
         let era = (z >= 0 ? z : z - 146_096) / 146_097
@@ -45,12 +68,9 @@
         let day = dayOfYear - (153 * shifted + 2) / 5 + 1
         let month = shifted < 10 ? shifted + 3 : shifted - 9
         let year = yearOfEra + era * 400 + (month <= 2 ? 1 : 0)
-        func pad(_ n: Int64, _ width: Int) -> String {
-            let s = String(n)
-            return String(repeating: "0", count: max(0, width - s.utf8.count)) + s
-        }
-        let (h, m, s) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60)
-        return "\(pad(year, 4))-\(pad(month, 2))-\(pad(day, 2))T\(pad(h, 2)):\(pad(m, 2)):\(pad(s, 2)).\(pad(ms % 1000, 3))Z"
+        return Calendar(
+            year: year, month: month, day: day, weekday: weekday, hour: ms / 3_600_000, minute: ms / 60_000 % 60, second: ms / 1000 % 60,
+            millisecond: ms % 1000)
     }
 }
 

@@ -23,10 +23,33 @@ final class ClientRequest {
     /// As received; decoded once complete.
     var body: [UInt8] = []
     var receivedBytes = 0
+    /// What `body` takes of the instance's memory.
+    let memory: MemoryShare
 
-    init(_ head: RequestHead, _ route: Route, recordID: RecordID, id: String, time: WallTime, start: Instant, key: ClientKey?) {
+    init(
+        _ head: RequestHead, _ route: Route, recordID: RecordID, id: String, time: WallTime, start: Instant, key: ClientKey?,
+        _ budget: MemoryBudget
+    ) {
         (self.head, self.route, self.recordID, self.id) = (head, route, recordID, id)
         (self.time, self.start, self.key) = (time, start, key)
+        memory = MemoryShare(budget)
+    }
+
+    /// Makes room for `count` bytes more; false when the instance has none.
+    func makeRoom(_ count: Int) -> Bool {
+        let needed = body.count + count
+        guard needed > body.capacity else { return true }
+        var capacity = max(needed, 2 * body.capacity)
+        if case .length(let whole) = head.framing { capacity = max(needed, min(capacity, whole)) }
+        guard capacity <= Limits.memoryStepBytes || memory.grow(to: capacity) else { return false }
+        body.reserveCapacity(capacity)
+        return true
+    }
+
+    /// The body is needed no more.
+    func forgetBody() {
+        body = []
+        memory.set(0)
     }
 }
 
@@ -46,7 +69,7 @@ protocol Answering: AnyObject {
 final class ClientConnection: ByteStreamDelegate {
     unowned let worker: Worker
     private let stream: ByteStream
-    private let isLocalPeer: Bool
+    let isLocalPeer: Bool
 
     private enum Phase {
         /// Between requests.
@@ -76,6 +99,8 @@ final class ClientConnection: ByteStreamDelegate {
     private var keepsAlive = true
     private var isHTTP10 = false
     private var isHead = false
+    /// The web page that may read the answer.
+    private var pageOrigin: String?
     private var answerHead: [UInt8] = []
     /// Some of it has been sent.
     private var hasBegun = false
@@ -119,6 +144,9 @@ final class ClientConnection: ByteStreamDelegate {
         case .answering:
             input += bytes
             if input.count > Self.pipelinedBytesMax { stream.stopReading() }
+        case .idle where isUnread, .head where isUnread:
+            input += bytes
+            if input.count > Self.pipelinedBytesMax { stream.stopReading() }
         case .idle, .head, .body:
             if input.isEmpty {
                 var offset = 0
@@ -131,8 +159,14 @@ final class ClientConnection: ByteStreamDelegate {
         }
     }
 
+    /// The client has not taken the answers it has: it gets no more before it does.
+    private var isUnread: Bool { stream.queuedBytes > Limits.downstreamHighBytes }
+
+    /// Bytes that wait here or in the kernel's queue for this client, or of it.
+    var bufferedBytes: Int { input.count + pending.count + stream.queuedBytes }
+
     private func advanceInput() {
-        guard !isAdvancing, !input.isEmpty else { return }
+        guard !isAdvancing, !input.isEmpty, !isUnread else { return }
         let whole = input
         input = []
         var offset = 0
@@ -158,6 +192,7 @@ final class ClientConnection: ByteStreamDelegate {
             while offset < bytes.byteCount {
                 switch phase {
                 case .idle, .head:
+                    if isUnread { return }
                     if case .idle = phase {
                         phase = .head
                         scanned = 0
@@ -185,12 +220,14 @@ final class ClientConnection: ByteStreamDelegate {
     /// A request that can't be read: answered, then the connection ends, since nobody knows where the next one begins.
     private func refuse(_ error: WireError) {
         worker.scoreboard.add(.admissionRefused, worker: worker.slot)
+        let code = error.status == 413 ? "payload_too_large" : "invalid_request_error"
+        refuse(ProxyError(status: error.status, code: code, type: "invalid_request_error", message: error.reason, origin: .downstream))
+    }
+
+    private func refuse(_ error: ProxyError) {
         keepsAlive = false
         (isHead, isHTTP10) = (false, false)
-        let code = error.status == 413 ? "payload_too_large" : "invalid_request_error"
-        respond(
-            ProxyError(status: error.status, code: code, type: "invalid_request_error", message: error.reason, origin: .downstream),
-            requestID: nil)
+        respond(error, requestID: nil)
     }
 
     private func takeBody(_ request: ClientRequest, _ decoder: inout BodyDecoder, _ bytes: RawSpan, _ offset: inout Int) throws(WireError)
@@ -201,6 +238,11 @@ final class ClientConnection: ByteStreamDelegate {
             case .data(let range):
                 request.receivedBytes += range.count
                 guard request.receivedBytes <= request.route.bodyBytesMax else { throw tooLarge(request.route) }
+                guard request.makeRoom(range.count) else {
+                    worker.scoreboard.add(.admissionRefused, worker: worker.slot)
+                    refuse(MemoryBudget.overloaded("the request body does not fit"))
+                    return false
+                }
                 bytes.extracting(range).withUnsafeBytes { request.body += $0 }
             case .end:
                 return true
@@ -218,6 +260,7 @@ final class ClientConnection: ByteStreamDelegate {
         keepsAlive = head.keepsAlive && !worker.isDraining
         isHTTP10 = head.minorVersion == 0
         isHead = head.method == .head
+        pageOrigin = nil
         let time = Clock.wall
         let recordID = worker.makeID(time)
         var id = head.fields.first(.requestID) ?? ""
@@ -231,6 +274,17 @@ final class ClientConnection: ByteStreamDelegate {
                 "proxy_error_response",
                 metadata: ["request_id": "\(id)", "method": "\(head.method.text)", "status": "\(error.status)", "code": "\(error.code)"])
             respond(error, requestID: id, extra)
+        }
+        switch worker.originPolicy.verdict(head.fields) {
+        case .pass: break
+        case .allowed(let origin): pageOrigin = origin
+        case .refused:
+            worker.scoreboard.add(.admissionRefused, worker: worker.slot)
+            return answerAtOnce(OriginPolicy.refusal)
+        }
+        if head.method == .options {
+            if head.framing != .none { keepsAlive = false }
+            return options(head, requestID: id)
         }
         guard let route = Route(path: head.path) else {
             return answerAtOnce(
@@ -261,17 +315,40 @@ final class ClientConnection: ByteStreamDelegate {
                 ProxyError(
                     status: 413, code: "payload_too_large", type: "invalid_request_error", message: error.reason, origin: .downstream))
         }
-        let request = ClientRequest(head, route, recordID: recordID, id: id, time: time, start: now, key: key)
+        if head.framing != .none, !worker.memory.hasRoom(0) {
+            worker.scoreboard.add(.admissionRefused, worker: worker.slot)
+            return answerAtOnce(MemoryBudget.overloaded("no further request body is taken"))
+        }
+        let request = ClientRequest(head, route, recordID: recordID, id: id, time: time, start: now, key: key, worker.memory)
         if head.expectsContinue, head.framing != .none, !isHTTP10 { stream.write(Array("HTTP/1.1 100 Continue\r\n\r\n".utf8)) }
         switch head.framing {
         case .none, .length(0):
             complete(request)
         default:
-            if case .length(let count) = head.framing { request.body.reserveCapacity(min(count, 1 << 20)) }
+            if case .length(let count) = head.framing { request.body.reserveCapacity(min(count, Limits.memoryStepBytes)) }
             phase = .body(request, BodyDecoder(head.framing))
             bodyMark = 0
             deadline = now.adding(milliseconds: worker.settings.times.bodyProgress)
         }
+    }
+
+    /// What a path takes, and to a page that may call what it asks for (Fetch standard, CORS-preflight).
+    private func options(_ head: RequestHead, requestID: String) {
+        phase = .answering
+        let method = Route(path: head.path)?.method.text
+        let asked = head.fields.first(named: "access-control-request-headers")
+        beginAnswer(status: 204, length: nil) { out in
+            HeadWriter.field("Allow", method.map { $0 + ", OPTIONS" } ?? "GET, POST, OPTIONS", into: &out)
+            HeadWriter.field("X-Request-Id", requestID, into: &out)
+            guard pageOrigin != nil else { return }
+            HeadWriter.field("Access-Control-Allow-Methods", method ?? "GET, POST", into: &out)
+            if let asked { HeadWriter.field("Access-Control-Allow-Headers", asked, into: &out) }
+            if head.fields.first(named: "access-control-request-private-network") != nil {
+                HeadWriter.field("Access-Control-Allow-Private-Network", "true", into: &out)
+            }
+            HeadWriter.field("Access-Control-Max-Age", "600", into: &out)
+        }
+        endAnswer()
     }
 
     private func complete(_ request: ClientRequest) {
@@ -284,25 +361,30 @@ final class ClientConnection: ByteStreamDelegate {
         guard request.route.isTurn, !encodings.isEmpty else { return worker.answer(request, on: self) }
         let (body, limit) = (request.body, request.route.bodyBytesMax)
         request.body = []
-        let decode: @Sendable () -> Result<[UInt8], ProxyError> = {
-            do throws(InflateError) {
-                return .success(try Inflate.decode(body, encodings: encodings, bytesMax: limit))
-            } catch {
-                return .failure(Self.problem(error, limit))
-            }
+        @Sendable func decode(_ bytesMax: Int) -> Result<[UInt8], InflateError> {
+            Result { () throws(InflateError) in try Inflate.decode(body, encodings: encodings, bytesMax: bytesMax) }
         }
-        let finish: (Result<[UInt8], ProxyError>) -> Void = { [weak self] result in
-            guard let self, case .answering = phase else { return }
+        func finish(_ result: Result<[UInt8], InflateError>) {
+            guard case .answering = phase else { return }
             switch result {
             case .success(let bytes):
+                guard bytes.count <= Limits.memoryStepBytes || request.memory.grow(to: bytes.count) else {
+                    return respond(MemoryBudget.overloaded("the unpacked request body does not fit"), requestID: request.id)
+                }
                 request.body = bytes
                 worker.answer(request, on: self)
             case .failure(let error):
-                respond(error, requestID: request.id)
+                respond(Self.problem(error, limit), requestID: request.id)
             }
         }
-        // Large bodies are unpacked on the thread pool; small ones are not worth the trip.
-        if body.count > 64 * 1024 { worker.loop.offload(decode, then: finish) } else { finish(decode()) }
+        // What is small and stays small is not worth the trip to the thread pool.
+        if body.count <= Limits.inlineBodyBytesMax {
+            let quick = decode(Limits.inlineBodyBytesMax)
+            if case .failure(.tooLarge) = quick {} else { return finish(quick) }
+        }
+        worker.bodyWork.run({ decode(limit) }) { [weak self] result in
+            if self != nil { finish(result) }
+        }
     }
 
     private static func problem(_ error: InflateError, _ limit: Int) -> ProxyError {
@@ -354,7 +436,13 @@ final class ClientConnection: ByteStreamDelegate {
         if length == nil, isHTTP10 { keepsAlive = false }
         if worker.isDraining { keepsAlive = false }
         HeadWriter.status(status, into: &answerHead)
+        answerHead += worker.dateField
         fields(&answerHead)
+        if let pageOrigin {
+            HeadWriter.field("Access-Control-Allow-Origin", pageOrigin, into: &answerHead)
+            HeadWriter.field("Access-Control-Expose-Headers", "*", into: &answerHead)
+            HeadWriter.field("Vary", "Origin", into: &answerHead)
+        }
         if let length, !isBodiless { HeadWriter.field("Content-Length", String(length), into: &answerHead) }
         if isChunked { HeadWriter.field("Transfer-Encoding", "chunked", into: &answerHead) }
         if !keepsAlive {
@@ -419,6 +507,7 @@ final class ClientConnection: ByteStreamDelegate {
         if isAdvancing { return }  // it has the bytes of further requests and goes on with them
         if !isHalfClosed { stream.startReading() }
         if input.isEmpty { endIfHalfClosed() } else { advanceInput() }
+        if input.count > Self.pipelinedBytesMax { stream.stopReading() }
     }
 
     /// Nothing more will be answered: the connection ends once the client has taken what was written.
@@ -459,6 +548,12 @@ final class ClientConnection: ByteStreamDelegate {
         stalledSince = worker.loop.now
         if case .lingering = phase, isHalfClosed { return close() }
         answering?.clientDrained()
+        switch phase {
+        case .idle, .head:
+            if !isHalfClosed { stream.startReading() }
+            advanceInput()
+        case .body, .answering, .lingering, .closed: break
+        }
     }
 
     private var isClosed: Bool { if case .closed = phase { true } else { false } }

@@ -10,20 +10,31 @@ import Vocabulary
 /// What a worker answers by itself.
 enum LocalRoutes {
     static func answer(_ request: ClientRequest, on client: ClientConnection, _ worker: Worker) {
+        let mayObserve = worker.mayObserve(request.head, isLocalPeer: client.isLocalPeer)
         switch request.route {
         case .healthLive:
             client.respond(200, "application/json", Array("{\"status\":\"ok\"}".utf8), requestID: request.id)
         case .healthReady:
-            ready(request, client, worker)
+            ready(request, client, worker, withDetails: mayObserve)
         case .usage:
             usage(request, client, worker)
         default:
+            guard mayObserve else {
+                return client.respond(
+                    ProxyError(
+                        status: 401, code: "invalid_api_key", type: "authentication_error",
+                        message: worker.settings.metricsToken == nil
+                            ? "Metrics are for direct callers on this host while no client key is demanded of them; for others set CODEX_LB_METRICS_TOKEN"
+                            : "Send the metrics token: \"Authorization: Bearer …\" with the value of CODEX_LB_METRICS_TOKEN",
+                        origin: .downstream),
+                    requestID: request.id, [("WWW-Authenticate", "Bearer")])
+            }
             client.respond(200, "text/plain; version=0.0.4; charset=utf-8", metrics(worker), requestID: request.id)
         }
     }
 
     /// 200 while turns can be served; the body tells what is degraded. 503 when draining or when no account could serve.
-    private static func ready(_ request: ClientRequest, _ client: ClientConnection, _ worker: Worker) {
+    private static func ready(_ request: ClientRequest, _ client: ClientConnection, _ worker: Worker, withDetails: Bool) {
         let board = worker.scoreboard
         let now = Clock.wall
         let active = worker.accounts.filter { $0.value.state == .active }
@@ -39,6 +50,9 @@ enum LocalRoutes {
         if active.isEmpty || !hasRoom { status = "unavailable" }
         if worker.isDraining { status = "draining" }
         let code = status == "ok" || status == "degraded" ? 200 : 503
+        guard withDetails else {
+            return client.respond(code, "application/json", Array("{\"status\":\"\(status)\"}".utf8), requestID: request.id)
+        }
         let body =
             "{\"status\":\"\(status)\",\"checks\":{\"database\":\"\(database)\",\"accounts\":\"\(active.isEmpty ? "none active" : "ok")\"},"
             + "\"accounts\":{\"configured\":\(worker.accounts.count),\"active\":\(active.count),\"limited\":\(limited.count)},"
@@ -103,6 +117,8 @@ enum LocalRoutes {
         metric("usage_records_acknowledged_total", "counter", "Usage records committed by the store.", board.sum(.recordsAcknowledged))
         metric("schema_revision", "gauge", "Number of the schema's revision.", board.value(.schemaRevision))
         metric("database_damaged", "gauge", "1 when the check after the start found damage.", board.checkResult == .damaged ? 1 : 0)
+        metric("buffered_bytes", "gauge", "Bodies and unsent bytes held by all workers.", board.sum(.bufferedBytes))
+        metric("buffered_bytes_max", "gauge", "The most they may hold.", worker.memory.bytesMax)
         metric("journal_bytes", "gauge", "Usage records waiting for the store, bytes.", board.sum(.journalBytes))
 
         let (counts, sum) = board.firstByteHistogram
@@ -119,20 +135,22 @@ enum LocalRoutes {
 
         out += "# HELP codex_lb_account_in_flight Turns open on an account.\n# TYPE codex_lb_account_in_flight gauge\n"
         for account in worker.accounts {
-            out += "codex_lb_account_in_flight{account=\"\(label(account.value.name))\"} \(board.inFlight(account: account.value.slot))\n"
+            out += "codex_lb_account_in_flight{account=\"\(label(account.value))\"} \(board.inFlight(account: account.value.slot))\n"
         }
         out += "# HELP codex_lb_account_available Whether an account can be chosen now.\n# TYPE codex_lb_account_available gauge\n"
         let now = Clock.wall
         for account in worker.accounts {
             let isFree = account.value.state == .active && board.cooldownUntil(account: account.value.slot) <= now
-            out += "codex_lb_account_available{account=\"\(label(account.value.name))\"} \(isFree ? 1 : 0)\n"
+            out += "codex_lb_account_available{account=\"\(label(account.value))\"} \(isFree ? 1 : 0)\n"
         }
         return Array(out.utf8)
     }
 
-    private static func label(_ text: String) -> String {
+    /// An account's name; one with an e-mail address in it is told by its number, for metrics travel far.
+    private static func label(_ account: Account) -> String {
+        guard !account.name.contains("@") else { return "account-\(account.id)" }
         var out = ""
-        for c in text { out += c == "\\" ? "\\\\" : c == "\"" ? "\\\"" : c == "\n" ? "\\n" : String(c) }
+        for c in account.name { out += c == "\\" ? "\\\\" : c == "\"" ? "\\\"" : c == "\n" ? "\\n" : String(c) }
         return out
     }
 }

@@ -142,12 +142,13 @@ private final class ModelFetch: UpstreamUser {
             }
             switch result {
             case .success(let connection): send(connection)
-            case .failure(.unreachable(let why)), .failure(.untrusted(let why)): fail(why)
+            case .failure(.unreachable(let why)), .failure(.untrusted(let why)), .failure(.exhausted(let why)): fail(why)
             }
         }
     }
 
     private func send(_ connection: UpstreamConnection) {
+        guard connection.isFit() else { return fail("it sent bytes before it was asked") }
         self.connection = connection
         let isChatGPT = account.value.kind == .chatGPT
         let path = (Route.models.upstreamPath(account.value.kind) ?? "/models") + (isChatGPT ? "?client_version=\(Version.text)" : "")
@@ -175,7 +176,8 @@ private final class ModelFetch: UpstreamUser {
         connection = nil
         if status == 200 { finish(.success(body)) } else { fail("status \(status)") }
     }
-    func upstreamFailed(_ why: String, answered: Bool) { fail(why) }
+    func upstreamTookRequest() {}
+    func upstreamFailed(_ why: String, _ progress: UpstreamProgress) { fail(why) }
 
     func sweep(_ now: Instant) {
         guard done != nil, now >= deadline else { return }

@@ -9,6 +9,7 @@ final class ReadPool {
     private static let statementMilliseconds = 5_000
 
     private let loop: EventLoop
+    private let work: WorkLane
     private let path: String
     private let limits: PoolMachine.Limits
     private var machine: PoolMachine
@@ -19,6 +20,7 @@ final class ReadPool {
 
     init(_ loop: EventLoop, path: String, _ limits: PoolMachine.Limits) {
         (self.loop, self.path, self.limits) = (loop, path, limits)
+        work = WorkLane(loop, threadsMax: Limits.readThreadsMax)
         machine = PoolMachine(limits)
     }
 
@@ -31,7 +33,7 @@ final class ReadPool {
             case .failure(let error): done(.failure(error))
             case .success(let id):
                 guard let session = sessions[id] else { return done(.failure(StoreError(.other, "database \(path): connection lost"))) }
-                loop.offload({ Result { () throws(StoreError) in try session.rows(query) } }) { [self] result in
+                work.run({ Result { () throws(StoreError) in try session.rows(query) } }) { [self] result in
                     perform(machine.released(id, now: loop.now))
                     done(result.flatMap { $0.first.map { .success($0) } ?? .failure(StoreError(.other, "database \(path): no answer")) })
                 }
@@ -46,7 +48,7 @@ final class ReadPool {
             case .open(let id): open(id)
             case .close(let id):
                 guard let session = sessions.removeValue(forKey: id) else { continue }
-                loop.offload({ session.close() }) {}
+                work.run({ session.close() }) {}
             case .grant(let caller, let id): callers.removeValue(forKey: caller)?(.success(id))
             case .refuse(let caller, let why): callers.removeValue(forKey: caller)?(.failure(refusal(why)))
             }
@@ -63,7 +65,7 @@ final class ReadPool {
 
     private func open(_ id: Int) {
         let path = self.path
-        loop.offload({
+        work.run({
             Result { () throws(StoreError) in try SQLiteStore.openReadOnly(path: path, statementMilliseconds: Self.statementMilliseconds) }
         }) { [self] result in
             switch result {

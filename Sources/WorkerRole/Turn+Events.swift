@@ -64,6 +64,7 @@ extension Turn {
             }
             forward(event, json)
         case .other:
+            outputEvents += 1
             forward(event, json)
         case .completed:
             UsageTap.responsesEvent(json, into: &findings)
@@ -107,6 +108,7 @@ extension Turn {
         if exchange.isInvisible {
             if mayHold || EventFields.isComment(event) {
                 event.withUnsafeBytes { heldBack += $0 }
+                if heldBack.count > Limits.heldBackBytesMax { beginStream() }
                 return
             }
             if request.route == .responses, !sawCreated { beginWithCreated() } else { beginStream() }
@@ -259,6 +261,7 @@ extension Turn {
             if verdict.next == .nextAccount { return failedBeforeVisible(refusal) }
             findings.errorCode = refusal.code.isEmpty ? "upstream_error" : refusal.code
         }
+        outputEvents += 1
         pass(event)
     }
 

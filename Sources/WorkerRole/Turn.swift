@@ -48,6 +48,11 @@ final class Turn: UpstreamUser, Answering {
     /// Rises when an attempt is given up: what its answer still brings is ignored.
     private var attemptNumber = 0
     private var firstByteMilliseconds: Int?
+    /// The client has left; until `usageBy` the upstream may still tell what the answer cost.
+    private var isClientGone = false
+    private var usageBy = Instant.never
+    /// Events of the answer that tell something of its text: about as many tokens.
+    var outputEvents = 0
 
     /// What becomes of an upstream's answer.
     enum AnswerMode {
@@ -110,9 +115,10 @@ final class Turn: UpstreamUser, Answering {
         worker.scoreboard.turnEnded(account: account.value.slot, worker: worker.slot)
     }
 
-    private func dispatch(fresh: Bool = false) {
+    /// `isAgain`: the request went out on a kept connection whose upstream had already closed it.
+    private func dispatch(isAgain: Bool = false) {
         guard let account, let path = request.route.upstreamPath(account.value.kind) else { return }
-        connecting = worker.pool.connection(to: account.origin, fresh: fresh) { [weak self] result in
+        connecting = worker.pool.connection(to: account.origin, fresh: isAgain) { [weak self] result in
             guard let self else { return }
             guard !isSettled, !exchange.isFinished else {
                 if case .success(let unused) = result { unused.giveBack() }
@@ -120,9 +126,10 @@ final class Turn: UpstreamUser, Answering {
             }
             connecting = nil
             switch result {
-            case .success(let connection): send(on: connection, account, path, isAgain: fresh)
+            case .success(let connection): send(on: connection, account, path, isAgain: isAgain)
             case .failure(.unreachable(let why)): attemptFailed(.notConnected(why))
             case .failure(.untrusted(let why)): attemptFailed(.untrusted(why))
+            case .failure(.exhausted(let why)): attemptFailed(.exhausted(why))
             }
         }
     }
@@ -135,9 +142,12 @@ final class Turn: UpstreamUser, Answering {
             connection.giveBack()
             return fail(error)
         }
+        guard connection.isFit() else {
+            // Nothing was sent. A kept connection may have ended unnoticed; a new one that already speaks will do so again.
+            return connection.isReused ? dispatch(isAgain: isAgain) : attemptFailed(.notConnected("it sent bytes before it was asked"))
+        }
         if !isAgain { exchange.requestDispatched() }
         self.connection = connection
-        firstByteBy = worker.loop.now.adding(milliseconds: worker.settings.times.firstByte)
         let head = UpstreamRequest.head(request, account, target: account.prefix + path, bodyCount: body.count)
         // A small body travels with its head in one packet.
         connection.send(body.count < 16 * 1024 ? [head + body] : [head, body], method: .post, for: self)
@@ -145,6 +155,10 @@ final class Turn: UpstreamUser, Answering {
 
     /// Nothing has been seen by the client: what now?
     func attemptFailed(_ failure: Failure) {
+        if isClientGone {
+            connection?.close()
+            return abandon(errorCode: "client_disconnected", status: 499)
+        }
         firstByteBy = .never
         refusalBy = .never
         acceptedAt = .never
@@ -288,16 +302,18 @@ final class Turn: UpstreamUser, Answering {
         }
     }
 
-    func upstreamFailed(_ why: String, answered: Bool) {
-        let wasReused = connection?.isReused ?? false
+    func upstreamTookRequest() {
+        guard exchange.state == .dispatched, responseHead == nil else { return }
+        firstByteBy = worker.loop.now.adding(milliseconds: worker.settings.times.firstByte)
+    }
+
+    func upstreamFailed(_ why: String, _ progress: UpstreamProgress) {
         connection = nil
         guard !exchange.isFinished else { return }
         switch exchange.state {
         case .dispatched:
-            if case .refusal(let body) = answer, answered {
-                return refusedInPart(body)
-            }
-            if !answered, wasReused, exchange.staleConnectionFound() { return dispatch(fresh: true) }
+            if case .refusal(let body) = answer { return refusedInPart(body) }
+            if progress == .unread, !isClientGone, exchange.staleConnectionFound() { return dispatch(isAgain: true) }
             attemptFailed(.broken(why))
         case .accepted, .visible:
             if case .body = answer {
@@ -340,7 +356,7 @@ final class Turn: UpstreamUser, Answering {
         exchange.becameVisible()
         acceptedAt = .never
         noteFirstByte()
-        request.body = []
+        request.forgetBody()
     }
 
     private func noteFirstByte() {
@@ -467,9 +483,13 @@ final class Turn: UpstreamUser, Answering {
             wakeAt = .never
             return dispatch()
         }
-        if now >= firstByteBy {
+        if now >= firstByteBy || connection?.isUploadStalled(now, milliseconds: worker.settings.times.writeStalled) == true {
             connection?.close()
             return attemptFailed(.timedOut)
+        }
+        if now >= usageBy {
+            connection?.close()
+            return abandon(errorCode: "client_disconnected", status: 499)
         }
         if now >= refusalBy, case .refusal(let body) = answer {
             connection?.close()
@@ -493,7 +513,7 @@ final class Turn: UpstreamUser, Answering {
         {
             if case .body = answer {
                 connection?.close()
-                return upstreamFailed("silent for too long", answered: true)
+                return upstreamFailed("silent for too long", .answered)
             }
             return streamBroke(code: "stream_idle_timeout", message: "The upstream was silent for too long")
         }
@@ -519,10 +539,16 @@ final class Turn: UpstreamUser, Answering {
 
     func clientGone() {
         client = nil
+        isClientGone = true
         guard !exchange.isFinished else { return }
         worker.scoreboard.add(.clientsGone, worker: worker.slot)
         worker.log.debug("client went away", metadata: ["request_id": "\(request.id)"])
-        abandon(errorCode: "client_disconnected", status: 499)
+        guard exchange.state == .accepted || exchange.state == .visible, !isSettled, connection != nil else {
+            return abandon(errorCode: "client_disconnected", status: 499)
+        }
+        // What was read is paid for: the usage stands at the answer's end, which may be near.
+        usageBy = worker.loop.now.adding(milliseconds: Limits.usageAfterClientMilliseconds)
+        clientDrained()
     }
 
     /// The drain deadline has passed.
@@ -557,6 +583,8 @@ final class Turn: UpstreamUser, Answering {
         guard !isSettled else { return }
         isSettled = true
         release()
+        let (status, errorCode) = isClientGone ? (499, "client_disconnected") : (status, errorCode)
+        estimateUsage()
         let now = worker.loop.now
         settledAt = now
         var record = UsageRecord(id: request.recordID, time: request.time, route: request.route.rawValue, requestID: request.id)
@@ -597,4 +625,18 @@ final class Turn: UpstreamUser, Answering {
     }
 
     var hasSettled: Bool { isSettled }
+
+    /// An answer that told no usage was not free. Its record says that these numbers are a guess: four bytes of the request, or one event or
+    /// four bytes of the answer, to a token.
+    private func estimateUsage() {
+        guard findings.usage == nil else { return }
+        switch (exchange.state, answer) {
+        case (.dispatched, .none) where isClientGone, (.accepted, _), (.visible, _): break
+        default: return
+        }
+        var output = outputEvents
+        if case .body(let copy) = answer, request.route != .embeddings { output = copy.count / 4 }
+        findings.usage = TokenUsage(input: Int64(request.receivedBytes / 4), output: Int64(output))
+        findings.isEstimated = true
+    }
 }

@@ -12,8 +12,20 @@ protocol UpstreamUser: AnyObject {
     func upstreamPaused()
     /// The whole body has come. The connection is the pool's again.
     func upstreamCompleted()
-    /// The connection is lost or talks nonsense. `answered`: some byte of the answer had come.
-    func upstreamFailed(_ why: String, answered: Bool)
+    /// The last byte of the request has been given to the kernel: from here on the upstream is waited for.
+    func upstreamTookRequest()
+    /// The connection is lost or talks nonsense.
+    func upstreamFailed(_ why: String, _ progress: UpstreamProgress)
+}
+
+/// How far a request had come when its connection was lost.
+enum UpstreamProgress {
+    /// The upstream had closed its side before a byte of the request reached it: it can't have read any. Only this may be sent again.
+    case unread
+    /// The request may have been read, and its work be done.
+    case sent
+    /// Some byte of the answer had come.
+    case answered
 }
 
 /// One HTTP/1.1 connection to an origin, plain or TLS, used by one request at a time.
@@ -38,6 +50,19 @@ final class UpstreamConnection: ByteStreamDelegate {
     private var scanned = 0
     private var keepsAlive = true
     private var answered = false
+    /// The request's bytes that neither the kernel nor TLS has: its parts, and how much of the first one has gone.
+    private var unsent: [[UInt8]] = []
+    private var unsentOffset = 0
+    private var isRequestOut = true
+    /// Bytes of this request, as they travel, that were given to the socket.
+    private var requestBytes = 0
+    /// When the upstream last took some of the request.
+    private(set) var tookAt: Instant
+    /// The upstream takes nothing more; what it had answered is still read. RFC 9112 §9.5: an early answer is worth having.
+    private var writeProblem: String?
+    /// The answer is whole; whether more comes behind it in the same bytes is still to be seen.
+    private var isReturning = false
+    private var isTakingRecords = false
     /// It has been in the pool, so its upstream may have closed it unnoticed.
     private(set) var isReused = false
     private(set) var idleSince: Instant
@@ -48,32 +73,82 @@ final class UpstreamConnection: ByteStreamDelegate {
     init(_ origin: Origin, _ stream: ByteStream, _ tls: TLSClient?, _ pool: UpstreamPool) {
         (self.origin, self.stream, self.tls, self.pool) = (origin, stream, tls, pool)
         idleSince = stream.loop.now
+        tookAt = idleSince
         stream.delegate = self
     }
 
     var isClosed: Bool { if case .closed = phase { true } else { false } }
     var session: TLSSession? { tls?.session() }
 
-    /// Sends a request and gives its answer to `user`.
+    /// Sends a request and gives its answer to `user`. To be called right after `isFit()`.
     func send(_ parts: [[UInt8]], method: Method, for user: any UpstreamUser) {
         self.user = user
         self.method = method
         phase = .head
         (scanned, answered, isPaused) = (0, false, false)
         headBytes.removeAll(keepingCapacity: true)
-        for part in parts { write(part) }
+        (unsent, unsentOffset, requestBytes, isRequestOut) = (parts, 0, 0, false)
+        tookAt = stream.loop.now
+        pump()
         if !isClosed { stream.startReading() }
     }
 
-    private func write(_ bytes: [UInt8]) {
-        guard let tls else { return stream.write(bytes) }
+    /// Looks at the socket just before it is used. False, and closed: the upstream has ended the connection, or sent bytes that nobody
+    /// asked for and that would be taken for the answer. An idle connection has nothing to say but TLS's own records.
+    func isFit() -> Bool {
+        guard !isClosed else { return false }
+        return withUnsafeTemporaryAllocation(byteCount: 8 * 1024, alignment: 16) { buffer in
+            while true {
+                switch stream.takeArrived(into: buffer) {
+                case .nothing:
+                    return true
+                case .bytes(let count) where tls != nil:
+                    takeRecords(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
+                    if isClosed { return false }
+                case .bytes, .end:
+                    close()
+                    return false
+                }
+            }
+        }
+    }
+
+    /// Gives the socket the request piece by piece, the next when the one before is taken.
+    private func pump() {
+        while stream.queuedBytes == 0, !isClosed, let part = unsent.first {
+            let end = min(part.count, unsentOffset + Limits.uploadPieceBytes)
+            part.withUnsafeBytes { write(UnsafeRawBufferPointer(rebasing: $0[unsentOffset..<end])) }
+            tookAt = stream.loop.now
+            if end == part.count {
+                unsent.removeFirst()
+                unsentOffset = 0
+            } else {
+                unsentOffset = end
+            }
+        }
+        if unsent.isEmpty, !isRequestOut, stream.queuedBytes == 0, !isClosed {
+            isRequestOut = true
+            user?.upstreamTookRequest()
+        }
+    }
+
+    private func write(_ bytes: UnsafeRawBufferPointer) {
+        guard let tls else {
+            requestBytes += bytes.count
+            return stream.write(bytes)
+        }
         do throws(TLSError) {
             try tls.write(bytes)
-            stream.write(tls.takeOutgoing())
+            let sealed = tls.takeOutgoing()
+            requestBytes += sealed.count
+            stream.write(sealed)
         } catch {
             fail(error.description)
         }
     }
+
+    /// Whether the upstream is slow to take the request.
+    func isUploadStalled(_ now: Instant, milliseconds: Int) -> Bool { !isRequestOut && now.milliseconds(since: tookAt) >= milliseconds }
 
     /// Gives it to the pool unused.
     func giveBack() {
@@ -103,22 +178,30 @@ final class UpstreamConnection: ByteStreamDelegate {
     // ByteStreamDelegate
 
     func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
-        if let tls {
-            tls.receive(bytes)
-            let buffer = pool.plaintext
-            while !isClosed {
-                let count: Int
-                do throws(TLSError) { count = try tls.read(into: buffer) } catch { return fail(error.description) }
-                if count == 0 { break }
-                received(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
-            }
-            let outgoing = tls.takeOutgoing()  // key updates
-            if !outgoing.isEmpty, !isClosed { stream.write(outgoing) }
-            if tls.isPeerClosed, !isClosed { streamEnded(stream) }
-        } else {
-            received(bytes)
-        }
+        if tls != nil { takeRecords(bytes) } else { received(bytes) }
         user?.upstreamPaused()
+    }
+
+    private func takeRecords(_ bytes: UnsafeRawBufferPointer) {
+        guard let tls else { return }
+        tls.receive(bytes)
+        isTakingRecords = true
+        defer { isTakingRecords = false }
+        let buffer = pool.plaintext
+        while !isClosed {
+            let count: Int
+            do throws(TLSError) { count = try tls.read(into: buffer) } catch { return fail(error.description) }
+            if count == 0 { break }
+            received(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
+        }
+        guard !isClosed else { return }
+        let outgoing = tls.takeOutgoing()  // key updates
+        if !outgoing.isEmpty { stream.write(outgoing) }
+        if tls.isPeerClosed { return streamEnded(stream) }
+        if isReturning {
+            isReturning = false
+            giveBack()
+        }
     }
 
     private func received(_ bytes: UnsafeRawBufferPointer) {
@@ -202,10 +285,11 @@ final class UpstreamConnection: ByteStreamDelegate {
         self.user = nil
         phase = .idle
         // An answer that came before its request was taken whole leaves the rest of that request on the way.
-        if keepsAlive, leftOver == 0, waiting.isEmpty, stream.queuedBytes == 0 {
+        if keepsAlive, leftOver == 0, waiting.isEmpty, isRequestOut, writeProblem == nil {
             idleSince = stream.loop.now
             isPaused = false
-            giveBack()
+            // A later record of the same read may hold bytes that nobody asked for: nobody gets the connection before that is known.
+            if isTakingRecords { isReturning = true } else { giveBack() }
         } else {
             pool.keepSession(of: self)
             close()
@@ -218,19 +302,40 @@ final class UpstreamConnection: ByteStreamDelegate {
             keepsAlive = false
             return complete(leftOver: 0)
         }
-        fail("the upstream closed the connection")
+        fail(writeProblem ?? "the upstream closed the connection")
     }
 
-    func streamFailed(_ stream: ByteStream, _ error: LoopError) { fail(error.description) }
+    func streamFailed(_ stream: ByteStream, _ error: LoopError) { fail(writeProblem ?? error.description) }
 
-    func streamDrained(_ stream: ByteStream) {}
+    func streamWriteFailed(_ stream: ByteStream, _ error: LoopError) {
+        switch phase {
+        case .head, .body:
+            // It may have answered before it stopped to take the request: reading meets that answer, or the end.
+            writeProblem = error.description
+            unsent = []
+            if !isPaused { stream.startReading() }
+        case .idle, .closed:
+            fail(error.description)
+        }
+    }
+
+    func streamDrained(_ stream: ByteStream) { pump() }
 
     private func fail(_ why: String) {
         guard !isClosed else { return }
         let user = self.user
-        let had = answered
+        let progress = answered ? UpstreamProgress.answered : isUnread ? .unread : .sent
         close()
-        user?.upstreamFailed(why, answered: had)
+        user?.upstreamFailed(why, progress)
+    }
+
+    /// Whether it is certain that the upstream read nothing of the request: it had sent its end, and its acknowledgements, up to that end
+    /// or a reset, cover no byte of ours. An upstream that reads and then closes acknowledges what it read with its FIN (RFC 9293 §3.10.7.4);
+    /// a reset alone proves nothing.
+    private var isUnread: Bool {
+        guard isReused else { return false }
+        let given = requestBytes - stream.queuedBytes
+        return given == 0 || stream.hasPeerEnded && stream.unacknowledgedBytes >= given
     }
 
     /// Gives the connection up; its user hears nothing more.
@@ -238,7 +343,7 @@ final class UpstreamConnection: ByteStreamDelegate {
         guard !isClosed else { return }
         phase = .closed
         user = nil
-        waiting = []
+        (waiting, unsent) = ([], [])
         stream.close()
         pool.closed(self)
     }

@@ -7,6 +7,8 @@ import Vocabulary
 enum ConnectFailure: Error {
     case unreachable(String)
     case untrusted(String)
+    /// This process has no descriptor or memory left for it; the upstream is not to blame.
+    case exhausted(String)
 }
 
 /// Keep-alive connections by origin: the most recently used one is given out first. New ones are resolved, connected, tunnelled
@@ -18,6 +20,8 @@ final class UpstreamPool {
     private let tlsProblem: String
     private let proxy: OutboundProxy?
     private let connectMilliseconds: Int
+    /// Idle connections are closed before there are more than this, whatever their origin.
+    private let connectionsMax: Int
     private var idle: [Origin: [UpstreamConnection]] = [:]
     private var sessions: [Origin: TLSSession] = [:]
     private var all: [ObjectIdentifier: UpstreamConnection] = [:]
@@ -26,10 +30,9 @@ final class UpstreamPool {
     let plaintext = UnsafeMutableRawBufferPointer.allocate(byteCount: 64 * 1024, alignment: 16)
     var counted: (_ reused: Bool) -> Void = { _ in }
 
-    init(_ loop: EventLoop, proxy: OutboundProxy?, connectMilliseconds: Int) {
-        self.loop = loop
-        self.proxy = proxy
-        self.connectMilliseconds = connectMilliseconds
+    init(_ loop: EventLoop, proxy: OutboundProxy?, connectMilliseconds: Int, connectionsMax: Int) {
+        (self.loop, self.proxy) = (loop, proxy)
+        (self.connectMilliseconds, self.connectionsMax) = (connectMilliseconds, connectionsMax)
         resolver = Resolver(loop)
         do throws(TLSError) {
             (tls, tlsProblem) = (try TLSContext(), "")
@@ -53,6 +56,7 @@ final class UpstreamPool {
             done(.failure(.untrusted(tlsProblem)))
             return nil
         }
+        if all.count + attempts.count >= connectionsMax { closeIdle(1) }
         let attempt = ConnectAttempt(self, origin, proxy: proxy.flatMap { $0.serves(origin) ? $0 : nil }, done)
         attempts[ObjectIdentifier(attempt)] = attempt
         attempt.start(resolver, milliseconds: connectMilliseconds)
@@ -72,10 +76,7 @@ final class UpstreamPool {
         return try TLSClient(tls!, host: origin.host, isAddress: isAddress, resuming: sessions[origin])
     }
 
-    fileprivate func distrust(_ origin: Origin) {
-        sessions[origin] = nil
-        resolver.forget(origin.host, port: origin.port)
-    }
+    fileprivate func distrust(_ origin: Origin) { sessions[origin] = nil }
 
     func returned(_ connection: UpstreamConnection) {
         keepSession(of: connection)
@@ -106,25 +107,40 @@ final class UpstreamPool {
                 connection.close()
             }
         }
-        for attempt in attempts.values where attempt.deadline <= now { attempt.timedOut() }
+        for attempt in attempts.values { attempt.sweep(now) }
     }
 
-    func closeIdle() { for list in idle.values { for connection in list { connection.close() } } }
+    /// Closes up to `count` idle connections, those that wait longest first; how many it closed.
+    @discardableResult
+    func closeIdle(_ count: Int) -> Int {
+        var closed = 0
+        while closed < count, let oldest = idle.values.compactMap(\.first).min(by: { $0.idleSince < $1.idleSince }) {
+            oldest.close()
+            closed += 1
+        }
+        return closed
+    }
 }
 
-/// One new connection: name, address, tunnel, handshake. All of it within one deadline.
+/// One new connection: name, addresses in a race (RFC 8305), tunnel, handshake. All of it within one deadline.
 final class ConnectAttempt: ByteStreamDelegate {
     private unowned let pool: UpstreamPool
     private let origin: Origin
     private let proxy: OutboundProxy?
     private var done: ((Result<UpstreamConnection, ConnectFailure>) -> Void)?
-    private(set) var deadline = Instant.never
+    private var deadline = Instant.never
+    /// Those not tried yet.
     private var addresses: [SocketAddress] = []
+    /// Those being tried.
+    private var racing: [ByteStream] = []
+    private var nextTryAt = Instant.never
+    /// The one that won.
     private var stream: ByteStream?
     private var tls: TLSClient?
     private var tunnelBytes: [UInt8] = []
     private var isTunnelling = false
     private var lastProblem = "no address"
+    private var resolver: Resolver?
 
     init(
         _ pool: UpstreamPool, _ origin: Origin, proxy: OutboundProxy?,
@@ -133,35 +149,75 @@ final class ConnectAttempt: ByteStreamDelegate {
         (self.pool, self.origin, self.proxy, self.done) = (pool, origin, proxy, done)
     }
 
+    /// Who is connected to: the proxy, else the origin.
+    private var peer: (host: String, port: UInt16) { proxy.map { ($0.host, $0.port) } ?? (origin.host, origin.port) }
+
     func start(_ resolver: Resolver, milliseconds: Int) {
         deadline = pool.loop.now.adding(milliseconds: milliseconds)
-        let (host, port) = proxy.map { ($0.host, $0.port) } ?? (origin.host, origin.port)
+        self.resolver = resolver
+        let (host, port) = peer
         resolver.resolve(host, port: port) { [weak self] result in
             guard let self, done != nil else { return }
             switch result {
             case .success(let found):
-                addresses = found
+                addresses = Self.alternating(found)
                 tryNext()
             case .failure(let error):
-                fail(.unreachable("\(host): \(error)"))
+                fail(error.isExhaustion ? .exhausted("\(host): \(error)") : .unreachable("\(host): \(error)"))
             }
         }
     }
 
+    /// RFC 8305 §4: the families by turns, beginning with the resolver's first, so that a dead one holds up nothing.
+    static func alternating(_ addresses: [SocketAddress]) -> [SocketAddress] {
+        guard let first = addresses.first else { return [] }
+        let same = addresses.filter { $0.isV6 == first.isV6 }
+        let other = addresses.filter { $0.isV6 != first.isV6 }
+        return (0..<max(same.count, other.count)).flatMap { i in [same, other].compactMap { i < $0.count ? $0[i] : nil } }
+    }
+
     private func tryNext() {
-        guard !addresses.isEmpty else { return fail(.unreachable(lastProblem)) }
+        nextTryAt = .never
+        guard !addresses.isEmpty else {
+            if racing.isEmpty { unreachable(lastProblem) }
+            return
+        }
         let address = addresses.removeFirst()
+        if !addresses.isEmpty { nextTryAt = pool.loop.now.adding(milliseconds: Limits.connectStaggerMilliseconds) }
         let stream = ByteStream(pool.loop, .tcp)
-        self.stream = stream
+        racing.append(stream)
         stream.connect(to: address) { [weak self] error in
-            guard let self, self.stream === stream, done != nil else { return }
+            guard let self, done != nil, let place = racing.firstIndex(where: { $0 === stream }) else { return }
             if let error {
-                lastProblem = "\(address): \(error)"
+                racing.remove(at: place)
                 stream.close()
+                if error.isExhaustion {
+                    // Idle connections are worth less than a turn: one is given up for it, then the address is tried again.
+                    guard pool.closeIdle(1) > 0 else { return fail(.exhausted("\(address): \(error)")) }
+                    addresses.insert(address, at: 0)
+                } else {
+                    lastProblem = "\(address): \(error)"
+                }
                 return tryNext()
             }
+            nextTryAt = .never
+            for loser in racing where loser !== stream { loser.close() }
+            racing = []
+            self.stream = stream
+            stream.watchPeer(silentMilliseconds: Limits.peerSilentMilliseconds)
             connected(stream)
         }
+    }
+
+    func sweep(_ now: Instant) {
+        if now >= deadline { return unreachable("\(origin.authority): no connection in time") }
+        if now >= nextTryAt { tryNext() }
+    }
+
+    /// The name may have other addresses by now: it is asked anew next time.
+    private func unreachable(_ why: String) {
+        resolver?.forget(peer.host, port: peer.port)
+        fail(.unreachable(why))
     }
 
     private func connected(_ stream: ByteStream) {
@@ -204,7 +260,7 @@ final class ConnectAttempt: ByteStreamDelegate {
     private func failHandshake(_ error: TLSError) {
         if let alert = tls?.takeOutgoing(), !alert.isEmpty { stream?.write(alert) }
         pool.distrust(origin)
-        fail(error.isUntrusted ? .untrusted("\(origin.authority): \(error)") : .unreachable("\(origin.authority): \(error)"))
+        if error.isUntrusted { fail(.untrusted("\(origin.authority): \(error)")) } else { lost("\(origin.authority): \(error)") }
     }
 
     func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
@@ -228,15 +284,27 @@ final class ConnectAttempt: ByteStreamDelegate {
         do throws(TLSError) { try shake(stream) } catch { failHandshake(error) }
     }
 
-    func streamEnded(_ stream: ByteStream) { fail(.unreachable("\(origin.authority): closed while connecting")) }
-    func streamFailed(_ stream: ByteStream, _ error: LoopError) { fail(.unreachable("\(origin.authority): \(error)")) }
+    func streamEnded(_ stream: ByteStream) { lost("\(origin.authority): closed while connecting") }
+    func streamFailed(_ stream: ByteStream, _ error: LoopError) { lost("\(origin.authority): \(error)") }
     func streamDrained(_ stream: ByteStream) {}
 
-    func timedOut() { fail(.unreachable("\(origin.authority): no connection in time")) }
+    /// An address that took the connection and then failed: the next one may do better.
+    private func lost(_ why: String) {
+        lastProblem = why
+        stream?.close()
+        (stream, tls, isTunnelling, tunnelBytes) = (nil, nil, false, [])
+        tryNext()
+    }
 
     /// The turn needs it no more.
     func cancel() {
         done = nil
+        end()
+    }
+
+    private func end() {
+        for stream in racing { stream.close() }
+        racing = []
         stream?.close()
         pool.finished(self)
     }
@@ -252,8 +320,7 @@ final class ConnectAttempt: ByteStreamDelegate {
     private func fail(_ failure: ConnectFailure) {
         guard let done else { return }
         self.done = nil
-        stream?.close()
-        pool.finished(self)
+        end()
         done(.failure(failure))
     }
 }

@@ -88,16 +88,6 @@ extension RawSpan {
     func isText(_ text: StaticString) -> Bool {
         byteCount == text.utf8CodeUnitCount && withUnsafeBytes { bytes in text.withUTF8Buffer { bytes.elementsEqual($0) } }
     }
-
-    /// Starts with `text`, without regard to ASCII case; `text` is lower case.
-    func hasPrefix(ignoringCase text: StaticString) -> Bool {
-        byteCount >= text.utf8CodeUnitCount
-            && withUnsafeBytes { bytes in
-                text.withUTF8Buffer { wanted in
-                    zip(bytes, wanted).allSatisfy { ($0 >= 65 && $0 <= 90 ? $0 | 32 : $0) == $1 }
-                }
-            }
-    }
 }
 
 /// Heads of requests to upstreams and which fields pass either way. Heads are written anew, never copied.
@@ -134,8 +124,14 @@ enum UpstreamRequest {
         request.head.fields.forEachEndToEnd { known, name, value in
             switch known {
             case .host, .authorization, .contentLength, .transferEncoding, .contentType, .contentEncoding, .acceptEncoding, .expect,
-                .chatGPTAccountID, .forwarded, .xForwardedFor, .xForwardedHost, .xForwardedProto, .xRealIP, .trueClientIP, .cookie,
+                .forwarded, .xForwardedFor, .xForwardedHost, .xForwardedProto, .xRealIP, .trueClientIP, .via,
                 .connection, .upgrade:
+                return
+            // Whose account and quota a request is charged to is the account's choice, and a client's credentials are its own.
+            case .chatGPTAccountID, .openAIOrganization, .openAIProject, .cookie, .apiKey, .xAPIKey, .googleAPIKey:
+                return
+            // A page's address is nobody's business upstream.
+            case .origin, .referer, .secFetchSite:
                 return
             case .accept where isChatGPT:
                 return
@@ -147,6 +143,8 @@ enum UpstreamRequest {
                 if name.hasPrefix(ignoringCase: "x-forwarded-") || name.hasPrefix(ignoringCase: "cf-")
                     || name.hasPrefix(ignoringCase: "x-codex-lb-")
                     || name.hasPrefix(ignoringCase: "x-codex-installation-id") || name.hasPrefix(ignoringCase: "proxy-")
+                    || name.hasPrefix(ignoringCase: "sec-") || name.hasPrefix(ignoringCase: "access-control-")
+                    || name.hasPrefix(ignoringCase: "x-openai-account-")
                 {
                     return
                 }
@@ -167,6 +165,8 @@ enum UpstreamRequest {
             case .contentType where isStream: return
             default: break
             }
+            // Which pages may read an answer is said here, not upstream.
+            if name.hasPrefix(ignoringCase: "access-control-") || name.hasPrefix(ignoringCase: "cross-origin-") { return }
             if name.hasPrefix(ignoringCase: "alt-svc") || name.hasPrefix(ignoringCase: "strict-transport-security") { return }
             if isStream, name.hasPrefix(ignoringCase: "cache-control") || name.hasPrefix(ignoringCase: "x-accel-") { return }
             HeadWriter.field(name, value, into: &out)

@@ -50,6 +50,15 @@ final class Worker {
     let usageJournal: Journal
     let log: Logger
     let pool: UpstreamPool
+    let memory: MemoryBudget
+    let originPolicy: OriginPolicy
+    /// Where large bodies are unpacked and read.
+    let bodyWork: WorkLane
+    /// An address beyond loopback listens.
+    private let isExposed: Bool
+    /// Callers on this host must show a key too.
+    private(set) var isKeyDemandedLocally = true
+    private var date: (seconds: Int64, field: [UInt8]) = (-1, [])
     var slot: Int { heritage.slot }
     /// Where an answer's pieces are put together for one write; lives only during a call.
     var scratch: [UInt8] = []
@@ -75,7 +84,8 @@ final class Worker {
     private var sweepTimer: LoopTimer!
     private var turnEnd: TurnEnd!
     private var isReady = false
-    private var connectionsMax = 65_536
+    /// Client connections, and as many to upstreams.
+    private let connectionsMax: Int
     private var isAcceptPaused = false
 
     /// Deadlines are looked at this often: their precision.
@@ -87,12 +97,18 @@ final class Worker {
         (self.loop, self.settings, self.heritage, self.log) = (loop, settings, heritage, log)
         scoreboard = Scoreboard(try SharedMemory(descriptor: heritage.scoreboard, count: Scoreboard.memoryBytes))
         usageJournal = Journal(try SharedMemory(descriptor: heritage.journal, count: Journal.memoryBytes()))
-        pool = UpstreamPool(
-            loop, proxy: OutboundProxy(url: settings.httpsProxy, exceptions: settings.noProxy), connectMilliseconds: settings.times.connect)
-        scoreboard.workerStarted(heritage.slot)
-        pool.counted = { [scoreboard] reused in scoreboard.add(reused ? .upstreamReused : .upstreamConnects, worker: heritage.slot) }
-        // A tenth of the descriptors stays free for upstreams' needs and the unexpected.
+        // A tenth of the descriptors stays free for the store, name look-ups and the unexpected.
         connectionsMax = max(64, Process.descriptorLimit * 45 / 100)
+        pool = UpstreamPool(
+            loop, proxy: OutboundProxy(url: settings.httpsProxy, exceptions: settings.noProxy), connectMilliseconds: settings.times.connect,
+            connectionsMax: connectionsMax)
+        scoreboard.workerStarted(heritage.slot)
+        memory = MemoryBudget(
+            scoreboard, slot: heritage.slot, bytesMax: settings.memoryBytesMax ?? Process.memoryBytes / Limits.memoryPart)
+        originPolicy = OriginPolicy(allowed: settings.allowedOrigins)
+        bodyWork = WorkLane(loop, threadsMax: Limits.bodyThreadsMax)
+        isExposed = heritage.listeners.contains { !Sockets.isLocal($0) }
+        pool.counted = { [scoreboard] reused in scoreboard.add(reused ? .upstreamReused : .upstreamConnects, worker: heritage.slot) }
         supervisor = SupervisorLink(self)
         switch settings.database.url {
         case .sqlite(let path): store = WriterLink(self, database: path)
@@ -122,12 +138,39 @@ final class Worker {
                 scoreboard.endCooldown(account: account.slot)
             }
         }
+        if previous?.clientKeys.isEmpty != new.clientKeys.isEmpty { keyRuleApplies(hasKeys: !new.clientKeys.isEmpty) }
         clientKeys = Dictionary(new.clientKeys.map { ($0.digest, $0) }, uniquingKeysWith: { a, _ in a })
         pepper = new.pepper
         if previous?.accounts != new.accounts { catalogue.forget() }
         scoreboard.set(.snapshotVersion, worker: slot, Int(new.version))
         storeSeen()
         if !isReady { becomeReady() }
+    }
+
+    /// Revoked keys count: an instance that had keys is not opened by the end of the last one.
+    private func keyRuleApplies(hasKeys: Bool) {
+        isKeyDemandedLocally = settings.keyRule.isDemandedLocally(hasKeys: hasKeys, isExposed: isExposed)
+        guard slot == 0 else { return }
+        let (who, why): (String, String) =
+            switch settings.keyRule {
+            case .always: ("everybody", "CODEX_LB_REQUIRE_KEYS=always")
+            case .never: ("nobody", "CODEX_LB_REQUIRE_KEYS=never")
+            case .auto where hasKeys: ("everybody", "a key exists")
+            case .auto where isExposed: ("everybody", "an address beyond loopback listens")
+            case .auto: ("everybody but direct callers on this host", "no key exists and only loopback listens")
+            }
+        log.notice("client keys are demanded", metadata: ["from": "\(who)", "because": "\(why)"])
+    }
+
+    /// `Date: …` with its line end (RFC 9110 §6.6.1), made once a second.
+    var dateField: [UInt8] {
+        let now = Clock.wall
+        if now.seconds != date.seconds {
+            var field: [UInt8] = []
+            HeadWriter.field("Date", now.httpDate, into: &field)
+            date = (now.seconds, field)
+        }
+        return date.field
     }
 
     /// This worker's share of the instance's connections.
@@ -175,7 +218,9 @@ final class Worker {
             let copy = Descriptor.duplicate(descriptor)
             do {
                 let kind: ByteStream.Kind = Sockets.isUnix(descriptor) ? .unix : .tcp
-                listeners.append(try Listener(loop, descriptor: copy, kind: kind) { [unowned self] in accepted($0) })
+                let silent = max(Limits.peerSilentMilliseconds, settings.times.writeStalled)
+                listeners.append(
+                    try Listener(loop, descriptor: copy, kind: kind, silentMilliseconds: silent) { [unowned self] in accepted($0) })
             } catch {
                 log.critical("cannot listen", metadata: ["error": "\(error)"])
             }
@@ -212,28 +257,22 @@ final class Worker {
     // MARK: Requests
 
     func admit(_ head: RequestHead, isLocalPeer: Bool) -> Result<ClientKey?, ProxyError> {
-        let fields = head.fields
-        let isForwarded =
-            fields.first(.forwarded) != nil || fields.first(.xForwardedFor) != nil || fields.first(.xRealIP) != nil
-            || !Self.isLocalName(fields.first(.host) ?? "localhost")
-        let caller = Caller(isLocalPeer: isLocalPeer, isForwarded: isForwarded, authorization: fields.first(.authorization))
-        return ClientAdmission.check(caller, now: Clock.wall) { presented in
+        let isLocal = isLocalPeer && !isKeyDemandedLocally && Locality.isDirect(head.fields)
+        let caller = Caller(isLocal: isLocal, authorization: head.fields.first(.authorization))
+        return ClientAdmission.check(caller, rule: settings.keyRule, isDemandedLocally: isKeyDemandedLocally, now: Clock.wall) {
+            presented in
             let digest = HMAC.sha256(key: pepper, message: Array(presented.utf8))
             guard let key = clientKeys[digest], HMAC.equal(key.digest, digest) else { return nil }
             return key
         }
     }
 
-    /// A page of another site that a browser resolves to 127.0.0.1 has its own name in `Host`: it is not local.
-    private static func isLocalName(_ host: String) -> Bool {
-        var name = host.lowercased()
-        if name.hasPrefix("["), let end = name.firstIndex(of: "]") {
-            name = String(name[name.index(after: name.startIndex)..<end])
-        } else if let colon = name.lastIndex(of: ":") {
-            name = String(name[..<colon])
-        }
-        return name == "localhost" || name == "" || name.hasSuffix(".localhost")
-            || SocketAddress(numeric: name, port: 0)?.isLoopback == true
+    /// Whether the caller may see metrics and the details of health: with the token, or, where none is set, as a direct caller on this
+    /// host while such callers are trusted without a key.
+    func mayObserve(_ head: RequestHead, isLocalPeer: Bool) -> Bool {
+        guard let token = settings.metricsToken else { return isLocalPeer && !isKeyDemandedLocally && Locality.isDirect(head.fields) }
+        let presented = ClientAdmission.bearer(head.fields.first(.authorization)) ?? ""
+        return HMAC.equal(HMAC.sha256(key: pepper, message: Array(presented.utf8)), HMAC.sha256(key: pepper, message: Array(token.utf8)))
     }
 
     func answer(_ request: ClientRequest, on client: ClientConnection) {
@@ -323,7 +362,7 @@ final class Worker {
         let why: String
         switch failure {
         case .refused(let r), .failedEvent(let r): why = "status \(r.status) \(r.code)"
-        case .notConnected(let text), .untrusted(let text), .broken(let text): why = text
+        case .notConnected(let text), .untrusted(let text), .exhausted(let text), .broken(let text): why = text
         case .timedOut: why = "no answer in time"
         }
         log.notice(
@@ -355,7 +394,12 @@ final class Worker {
         let now = loop.now
         scoreboard.add(.heartbeat, worker: slot)
         scoreboard.set(.journalBytes, worker: slot, usageJournal.usedBytes)
-        for connection in connections.values { connection.sweep(now) }
+        var buffered = 0
+        for connection in connections.values {
+            connection.sweep(now)
+            buffered += connection.bufferedBytes
+        }
+        memory.setBuffers(buffered)
         pool.sweep(now)
         catalogue.sweep(now)
         store.sweep(now)
@@ -421,7 +465,7 @@ public enum WorkerRole {
         Process.name("codex-lb:worker")
         Process.forbidDumps()
         if let first = settings.pinFirstCPU { Process.pin(toCPU: first + heritage.slot) }
-        let loop = EventLoop()
+        let loop = EventLoop(threads: Limits.threadsMax)
         do {
             let worker = try Worker(loop, settings, heritage, log)
             withExtendedLifetime(worker) { loop.run() }
