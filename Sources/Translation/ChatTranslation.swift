@@ -1,4 +1,4 @@
-import JSONWire
+public import JSONWire
 public import Vocabulary
 
 /// Chat Completions told as Responses and back, for accounts that speak Responses only (behaviour report 1.6, 1.7).
@@ -6,6 +6,11 @@ public enum ChatTranslation {
     static func invalid(_ message: String, _ param: String?) -> ProxyError {
         ProxyError(
             status: 400, code: "invalid_request_error", type: "invalid_request_error", message: message, param: param, origin: .downstream)
+    }
+
+    static func ambiguous(_ problem: JSONAmbiguity, at place: String) -> ProxyError {
+        let key = problem.key.cut(utf8: 64)
+        return invalid("The key \"\(key)\" \(problem.reason)", place + key)
     }
 
     /// Members of a chat request that mean the same in a Responses request, or are unknown to us: they pass as they are.
@@ -16,14 +21,15 @@ public enum ChatTranslation {
     ]
 
     /// A Responses request that asks the same. A body that is in the shape of Responses already (`input`, no `messages`) passes unchanged.
-    public static func responsesRequest(fromChat bytes: RawSpan) throws(ProxyError) -> [UInt8] {
+    public static func responsesRequest(fromChat document: JSONDocument) throws(ProxyError) -> JSONDocument {
         let chat: JSONValue
-        do throws(JSONError) { chat = try JSONValue(parsing: bytes) } catch {
-            throw invalid("The request body is no valid JSON: \(error.reason) at byte \(error.offset)", nil)
+        do throws(JSONError) { chat = try JSONValue(document, document.root) } catch {
+            throw invalid("The request body can't be read: \(error.reason)", nil)
         }
+        if let problem = chat.ambiguity { throw ambiguous(problem, at: "") }
         guard let members = chat.objectValue else { throw invalid("The request body must be a JSON object", nil) }
         guard let messages = chat["messages"]?.arrayValue else {
-            if chat["input"] != nil { return bytes.withUnsafeBytes { Array($0) } }
+            if chat["input"] != nil { return document }
             throw invalid("\"messages\" must be an array", "messages")
         }
         if let n = chat["n"], !n.isNull, n.intValue != 1 { throw invalid("\"n\" must be 1", "n") }
@@ -48,7 +54,9 @@ public enum ChatTranslation {
             reasoning["effort"] = effort
             out["reasoning"] = .object(reasoning)
         }
-        return JSONValue.object(out).serialized()
+        do throws(JSONError) { return try JSONDocument(JSONValue.object(out).serialized()) } catch {
+            throw invalid("The request can't be told as a Responses request: \(error.reason)", nil)  // an array became a level deeper
+        }
     }
 
     private static func add(

@@ -90,6 +90,8 @@ final class ClientConnection: ByteStreamDelegate {
 
     /// Bytes of further requests that are kept while one is answered; above it the client is not read.
     static let pipelinedBytesMax = 64 * 1024
+    /// Room for so much of an announced body is made before any of it has come; for all of it once so much is there.
+    static let bodyReservedBytes = 1 << 20
     /// How long a client that sends nothing more, and one that goes on sending, gets to read the last answer.
     static let lingerMilliseconds = 2_000
     static let lingerMillisecondsMax = 30_000
@@ -201,6 +203,11 @@ final class ClientConnection: ByteStreamDelegate {
             case .data(let range):
                 request.receivedBytes += range.count
                 guard request.receivedBytes <= request.route.bodyBytesMax else { throw tooLarge(request.route) }
+                if request.receivedBytes > Self.bodyReservedBytes, request.body.count <= Self.bodyReservedBytes,
+                    case .length(let count) = request.head.framing
+                {
+                    request.body.reserveCapacity(count)  // growing by copies of so many bytes would hold up the loop
+                }
                 bytes.extracting(range).withUnsafeBytes { request.body += $0 }
             case .end:
                 return true
@@ -267,7 +274,7 @@ final class ClientConnection: ByteStreamDelegate {
         case .none, .length(0):
             complete(request)
         default:
-            if case .length(let count) = head.framing { request.body.reserveCapacity(min(count, 1 << 20)) }
+            if case .length(let count) = head.framing { request.body.reserveCapacity(min(count, Self.bodyReservedBytes)) }
             phase = .body(request, BodyDecoder(head.framing))
             bodyMark = 0
             deadline = now.adding(milliseconds: worker.settings.times.bodyProgress)
@@ -281,28 +288,33 @@ final class ClientConnection: ByteStreamDelegate {
             $0.trimmingSpaces.lowercased()
         }
         .filter { $0 != "identity" && !$0.isEmpty }
-        guard request.route.isTurn, !encodings.isEmpty else { return worker.answer(request, on: self) }
-        let (body, limit) = (request.body, request.route.bodyBytesMax)
+        guard request.route.isTurn else { return worker.answer(request, on: self) }
+        let (body, route) = (request.body, request.route)
         request.body = []
-        let decode: @Sendable () -> Result<[UInt8], ProxyError> = {
-            do throws(InflateError) {
-                return .success(try Inflate.decode(body, encodings: encodings, bytesMax: limit))
-            } catch {
-                return .failure(Self.problem(error, limit))
-            }
-        }
-        let finish: (Result<[UInt8], ProxyError>) -> Void = { [weak self] result in
+        let finish: (Result<TurnRequest, ProxyError>) -> Void = { [weak self] result in
             guard let self, case .answering = phase else { return }
-            switch result {
-            case .success(let bytes):
-                request.body = bytes
-                worker.answer(request, on: self)
-            case .failure(let error):
-                respond(error, requestID: request.id)
-            }
+            worker.startTurn(request, result, self)
         }
-        // Large bodies are unpacked on the thread pool; small ones are not worth the trip.
-        if body.count > 64 * 1024 { worker.loop.offload(decode, then: finish) } else { finish(decode()) }
+        let inline = Limits.inlineBodyBytesMax
+        if body.count <= inline {
+            // A small body may unpack to a large one: then the attempt ends early and the thread pool does it.
+            let (reading, isLarger) = Self.read(
+                body, encodings, route, bytesMax: encodings.isEmpty ? inline : min(inline, route.bodyBytesMax))
+            if !isLarger { return finish(reading) }
+        }
+        worker.loop.offload({ Self.read(body, encodings, route, bytesMax: route.bodyBytesMax).reading }, then: finish)
+    }
+
+    /// Unpacks and reads a request's body; `isLarger`: more than `bytesMax` came out.
+    private static func read(
+        _ body: [UInt8], _ encodings: [String], _ route: Route, bytesMax: Int
+    ) -> (reading: Result<TurnRequest, ProxyError>, isLarger: Bool) {
+        do throws(InflateError) {
+            let whole = encodings.isEmpty ? body : try Inflate.decode(body, encodings: encodings, bytesMax: bytesMax)
+            return (Result { () throws(ProxyError) in try TurnRequest(whole, route: route) }, false)
+        } catch {
+            return (.failure(problem(error, bytesMax)), error == .tooLarge)
+        }
     }
 
     private static func problem(_ error: InflateError, _ limit: Int) -> ProxyError {

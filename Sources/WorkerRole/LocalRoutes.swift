@@ -1,3 +1,4 @@
+import Exchange
 import HTTPWire
 import JSONWire
 import Logging

@@ -16,7 +16,9 @@ import Vocabulary
 final class Turn: UpstreamUser, Answering {
     unowned let worker: Worker
     let request: ClientRequest
-    let ask: TurnRequest
+    private(set) var ask: TurnRequest
+    /// A large body as this kind of account gets it.
+    private var prepared: (kind: Account.Kind, body: [UInt8])?
     weak var client: ClientConnection?
     var exchange = Exchange()
     var findings = UsageFindings()
@@ -112,6 +114,9 @@ final class Turn: UpstreamUser, Answering {
 
     private func dispatch(fresh: Bool = false) {
         guard let account, let path = request.route.upstreamPath(account.value.kind) else { return }
+        if ask.isLongToRewrite(account.value.kind), prepared?.kind != account.value.kind {
+            return prepare(account.value.kind) { [unowned self] in dispatch(fresh: fresh) }
+        }
         connecting = worker.pool.connection(to: account.origin, fresh: fresh) { [weak self] result in
             guard let self else { return }
             guard !isSettled, !exchange.isFinished else {
@@ -127,10 +132,24 @@ final class Turn: UpstreamUser, Answering {
         }
     }
 
+    /// A large body is rewritten on the thread pool, before there is a connection that would wait for it.
+    private func prepare(_ kind: Account.Kind, then next: @escaping () -> Void) {
+        let ask = ask
+        worker.loop.offload({ Result { () throws(ProxyError) in try ask.upstreamBody(kind) } }) { [weak self] result in
+            guard let self, !exchange.isFinished else { return }
+            switch result {
+            case .success(let body):
+                prepared = (kind, body)
+                next()
+            case .failure(let error): fail(error)
+            }
+        }
+    }
+
     private func send(on connection: UpstreamConnection, _ account: RoutedAccount, _ path: String, isAgain: Bool) {
         let body: [UInt8]
         do throws(ProxyError) {
-            body = try ask.upstreamBody(request.body, kind: account.value.kind)
+            body = prepared?.kind == account.value.kind ? prepared!.body : try ask.upstreamBody(account.value.kind)
         } catch {
             connection.giveBack()
             return fail(error)
@@ -340,7 +359,8 @@ final class Turn: UpstreamUser, Answering {
         exchange.becameVisible()
         acceptedAt = .never
         noteFirstByte()
-        request.body = []
+        ask.forgetBody()
+        prepared = nil
     }
 
     private func noteFirstByte() {

@@ -240,13 +240,14 @@ final class Worker {
         switch request.route {
         case .healthLive, .healthReady, .metrics, .usage: LocalRoutes.answer(request, on: client, self)
         case .models, .codexModels: catalogue.answer(request, on: client)
-        case .responses, .codexResponses, .chatCompletions, .embeddings: startTurn(request, client)
+        case .responses, .codexResponses, .chatCompletions, .embeddings: preconditionFailure("a turn starts when its body has been read")
         }
     }
 
-    private func startTurn(_ request: ClientRequest, _ client: ClientConnection) {
+    /// `reading` is the request's body, or why it can't be used.
+    func startTurn(_ request: ClientRequest, _ reading: Result<TurnRequest, ProxyError>, _ client: ClientConnection) {
         do throws(ProxyError) {
-            let ask = try TurnRequest(request.body, route: request.route)
+            let ask = try reading.get()
             if let refused = ClientAdmission.checkModel(ask.model, key: request.key) { throw refused }
             guard usageJournal.hasRoom(turns: turns.count + 1) else {
                 throw ProxyError(

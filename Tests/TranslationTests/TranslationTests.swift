@@ -5,9 +5,9 @@ import Vocabulary
 
 private func value(_ bytes: [UInt8]) throws -> JSONValue { try JSONValue(parsing: bytes.span.bytes) }
 private func fromChat(_ json: String) throws -> JSONValue {
-    try value(ChatTranslation.responsesRequest(fromChat: Array(json.utf8).span.bytes))
+    try value(ChatTranslation.responsesRequest(fromChat: JSONDocument(Array(json.utf8))).bytes)
 }
-private func codex(_ json: String) throws -> JSONValue { try value(ResponsesTranslation.codexRequest(from: Array(json.utf8).span.bytes)) }
+private func codex(_ json: String) throws -> JSONValue { try value(ResponsesTranslation.codexRequest(from: JSONDocument(Array(json.utf8)))) }
 private func json(_ text: String) throws -> JSONValue { try value(Array(text.utf8)) }
 
 @Suite struct ChatRequestTests {
@@ -53,7 +53,7 @@ private func json(_ text: String) throws -> JSONValue { try value(Array(text.utf
     @Test("store, stream and refused members are set; everything else keeps its bytes")
     func members() throws {
         let body = #"{"model":"m","temperature":1,"tools":[ {"b" : 1.0e3,"a":[]} ],"store":true,"input":"hi","new_thing":{"x":"\u00e9"}}"#
-        let bytes = try ResponsesTranslation.codexRequest(from: Array(body.utf8).span.bytes)
+        let bytes = try ResponsesTranslation.codexRequest(from: JSONDocument(Array(body.utf8)))
         let text = String(decoding: bytes, as: UTF8.self)
         #expect(text.contains(#""tools":[ {"b" : 1.0e3,"a":[]} ]"#) && text.contains(#""new_thing":{"x":"\u00e9"}"#))
         let out = try value(bytes)
