@@ -1,21 +1,29 @@
 import JSONWire
+import Vocabulary
 
 /// Tokens of one turn.
 public struct TokenUsage: Sendable, Equatable {
-    public var input: Int64
+    public let input: Int64
     /// Part of `input`.
-    public var cachedInput: Int64
-    public var output: Int64
+    public let cachedInput: Int64
+    public let output: Int64
     /// Part of `output`.
-    public var reasoning: Int64
+    public let reasoning: Int64
+    /// Each in `0 ... Limits.turnTokensMax`, whatever was told.
     public init(input: Int64 = 0, cachedInput: Int64 = 0, output: Int64 = 0, reasoning: Int64 = 0) {
-        (self.input, self.cachedInput, self.output, self.reasoning) = (input, cachedInput, output, reasoning)
+        (self.input, self.cachedInput) = (Self.clamped(input), Self.clamped(cachedInput))
+        (self.output, self.reasoning) = (Self.clamped(output), Self.clamped(reasoning))
     }
+
+    public static let bounds = 0...Limits.turnTokensMax
+    private static func clamped(_ number: Int64) -> Int64 { min(max(number, bounds.lowerBound), bounds.upperBound) }
 }
 
 /// What a turn's answer told about itself.
 public struct UsageFindings: Sendable, Equatable {
     public var usage: TokenUsage?
+    /// A number of tokens was negative, broken or beyond any turn's: it was changed into one that can be counted with.
+    public var isOutOfRange = false
     public var modelServed = ""
     public var serviceTier = ""
     public var errorCode: String?
@@ -50,9 +58,10 @@ public enum UsageTap {
         guard let usage = JSONScan.find(json, "usage"), JSONScan.kind(json, usage) == .object else { return }
         let part = json.extracting(usage)
         findings.usage = TokenUsage(
-            input: int(part, "input_tokens"), cachedInput: int(part, "input_tokens_details", "cached_tokens"),
-            output: int(part, "output_tokens"),
-            reasoning: int(part, "output_tokens_details", "reasoning_tokens"))
+            input: tokens(part, JSONScan.find(part, "input_tokens"), &findings),
+            cachedInput: tokens(part, JSONScan.find(part, "input_tokens_details", "cached_tokens"), &findings),
+            output: tokens(part, JSONScan.find(part, "output_tokens"), &findings),
+            reasoning: tokens(part, JSONScan.find(part, "output_tokens_details", "reasoning_tokens"), &findings))
     }
 
     /// A `chat.completion.chunk` or a whole `chat.completion`.
@@ -73,14 +82,16 @@ public enum UsageTap {
         guard let usage = JSONScan.find(json, "usage"), JSONScan.kind(json, usage) == .object else { return }
         let part = json.extracting(usage)
         findings.usage = TokenUsage(
-            input: int(part, "prompt_tokens"), cachedInput: int(part, "prompt_tokens_details", "cached_tokens"),
-            output: int(part, "completion_tokens"), reasoning: int(part, "completion_tokens_details", "reasoning_tokens"))
+            input: tokens(part, JSONScan.find(part, "prompt_tokens"), &findings),
+            cachedInput: tokens(part, JSONScan.find(part, "prompt_tokens_details", "cached_tokens"), &findings),
+            output: tokens(part, JSONScan.find(part, "completion_tokens"), &findings),
+            reasoning: tokens(part, JSONScan.find(part, "completion_tokens_details", "reasoning_tokens"), &findings))
     }
 
-    private static func int(_ json: RawSpan, _ name: StaticString) -> Int64 {
-        JSONScan.find(json, name).flatMap { JSONScan.int(json, $0) } ?? 0
-    }
-    private static func int(_ json: RawSpan, _ outer: StaticString, _ name: StaticString) -> Int64 {
-        JSONScan.find(json, outer, name).flatMap { JSONScan.int(json, $0) } ?? 0
+    /// The number of tokens at a place; 0 where none is told.
+    private static func tokens(_ json: RawSpan, _ place: Range<Int>?, _ findings: inout UsageFindings) -> Int64 {
+        guard let place, let count = JSONScan.count(json, place, in: TokenUsage.bounds) else { return 0 }
+        if !count.isExact { findings.isOutOfRange = true }
+        return count.number
     }
 }

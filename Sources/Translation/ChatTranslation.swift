@@ -166,12 +166,13 @@ public enum ChatTranslation {
     // MARK: Back
 
     static func usage(_ usage: JSONValue?) -> JSONValue {
-        let input = usage?["input_tokens"]?.intValue ?? 0
-        let output = usage?["output_tokens"]?.intValue ?? 0
+        func tokens(_ value: JSONValue?) -> Int64 { value?.count(in: 0...Limits.turnTokensMax) ?? 0 }
+        let input = tokens(usage?["input_tokens"])
+        let output = tokens(usage?["output_tokens"])
         return [
             "prompt_tokens": .int(input), "completion_tokens": .int(output), "total_tokens": .int(input + output),
-            "prompt_tokens_details": ["cached_tokens": .int(usage?["input_tokens_details"]?["cached_tokens"]?.intValue ?? 0)],
-            "completion_tokens_details": ["reasoning_tokens": .int(usage?["output_tokens_details"]?["reasoning_tokens"]?.intValue ?? 0)],
+            "prompt_tokens_details": ["cached_tokens": .int(tokens(usage?["input_tokens_details"]?["cached_tokens"]))],
+            "completion_tokens_details": ["reasoning_tokens": .int(tokens(usage?["output_tokens_details"]?["reasoning_tokens"]))],
         ]
     }
 

@@ -585,7 +585,9 @@ final class Turn: UpstreamUser, Answering {
         record.modelAsked = ask.model.cut(utf8: Limits.recordModelBytesMax)
         record.modelServed = findings.modelServed.cut(utf8: Limits.recordModelBytesMax)
         record.status = status
-        record.errorCode = errorCode.cut(utf8: Limits.recordCodeBytesMax)
+        // A turn whose numbers were changed is no failure, but whoever reads the record must see it.
+        let mark = errorCode.isEmpty && findings.isOutOfRange ? "usage_out_of_range" : errorCode
+        record.errorCode = mark.cut(utf8: Limits.recordCodeBytesMax)
         if let usage = findings.usage {
             record.inputTokens = usage.input
             record.cachedInputTokens = usage.cachedInput

@@ -7,7 +7,9 @@ private func value(_ bytes: [UInt8]) throws -> JSONValue { try JSONValue(parsing
 private func fromChat(_ json: String) throws -> JSONValue {
     try value(ChatTranslation.responsesRequest(fromChat: JSONDocument(Array(json.utf8))).bytes)
 }
-private func codex(_ json: String) throws -> JSONValue { try value(ResponsesTranslation.codexRequest(from: JSONDocument(Array(json.utf8)))) }
+private func codex(_ json: String) throws -> JSONValue {
+    try value(ResponsesTranslation.codexRequest(from: JSONDocument(Array(json.utf8))))
+}
 private func json(_ text: String) throws -> JSONValue { try value(Array(text.utf8)) }
 
 @Suite struct ChatRequestTests {
@@ -106,6 +108,13 @@ private func json(_ text: String) throws -> JSONValue { try value(Array(text.utf
         #expect(try chunks[1]["choices"]?[0]?["delta"] == json(#"{"content":"b"}"#))
         #expect(chunks[2]["choices"]?[0]?["finish_reason"] == "stop" && chunks[2]["usage"] == .null)
         #expect(chunks[3]["choices"] == [] && chunks[3]["usage"]?["total_tokens"] == 5)
+    }
+
+    @Test("Numbers of tokens that nobody can count with are cut, not added up", arguments: ["9223372036854775807", "1e999", "-5", "9e18"])
+    func absurdUsage(_ number: String) throws {
+        let event = #"{"type":"response.completed","response":{"usage":{"input_tokens":\#(number),"output_tokens":\#(number)}}}"#
+        let usage = try #require(try stream([event], usage: true).last?["usage"])
+        #expect(usage["total_tokens"]?.intValue == (number == "-5" ? 0 : 2 * Limits.turnTokensMax))
     }
 
     @Test("Arguments of a tool call are append-only and told once, whether by deltas, at the end, or both")
