@@ -26,6 +26,7 @@ public struct UsageFindings: Sendable, Equatable {
     public var isOutOfRange = false
     public var modelServed = ""
     public var serviceTier = ""
+    /// Of a failure inside the answer; whoever reads errors (Exchange) fills it.
     public var errorCode: String?
     public var responseID: String?
     public init() {}
@@ -38,13 +39,6 @@ public enum UsageTap {
         if let response = JSONScan.find(json, "response") {
             responseObject(json.extracting(response), into: &findings)
         }
-        guard findings.errorCode == nil, let type = JSONScan.find(json, "type") else { return }
-        if JSONScan.equals(json, type, "error") {
-            let code = JSONScan.find(json, "error", "code") ?? JSONScan.find(json, "code")
-            findings.errorCode = code.flatMap { JSONScan.string(json, $0) } ?? "upstream_error"
-        } else if JSONScan.equals(json, type, "response.failed") {
-            findings.errorCode = "upstream_error"
-        }
     }
 
     /// The response object of an answer that was not streamed.
@@ -54,7 +48,6 @@ public enum UsageTap {
         if let model = JSONScan.find(json, "model") { findings.modelServed = JSONScan.string(json, model) ?? findings.modelServed }
         if let tier = JSONScan.find(json, "service_tier") { findings.serviceTier = JSONScan.string(json, tier) ?? findings.serviceTier }
         if let id = JSONScan.find(json, "id") { findings.responseID = JSONScan.string(json, id) ?? findings.responseID }
-        if let code = JSONScan.find(json, "error", "code") { findings.errorCode = JSONScan.string(json, code) ?? "upstream_error" }
         guard let usage = JSONScan.find(json, "usage"), JSONScan.kind(json, usage) == .object else { return }
         let part = json.extracting(usage)
         findings.usage = TokenUsage(

@@ -82,7 +82,7 @@ final class Turn: UpstreamUser, Answering {
     }
 
     private func select() {
-        switch worker.choose(for: request.route, excluding: exchange.tried) {
+        switch worker.choose(for: request.route, model: ask.model, excluding: exchange.tried) {
         case .account(let chosen):
             lease(chosen)
             exchange.accountSelected(chosen.value.id)
@@ -170,8 +170,8 @@ final class Turn: UpstreamUser, Answering {
         connection = nil
         if case .refusal(let body) = answer, let head = responseHead { refused = (head, body) } else { refused = nil }
         let wall = Clock.wall
-        let (action, penalty) = exchange.attemptFailed(failure, now: wall, jitter: Double.random(in: -1...1))
-        if let account { worker.penalise(account, penalty, failure, now: wall, requestID: request.id) }
+        let (action, penalty) = exchange.attemptFailed(failure, now: wall, jitter: Double.random(in: -1...1), model: ask.model)
+        if let account { worker.penalise(account, ask.model, penalty, failure, now: wall, requestID: request.id) }
         switch action {
         case .surface(let failure):
             surface(failure)
@@ -300,7 +300,8 @@ final class Turn: UpstreamUser, Answering {
                 default: UsageTap.responsesBody(raw.bytes, into: &findings)
                 }
             }
-            settle(status: responseHead?.status ?? 200, errorCode: findings.errorCode ?? "")
+            let failure = copy.withUnsafeBytes { UpstreamRefusal(answer: $0.bytes) }
+            settle(status: responseHead?.status ?? 200, errorCode: failure.map { $0.code.isEmpty ? "upstream_error" : $0.code } ?? "")
             finishAnswer()
         case .events, .chatEvents, .assembled:
             endOfEvents()
@@ -347,7 +348,7 @@ final class Turn: UpstreamUser, Answering {
 
     private func refusal(_ body: [UInt8]) -> UpstreamRefusal {
         body.withUnsafeBytes {
-            UpstreamRefusal(status: responseHead?.status ?? 502, json: $0.bytes, retryAfter: responseHead?.fields.first(.retryAfter))
+            UpstreamRefusal(status: responseHead?.status ?? 502, body: $0.bytes, fields: responseHead?.fields ?? HeaderFields())
         }
     }
 
@@ -403,7 +404,8 @@ final class Turn: UpstreamUser, Answering {
     private func surface(_ failure: Failure) {
         switch failure {
         case .refused(let refusal):
-            guard let (head, body) = refused else { fallthrough }
+            // What no client can read is told in the shape that they do.
+            guard let (head, body) = refused, refusal.isReadable else { fallthrough }
             settle(status: head.status, errorCode: refusal.code.isEmpty ? "upstream_error" : refusal.code)
             exchange.finished()
             logRefused(head.status, refusal.code)

@@ -102,19 +102,6 @@ import Testing
         #expect(chat.usage == TokenUsage(input: number, output: number) && chat.isOutOfRange == !isExact)
     }
 
-    @Test func failures() {
-        let event = UsageTap.responsesEvent
-        #expect(
-            tap(#"{"type":"response.failed","response":{"error":{"code":"rate_limit_exceeded","message":"x"},"usage":null}}"#, event)
-                .errorCode == "rate_limit_exceeded")
-        #expect(tap(#"{"type":"response.failed","response":{"error":null}}"#, event).errorCode == "upstream_error")
-        #expect(tap(#"{"type":"error","error":{"code":"x"}}"#, event).errorCode == "x")
-        #expect(tap(#"{"type":"error","code":"y"}"#, event).errorCode == "y")
-        #expect(tap(#"{"type":"error","code":null}"#, event).errorCode == "upstream_error")
-        // This one carries source code, not an error's.
-        #expect(tap(#"{"type":"response.code_interpreter_call_code.done","code":"print(1)"}"#, event).errorCode == nil)
-    }
-
     @Test func chatAndEmbeddings() {
         let chat = tap(
             #"{"id":"c","object":"chat.completion.chunk","model":"gpt-5.4","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":6,"prompt_tokens_details":{"cached_tokens":1},"completion_tokens_details":{"reasoning_tokens":2}}}"#,
