@@ -75,6 +75,7 @@ public struct UpstreamRefusal: Sendable, Equatable {
     private mutating func read(_ body: RawSpan) {
         var root = 0..<body.byteCount
         while let first = root.first, first < root.upperBound, isSpace(body, first) { root = first + 1..<root.upperBound }
+        if root.isEmpty { return }
         isReadable = JSONScan.kind(body, root) == .object
         if JSONScan.kind(body, root) == .array {
             // `[{"error":{…}}]`, as Google's endpoint for OpenAI's clients has it.

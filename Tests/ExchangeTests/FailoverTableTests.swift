@@ -146,7 +146,7 @@ private func verdict(_ failure: Failure, attempts: Int = 1) -> Verdict {
             (400, #"{"error":"m"}"#, "||m|", true), (500, #"{"errors":[{"code":7,"message":"m"}]}"#, "7||m|", true),
             (400, #"{"\u0065rror":{"c\u006fde":"c"}}"#, "c|||", true),
             (502, "<html><head><TITLE>502 Bad Gateway</TITLE>", "||502 Bad Gateway|", false),
-            (503, "upstream connect error", "||upstream connect error|", false), (503, "", "|||", false),
+            (503, "upstream connect error", "||upstream connect error|", false), (503, "", "|||", true),
             (400, #"{"error":{"code":"c","message":"cut o"#, "|||", false),
         ] as [(Int, String, String, Bool)])
     func shapes(_ status: Int, _ body: String, _ wanted: String, _ isReadable: Bool) {

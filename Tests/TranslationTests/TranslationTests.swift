@@ -51,6 +51,88 @@ private func json(_ text: String) throws -> JSONValue { try value(Array(text.utf
     }
 }
 
+/// Goal: docs/upstreams.md, "Chat completions on a login", row by row.
+@Suite struct LackingParameterTests {
+    private func chat(_ more: String) throws -> JSONValue {
+        try fromChat(#"{"model":"m","messages":[{"role":"user","content":"hi"}],\#(more)}"#)
+    }
+
+    @Test(
+        "Values that ask for nothing are dropped",
+        arguments: [
+            ("n", "1"), ("n", "1.0"), ("frequency_penalty", "0"), ("frequency_penalty", "0.0"), ("presence_penalty", "0"), ("seed", "null"),
+            ("stop", "[]"), ("stop", "null"), ("logit_bias", "{}"), ("logprobs", "false"), ("top_logprobs", "0"),
+            ("modalities", "[\"text\"]"),
+            ("audio", "null"), ("prediction", "null"), ("web_search_options", "null"), ("functions", "null"), ("function_call", "null"),
+            ("max_tokens", "5"), ("max_completion_tokens", "5"), ("store", "true"),
+        ])
+    func dropped(_ name: String, _ value: String) throws {
+        let out = try chat("\"\(name)\":\(value)")
+        #expect(out[name] == nil && out["tools"] == nil && out["tool_choice"] == nil)
+    }
+
+    @Test(
+        "Others are refused with their name",
+        arguments: [
+            ("n", "2"), ("frequency_penalty", "0.5"), ("presence_penalty", "-1"), ("seed", "7"), ("stop", "\"x\""), ("stop", "[\"x\"]"),
+            ("logit_bias", "{\"1\":2}"), ("logprobs", "true"), ("top_logprobs", "3"), ("modalities", "[\"text\",\"audio\"]"),
+            ("audio", "{\"voice\":\"x\"}"),
+            ("prediction", "{}"), ("web_search_options", "{}"), ("functions", "1"),
+        ])
+    func refused(_ name: String, _ value: String) {
+        #expect {
+            try chat("\"\(name)\":\(value)")
+        } throws: {
+            ($0 as? ProxyError)?.param == name && ($0 as? ProxyError)?.status == 400
+        }
+    }
+
+    @Test("functions and function_call are told as tools, in the request and in its messages")
+    func functions() throws {
+        let out = try fromChat(
+            """
+            {"model":"m","functions":[{"name":"f","parameters":{"type":"object"}}],"function_call":{"name":"f"},"messages":[
+              {"role":"user","content":"hi"},{"role":"assistant","content":null,"function_call":{"name":"f","arguments":"{}"}},
+              {"role":"function","name":"f","content":"42"}]}
+            """)
+        #expect(try out["tools"] == json(#"[{"type":"function","name":"f","parameters":{"type":"object"},"strict":false}]"#))
+        #expect(try out["tool_choice"] == json(#"{"type":"function","name":"f"}"#))
+        #expect(out["functions"] == nil && out["function_call"] == nil)
+        #expect(
+            try out["input"]
+                == json(
+                    """
+                    [{"role":"user","content":[{"type":"input_text","text":"hi"}]},
+                     {"type":"function_call","call_id":"call_1","name":"f","arguments":"{}"},
+                     {"type":"function_call_output","call_id":"call_1","output":"42"}]
+                    """))
+        #expect(try chat(#""functions":[{"name":"f"}],"function_call":"auto""#)["tool_choice"] == "auto")
+    }
+
+    @Test("A tool that does not say strict is not strict")
+    func strict() throws {
+        for (told, wanted) in [("", false), (",\"strict\":null", false), (",\"strict\":true", true), (",\"strict\":false", false)] {
+            let out = try chat(#""tools":[{"type":"function","function":{"name":"f"\#(told)}}]"#)
+            #expect(out["tools"]?[0]?["strict"] == .bool(wanted))
+        }
+    }
+
+    @Test("json_object keeps the word in the input, where the upstream looks for it")
+    func word() throws {
+        func input(_ messages: String) throws -> String {
+            let body = #"{"model":"m","response_format":{"type":"json_object"},"messages":[\#(messages)]}"#
+            let out = try value(
+                ResponsesTranslation.codexRequest(from: ChatTranslation.responsesRequest(fromChat: JSONDocument(Array(body.utf8)))))
+            return String(decoding: try #require(out["input"]).serialized(), as: UTF8.self)
+        }
+        let user = #"{"role":"user","content":"hi"}"#
+        #expect(try input(#"{"role":"system","content":"Reply in JSON"},\#(user)"#).lowercased().contains("json"))
+        #expect(
+            try input(#"{"role":"user","content":"as json"}"#) == #"[{"role":"user","content":[{"type":"input_text","text":"as json"}]}]"#)
+        #expect(try !input(user).lowercased().contains("json"))
+    }
+}
+
 @Suite struct CodexRequestTests {
     @Test("store, stream and refused members are set; everything else keeps its bytes")
     func members() throws {
