@@ -2,10 +2,6 @@ import HTTPWire
 import Vocabulary
 
 extension RawSpan {
-    func isText(_ text: StaticString) -> Bool {
-        byteCount == text.utf8CodeUnitCount && withUnsafeBytes { bytes in text.withUTF8Buffer { bytes.elementsEqual($0) } }
-    }
-
     /// Starts with `text`, without regard to ASCII case; `text` is lower case.
     func hasPrefix(ignoringCase text: StaticString) -> Bool {
         byteCount >= text.utf8CodeUnitCount
