@@ -1,5 +1,6 @@
 # make run    installs what is missing, builds, serves on 127.0.0.1:2455
 # make demo   the same with a built-in upstream, in a temporary directory
+# make soak   fuzzers and sanitizers, about 20 minutes
 # make test   all tests         make bench  benchmarks against nginx and raw databases
 
 SWIFT ?= swift
@@ -9,7 +10,7 @@ PACKAGES := libuv1-dev libsqlite3-dev libpq-dev libssl-dev libzstd-dev zlib1g-de
 TEST_PACKAGES := $(PACKAGES) postgresql pgbouncer python3-venv curl sqlite3 zstd openssl
 BENCH_PACKAGES := $(PACKAGES) nginx-light postgresql
 
-.PHONY: run demo build test bench format lint proto install clean
+.PHONY: run demo build test soak bench format lint proto install clean
 
 run: build
 	exec $(BIN) serve
@@ -24,6 +25,11 @@ build:
 test:
 	@sh etc/dev/install-packages.sh $(TEST_PACKAGES)
 	sh etc/dev/test.sh
+
+# SOAK_SECONDS: how long each fuzzer runs.
+soak:
+	@sh etc/dev/install-packages.sh $(TEST_PACKAGES)
+	sh etc/dev/soak.sh
 
 bench:
 	@sh etc/dev/install-packages.sh $(BENCH_PACKAGES)

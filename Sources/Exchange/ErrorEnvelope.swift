@@ -82,10 +82,15 @@ public enum ErrorEnvelope {
             upstream(502, "upstream_unavailable", "The connection to the upstream was lost before it answered: \(why)")
         case .refused(let r), .failedEvent(let r):
             ProxyError(
-                status: r.status >= 400 ? r.status : status(forCode: r.code, type: r.type),
+                status: r.impliedStatus >= 400 ? r.impliedStatus : status(forCode: r.code, type: r.type),
                 code: r.code.isEmpty ? "upstream_error" : r.code,
                 type: r.type.isEmpty ? "server_error" : r.type, message: r.message.isEmpty ? "The upstream failed" : r.message,
-                origin: .upstream, retryAfterSeconds: r.retryAfterSeconds, resetsAt: r.resetsAt)
+                param: r.param, origin: .upstream,
+                retryAfterSeconds: r.waits.lazy.compactMap {
+                    if case .milliseconds(let span) = $0 { max(1, (span + 999) / 1000) } else { nil }
+                }
+                .first,
+                resetsAt: r.waits.lazy.compactMap { if case .until(let time) = $0 { time.seconds } else { nil } }.first)
         }
     }
 
@@ -97,9 +102,14 @@ public enum ErrorEnvelope {
     public static func status(forCode code: String, type: String) -> Int {
         switch code {
         case "no_accounts", "no_plan_support_for_model", "quota_exhausted": return 503
-        case "rate_limit_exceeded", "usage_limit_reached", "insufficient_quota": return 429
+        case "server_is_overloaded", "slow_down", "overloaded_error", "model_overloaded": return 503
+        case "model_not_found": return 404
+        case _ where FailoverTable.isRequestCode(code): return 400
+        case _
+        where FailoverTable.quotaCodes.contains(code) || FailoverTable.rateCodes.contains(code) || FailoverTable.modelCodes.contains(code):
+            return 429
+        case _ where FailoverTable.deadLoginCodes.contains(code): return 401
         case "invalid_api_key", "invalid_authentication", "token_invalidated": return 401
-        case "invalid_request_error": return 400
         default: break
         }
         if type.contains("authentication") { return 401 }

@@ -79,11 +79,13 @@ public struct Exchange: Sendable {
     public mutating func becameVisible() { move(.visible, from: .accepted) }
 
     /// The attempt failed while the client has seen nothing.
-    public mutating func attemptFailed(_ failure: Failure, now: WallTime, jitter: Double) -> (action: Action, penalty: Verdict.Penalty) {
+    public mutating func attemptFailed(
+        _ failure: Failure, now: WallTime, jitter: Double, model: String = ""
+    ) -> (action: Action, penalty: Verdict.Penalty) {
         precondition(
             state == .selected || state == .dispatched || state == .accepted, "illegal transition: state=\(state) event=attemptFailed")
         lastFailure = failure
-        let verdict = FailoverTable.verdict(failure, attemptsOnAccount: max(1, attemptsOnAccount), now: now, jitter: jitter)
+        let verdict = FailoverTable.verdict(failure, attemptsOnAccount: max(1, attemptsOnAccount), now: now, jitter: jitter, model: model)
         switch verdict.next {
         case .surface:
             return (.surface(failure), verdict.penalty)

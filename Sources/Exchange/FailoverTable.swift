@@ -13,35 +13,80 @@ public struct Verdict: Sendable, Equatable {
         case none
         /// Skipped for so long unless nothing else is left.
         case errors(milliseconds: Int)
-        /// No quota: skipped for so long whatever happens.
-        case limited(milliseconds: Int)
+        /// No quota: skipped for so long whatever happens, for every model or for the asked one.
+        case limited(milliseconds: Int, scope: Scope = .account)
         /// Its credentials are refused.
         case unauthorized(milliseconds: Int)
+        /// Its login is dead: only an operator can mend that.
+        case reauthRequired(milliseconds: Int)
     }
+    public enum Scope: Sendable, Equatable { case account, model }
     public var next: Next
     public var penalty: Penalty
 }
 
 public enum FailoverTable {
-    static let rateCodes: Set<String> = ["rate_limit_exceeded", "usage_limit_reached"]
-    static let quotaCodes: Set<String> = ["insufficient_quota", "usage_not_included", "quota_exceeded"]
-    static let authCodes: Set<String> = [
-        "token_invalidated", "token_expired", "invalid_api_key", "invalid_authentication", "app_session_terminated",
-        "account_session_expired",
+    static let rateCodes: Set<String> = [
+        "rate_limit_exceeded", "usage_limit_reached", "rate_limit_error", "rate_limit_reached", "too_many_requests", "RESOURCE_EXHAUSTED",
+    ]
+    /// Of one model alone.
+    static let modelCodes: Set<String> = ["model_cooldown", "model_rate_limit_exceeded", "model_limit_reached"]
+    static let quotaCodes: Set<String> = [
+        "insufficient_quota", "usage_not_included", "quota_exceeded", "billing_hard_limit_reached", "billing_not_active",
+        "insufficient_credits", "insufficient_balance", "payment_required",
+    ]
+    static let authCodes: Set<String> = ["invalid_api_key", "invalid_authentication", "authentication_error"]
+    /// Of a login that no time and no second try mends.
+    static let deadLoginCodes: Set<String> = [
+        "token_invalidated", "token_expired", "token_revoked", "app_session_terminated", "account_session_expired",
         "account_auth_invalidated", "account_deactivated", "account_suspended", "account_deleted", "refresh_token_expired",
         "refresh_token_reused", "refresh_token_invalidated", "invalid_grant",
     ]
-    /// Types that some upstreams send where others send codes.
-    static let namedTypes: Set<String> = rateCodes.union(quotaCodes)
+    /// The request itself is at fault: every account would say the same. Codes that end in `_policy` or `_policy_violation` and those of images
+    /// belong to them.
+    static let requestCodes: Set<String> = [
+        "context_length_exceeded", "invalid_prompt", "invalid_request_error", "invalid_value", "invalid_type", "unsupported_parameter",
+        "unsupported_value", "unknown_parameter", "missing_required_parameter", "string_above_max_length", "array_above_max_length",
+        "content_filter", "empty_image_file", "failed_to_download_image", "unsupported_image_media_type", "request_too_large",
+        "tokens_exceeded_error", "previous_response_not_found",
+    ]
+    /// Gateways that gave up waiting for an upstream that had the request.
+    static let mayBeDoneStatus: Set<Int> = [504, 524, 598, 599]
+    /// Gateways that did not get the request to anybody, or got it back.
+    static let gatewayStatus: Set<Int> = [502, 503, 520, 521, 522, 523, 525, 526, 527, 529, 530]
 
     static let rateCooldownMilliseconds = 30_000
     static let quotaCooldownMilliseconds = 120_000
     static let unauthorizedCooldownMilliseconds = 60_000
+    static let deadLoginCooldownMilliseconds = 600_000
     static let errorCooldownMilliseconds = 5_000
-    static let cooldownSecondsMax: Int64 = 366 * 86_400
+    static let gatewayCooldownMillisecondsMax = 300_000
 
-    /// Decides on one failure. `attemptsOnAccount` counts this one; `jitter` is in -1 … 1.
-    public static func verdict(_ failure: Failure, attemptsOnAccount: Int, now: WallTime, jitter: Double) -> Verdict {
+    public static func isRequestCode(_ code: String) -> Bool {
+        requestCodes.contains(code) || code.hasSuffix("_policy") || code.hasSuffix("_policy_violation") || code.hasPrefix("image_")
+            || code.hasPrefix("invalid_image") || code == "invalid_base64_image"
+    }
+
+    /// A failure that this request causes on every account: its codes, and limits that the request alone exceeds ("Request too large …
+    /// Limit 10000, Requested 20000").
+    static func isCausedByRequest(_ refusal: UpstreamRefusal) -> Bool {
+        let status = refusal.impliedStatus
+        // `invalid_request_error` is also the type of refusals that have nothing to do with the request.
+        if status < 500, isRequestCode(refusal.code), status != 429 || refusal.code != "invalid_request_error" { return true }
+        guard [400, 413, 429, 0].contains(status) else { return false }
+        let text = refusal.message.cut(utf8: 4096).lowercased()
+        if text.contains("request too large") || text.contains("reduce the length of the messages") { return true }
+        guard let limit = number(after: "limit ", in: text), let requested = number(after: "requested ", in: text) else { return false }
+        return requested > limit
+    }
+
+    private static func number(after mark: String, in text: String) -> Double? {
+        guard let place = text.firstRange(of: mark) else { return nil }
+        return Double(text[place.upperBound...].prefix { $0.isNumber })
+    }
+
+    /// Decides on one failure. `attemptsOnAccount` counts this one; `jitter` is in -1 … 1; `model` is the one that was asked for.
+    public static func verdict(_ failure: Failure, attemptsOnAccount: Int, now: WallTime, jitter: Double, model: String = "") -> Verdict {
         switch failure {
         case .notConnected:
             return Verdict(next: .nextAccount, penalty: .errors(milliseconds: errorCooldownMilliseconds))
@@ -53,81 +98,59 @@ public enum FailoverTable {
             // The request may have been taken up: sending it again could do the work, and charge for it, twice.
             return Verdict(next: .surface, penalty: .errors(milliseconds: errorCooldownMilliseconds))
         case .failedEvent(let refusal):
-            if let penalty = limit(refusal, now: now) { return Verdict(next: .nextAccount, penalty: penalty) }
-            if authCodes.contains(refusal.code) {
-                return Verdict(next: .nextAccount, penalty: .unauthorized(milliseconds: unauthorizedCooldownMilliseconds))
-            }
-            return Verdict(next: .surface, penalty: .none)  // the request was accepted: never replayed
+            // Beyond these the request was accepted: never replayed.
+            return common(refusal, now: now, model: model) ?? Verdict(next: .surface, penalty: .none)
         case .refused(let refusal):
-            if let penalty = limit(refusal, now: now) { return Verdict(next: .nextAccount, penalty: penalty) }
-            switch refusal.status {
-            case 401:
-                return Verdict(next: .nextAccount, penalty: .unauthorized(milliseconds: unauthorizedCooldownMilliseconds))
-            case 402 where authCodes.contains(refusal.code), 403 where authCodes.contains(refusal.code):
-                return Verdict(next: .nextAccount, penalty: .unauthorized(milliseconds: unauthorizedCooldownMilliseconds))
-            case 500:
-                if attemptsOnAccount < Limits.sameAccountAttemptsMax {
-                    let wait = 200.0 * Double(1 << (attemptsOnAccount - 1)) * (1 + 0.1 * jitter)
-                    return Verdict(next: .sameAccount(afterMilliseconds: Int(wait)), penalty: .none)
-                }
-                return Verdict(next: .nextAccount, penalty: .errors(milliseconds: 30_000))
-            case 502, 503, 504:
-                return Verdict(
-                    next: .nextAccount,
-                    penalty: .errors(
-                        milliseconds: (refusal.retryAfterSeconds ?? 0) > 0
-                            ? min(300, refusal.retryAfterSeconds!) * 1000 : errorCooldownMilliseconds))
-            case 400 where refusal.message.contains("model is not supported when using Codex"):
-                return Verdict(next: attemptsOnAccount < 2 ? .nextAccount : .surface, penalty: .none)
-            default:
-                return Verdict(next: .surface, penalty: .none)
-            }
+            return common(refusal, now: now, model: model)
+                ?? byStatus(refusal, attemptsOnAccount: attemptsOnAccount, now: now, jitter: jitter)
         }
     }
 
-    /// The cooldown that a rate or quota refusal asks for; nil when it is none.
-    static func limit(_ refusal: UpstreamRefusal, now: WallTime) -> Verdict.Penalty? {
-        let isQuota = quotaCodes.contains(refusal.code)
-        guard refusal.status == 429 || rateCodes.contains(refusal.code) || isQuota else { return nil }
-        var wait = isQuota ? quotaCooldownMilliseconds : rateCooldownMilliseconds
-        // Whatever number an upstream sends, the sum stays in range.
-        if let at = refusal.resetsAt, at > now.seconds {
-            wait = Int(min(at - now.seconds, cooldownSecondsMax)) * 1000 - Int(now.milliseconds % 1000)
-        } else if let seconds = refusal.resetsInSeconds, seconds > 0 {
-            wait = Int(min(seconds, cooldownSecondsMax)) * 1000
-        } else if let seconds = refusal.retryAfterSeconds, seconds >= 0 {
-            wait = max(1, min(seconds, Int(cooldownSecondsMax))) * 1000
-        } else if let milliseconds = delay(inMessage: refusal.message) {
-            wait = milliseconds
+    /// What means the same as a status and as an event.
+    private static func common(_ refusal: UpstreamRefusal, now: WallTime, model: String) -> Verdict? {
+        let status = refusal.impliedStatus
+        let mayTellLogin = refusal.status < 400 || [400, 401, 402, 403].contains(status)
+        if mayTellLogin, deadLoginCodes.contains(refusal.code) {
+            return Verdict(next: .nextAccount, penalty: .reauthRequired(milliseconds: deadLoginCooldownMilliseconds))
         }
-        return .limited(milliseconds: min(wait, Int(cooldownSecondsMax) * 1000))
+        if status == 401 || refusal.status != 400 && mayTellLogin && authCodes.contains(refusal.code) {
+            return Verdict(next: .nextAccount, penalty: .unauthorized(milliseconds: unauthorizedCooldownMilliseconds))
+        }
+        if status == 402 || quotaCodes.contains(refusal.code) {
+            return Verdict(next: .nextAccount, penalty: .limited(milliseconds: wait(refusal, now, else: quotaCooldownMilliseconds)))
+        }
+        if isCausedByRequest(refusal) { return Verdict(next: .surface, penalty: .none) }
+        let isModel = modelCodes.contains(refusal.code)
+        guard status == 429 || isModel || rateCodes.contains(refusal.code) else { return nil }
+        let namesModel = model.utf8.count >= 3 && refusal.message.cut(utf8: 4096).lowercased().contains(model.lowercased())
+        return Verdict(
+            next: .nextAccount,
+            penalty: .limited(
+                milliseconds: wait(refusal, now, else: rateCooldownMilliseconds), scope: isModel || namesModel ? .model : .account))
     }
 
-    /// "try again in 6m0s", "1.5s", "500ms", "1h2m3s": milliseconds.
-    static func delay(inMessage message: String) -> Int? {
-        let text = Array(message.lowercased().utf8)
-        let mark = Array("try again in ".utf8)
-        guard text.count > mark.count,
-            let start = (0...(text.count - mark.count)).first(where: { text[$0..<($0 + mark.count)].elementsEqual(mark) })
-        else { return nil }
-        var total = 0.0
-        var at = start + mark.count
-        var found = false
-        while at < text.count {
-            let from = at
-            while at < text.count, text[at] == UInt8(ascii: ".") || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(text[at]) { at += 1 }
-            guard at > from, let number = Double(String(decoding: text[from..<at], as: UTF8.self)) else { break }
-            let unitStart = at
-            while at < text.count, (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(text[at]) { at += 1 }
-            switch String(decoding: text[unitStart..<at], as: UTF8.self) {
-            case "ms": total += min(number, 1e12)
-            case "s": total += min(number, 1e9) * 1000
-            case "m": total += min(number, 1e8) * 60_000
-            case "h": total += min(number, 1e6) * 3_600_000
-            default: return found ? Int(total) : nil
+    private static func byStatus(_ refusal: UpstreamRefusal, attemptsOnAccount: Int, now: WallTime, jitter: Double) -> Verdict {
+        switch refusal.status {
+        case 500:
+            if attemptsOnAccount < Limits.sameAccountAttemptsMax {
+                let wait = 200.0 * Double(1 << (attemptsOnAccount - 1)) * (1 + 0.1 * jitter)
+                return Verdict(next: .sameAccount(afterMilliseconds: Int(wait)), penalty: .none)
             }
-            found = true
+            return Verdict(next: .nextAccount, penalty: .errors(milliseconds: 30_000))
+        case _ where mayBeDoneStatus.contains(refusal.status):
+            return Verdict(next: .surface, penalty: .errors(milliseconds: errorCooldownMilliseconds))
+        case _ where gatewayStatus.contains(refusal.status):
+            let asked = min(wait(refusal, now, else: errorCooldownMilliseconds), gatewayCooldownMillisecondsMax)
+            return Verdict(next: .nextAccount, penalty: .errors(milliseconds: asked))
+        case 400 where refusal.message.contains("model is not supported when using Codex"):
+            return Verdict(next: attemptsOnAccount < 2 ? .nextAccount : .surface, penalty: .none)
+        default:
+            return Verdict(next: .surface, penalty: .none)
         }
-        return found ? Int(total) : nil
+    }
+
+    /// What the upstream asks for, the most exact word first.
+    private static func wait(_ refusal: UpstreamRefusal, _ now: WallTime, else usual: Int) -> Int {
+        refusal.waits.lazy.compactMap { $0.milliseconds(from: now) }.first ?? usual
     }
 }

@@ -15,7 +15,7 @@ public enum JSONEdit {
         let whole = JSONScan.members(bytes, nil) { key, value in
             let end = bytes.skippingSpace(value.upperBound)
             defer { (start, last) = (end + 1, end) }
-            guard let index = changes.lastIndex(where: { matches(bytes, key, $0.key) }) else {
+            guard let index = changes.lastIndex(where: { JSONScan.keyEquals(bytes, key, $0.key) }) else {
                 separate(&out, &kept)
                 append(bytes, start..<end, &out)
                 return true
@@ -52,5 +52,4 @@ public enum JSONEdit {
         bytes.extracting(range).withUnsafeBytes { out.append(contentsOf: $0) }
     }
 
-    private static func matches(_ bytes: RawSpan, _ key: Range<Int>, _ name: String) -> Bool { JSONScan.key(bytes, key) == name }
 }

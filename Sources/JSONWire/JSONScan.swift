@@ -22,6 +22,9 @@ public enum JSONScan {
         }
     }
 
+    /// Checks a whole document, as `JSONDocument` does it.
+    public static func validate(_ bytes: RawSpan) throws(JSONError) { _ = try JSONIndex(bytes) }
+
     /// Visits the members of `object` (nil: of the document) in their order; keys as raw bytes without quotes, escapes unresolved.
     /// `visit` returns false to stop. False: it stopped, or the bytes aren't an object up to its end.
     @discardableResult
@@ -105,7 +108,55 @@ public enum JSONScan {
         return keyEquals(bytes, inner, text)
     }
 
-    /// Nil if it isn't a whole number in the range of Int64; `1.0` and `1e3` aren't read as whole.
+    public static func equals(_ bytes: RawSpan, _ value: Range<Int>, _ text: String) -> Bool {
+        guard let inner = inner(bytes, value) else { return false }
+        return keyEquals(bytes, inner, text)
+    }
+
+    /// Whether a key is `name`, however it is escaped.
+    static func keyEquals(_ bytes: RawSpan, _ key: Range<Int>, _ name: String) -> Bool {
+        if !hasBackslash(bytes, key) {
+            return key.count == name.utf8.count && bytes.extracting(key).withUnsafeBytes { $0.elementsEqual(name.utf8) }
+        }
+        return unescaped(bytes, key).utf8.elementsEqual(name.utf8)
+    }
+
+    /// Whether all readers take a string, with or without its quotes, for the same text: it has no NUL and no half of a surrogate pair.
+    static func isSound(_ bytes: RawSpan, _ range: Range<Int>) -> Bool {
+        var i = range.lowerBound
+        while i < range.upperBound {
+            guard bytes[i] == Ascii.backslash else {
+                i += 1
+                continue
+            }
+            guard let first = unit(bytes, i, range.upperBound) else {
+                i += 2
+                continue
+            }
+            i += 6
+            switch first {
+            case 0, 0xDC00...0xDFFF: return false
+            case 0xD800...0xDBFF:
+                guard let second = unit(bytes, i, range.upperBound), (0xDC00...0xDFFF).contains(second) else { return false }
+                i += 6
+            default: break
+            }
+        }
+        return true
+    }
+
+    /// The number of an escape `\u0041` at `i`; nil of anything else.
+    private static func unit(_ bytes: RawSpan, _ i: Int, _ end: Int) -> UInt32? {
+        guard i + 6 <= end, bytes[i] == Ascii.backslash, bytes[i + 1] == UInt8(ascii: "u") else { return nil }
+        var number: UInt32 = 0
+        for k in i + 2..<i + 6 {
+            guard let digit = hexDigit(bytes[k]) else { return nil }
+            number = number << 4 | digit
+        }
+        return number
+    }
+
+    /// A whole number in the range of Int64, however it is written: `11`, `11.0`, `1.1e1`. Nil of anything else.
     public static func int(_ bytes: RawSpan, _ value: Range<Int>) -> Int64? {
         guard !value.isEmpty else { return nil }
         var i = value.lowerBound
@@ -113,16 +164,78 @@ public enum JSONScan {
         if negative { i += 1 }
         guard i < value.upperBound else { return nil }
         var number: Int64 = 0
-        while i < value.upperBound {
-            guard isDigit(bytes[i]) else { return nil }
-            let digit = Int64(bytes[i] - 0x30)
-            let (tens, over) = number.multipliedReportingOverflow(by: 10)
-            let (sum, overToo) = negative ? tens.subtractingReportingOverflow(digit) : tens.addingReportingOverflow(digit)
-            if over || overToo { return nil }
-            number = sum
+        while i < value.upperBound, isDigit(bytes[i]) {
+            guard append(bytes[i], to: &number, negative) else { return nil }
             i += 1
         }
+        if i == value.upperBound { return number }
+        return scaled(bytes, i..<value.upperBound, number, negative)
+    }
+
+    private static func append(_ digit: UInt8, to number: inout Int64, _ negative: Bool) -> Bool {
+        let digit = Int64(digit - 0x30)
+        let (tens, over) = number.multipliedReportingOverflow(by: 10)
+        let (sum, overToo) = negative ? tens.subtractingReportingOverflow(digit) : tens.addingReportingOverflow(digit)
+        number = sum
+        return !over && !overToo
+    }
+
+    /// `number` with a fraction and an exponent behind it; nil when that is not whole or out of range. Bounded by what Int64 holds, however
+    /// long the text.
+    private static func scaled(_ bytes: RawSpan, _ rest: Range<Int>, _ number: Int64, _ negative: Bool) -> Int64? {
+        var (i, number) = (rest.lowerBound, number)
+        var fraction = i..<i
+        if bytes[i] == UInt8(ascii: ".") {
+            let start = i + 1
+            i = start
+            while i < rest.upperBound, isDigit(bytes[i]) { i += 1 }
+            guard i > start else { return nil }
+            var end = i
+            while end > start, bytes[end - 1] == 0x30 { end -= 1 }
+            fraction = start..<end
+        }
+        var exponent = 0
+        if i < rest.upperBound {
+            guard bytes[i] | 0x20 == UInt8(ascii: "e") else { return nil }
+            i += 1
+            let isDown = i < rest.upperBound && bytes[i] == UInt8(ascii: "-")
+            if i < rest.upperBound, isDown || bytes[i] == UInt8(ascii: "+") { i += 1 }
+            guard i < rest.upperBound else { return nil }
+            while i < rest.upperBound {
+                guard isDigit(bytes[i]) else { return nil }
+                exponent = min(exponent * 10 + Int(bytes[i] - 0x30), 1_000_000)  // beyond any number that fits
+                i += 1
+            }
+            if isDown { exponent = -exponent }
+        }
+        if number == 0, fraction.isEmpty { return 0 }
+        if exponent < 0 {
+            guard fraction.isEmpty else { return nil }
+            for _ in exponent..<0 {
+                guard number % 10 == 0 else { return nil }
+                number /= 10
+            }
+            return number
+        }
+        guard fraction.count <= exponent else { return nil }
+        for k in fraction where !append(bytes[k], to: &number, negative) { return nil }
+        for _ in fraction.count..<exponent where !append(0x30, to: &number, negative) { return nil }
         return number
+    }
+
+    /// A number from outside as one that can be counted with: whole and in `bounds`. `isExact` is false where it had to be changed for that.
+    /// Nil: no number.
+    public static func count(_ bytes: RawSpan, _ value: Range<Int>, in bounds: ClosedRange<Int64>) -> (number: Int64, isExact: Bool)? {
+        if let whole = int(bytes, value) {
+            let number = min(max(whole, bounds.lowerBound), bounds.upperBound)
+            return (number, number == whole)
+        }
+        guard kind(bytes, value) == .number, value.count <= 64 * 1024, let double = Double(bytes.text(value)), !double.isNaN else {
+            return nil
+        }
+        if double >= Double(bounds.upperBound) { return (bounds.upperBound, false) }
+        if double <= Double(bounds.lowerBound) { return (bounds.lowerBound, false) }
+        return (min(max(Int64(double), bounds.lowerBound), bounds.upperBound), false)
     }
 
     public static func bool(_ bytes: RawSpan, _ value: Range<Int>) -> Bool? {
@@ -197,15 +310,6 @@ public enum JSONScan {
         out.reserveCapacity(range.count)
         var i = range.lowerBound
         let end = range.upperBound
-        func unit(_ at: Int) -> UInt32? {
-            guard at + 4 <= end else { return nil }
-            var number: UInt32 = 0
-            for k in at..<at + 4 {
-                guard let digit = hexDigit(bytes[k]) else { return nil }
-                number = number << 4 | digit
-            }
-            return number
-        }
         while i < end {
             let c = bytes[i]
             guard c == Ascii.backslash, i + 1 < end else {
@@ -214,6 +318,16 @@ public enum JSONScan {
                 continue
             }
             let escape = bytes[i + 1]
+            if escape == UInt8(ascii: "u"), let first = unit(bytes, i, end) {
+                i += 6
+                var scalar = Unicode.Scalar(first)
+                if scalar == nil, first < 0xDC00, let second = unit(bytes, i, end), (0xDC00...0xDFFF).contains(second) {
+                    scalar = Unicode.Scalar(0x10000 + (first - 0xD800) << 10 + (second - 0xDC00))
+                    i += 6
+                }
+                out.append(contentsOf: String(Character(scalar ?? "\u{FFFD}")).utf8)
+                continue
+            }
             i += 2
             switch escape {
             case UInt8(ascii: "n"): out.append(0x0A)
@@ -221,17 +335,7 @@ public enum JSONScan {
             case UInt8(ascii: "r"): out.append(0x0D)
             case UInt8(ascii: "b"): out.append(0x08)
             case UInt8(ascii: "f"): out.append(0x0C)
-            case UInt8(ascii: "u"):
-                guard let first = unit(i) else { continue }
-                i += 4
-                var scalar = Unicode.Scalar(first)
-                if scalar == nil, first < 0xDC00, i + 1 < end, bytes[i] == Ascii.backslash, bytes[i + 1] == UInt8(ascii: "u"),
-                    let second = unit(i + 2), (0xDC00...0xDFFF).contains(second)
-                {
-                    scalar = Unicode.Scalar(0x10000 + (first - 0xD800) << 10 + (second - 0xDC00))
-                    i += 6
-                }
-                out.append(contentsOf: String(Character(scalar ?? "\u{FFFD}")).utf8)
+            case UInt8(ascii: "u"): break  // a broken escape, in bytes that nobody has checked
             default: out.append(escape)
             }
         }

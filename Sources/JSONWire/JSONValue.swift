@@ -1,3 +1,5 @@
+import Vocabulary
+
 /// The members of an object in their order, unknown ones and repeated ones included.
 public struct JSONMembers: Sendable, Equatable {
     public struct Member: Sendable, Equatable {
@@ -36,32 +38,42 @@ public indirect enum JSONValue: Sendable, Equatable {
     case array([JSONValue])
     case object(JSONMembers)
 
-    /// The whole of `bytes` as one document, by the rules of `JSONScan.validate`.
+    /// The whole of `bytes` as one document, by the rules of `JSONDocument`, in time linear in its bytes.
     public init(parsing bytes: RawSpan) throws(JSONError) {
-        try JSONScan.validate(bytes)
-        let start = bytes.skippingSpace(0)
-        self = JSONValue.tree(bytes, start..<(JSONScan.valueEnd(bytes, start) ?? start))
+        let index = try JSONIndex(bytes)
+        var left = Limits.jsonTreeValuesMax
+        self = try JSONValue.tree(bytes, index, JSONIndex.Place(range: index.root, container: 0), &left)
     }
 
-    /// Of a valid document: `validate` bounds its depth, and so this recursion.
-    private static func tree(_ bytes: RawSpan, _ value: Range<Int>) -> JSONValue {
-        switch JSONScan.kind(bytes, value) {
+    /// A value of a document as a tree of its own.
+    public init(_ document: JSONDocument, _ value: JSONDocument.Value) throws(JSONError) {
+        var left = Limits.jsonTreeValuesMax
+        self = try document.withIndex { (bytes, index) throws(JSONError) in
+            try JSONValue.tree(bytes, index, JSONIndex.Place(range: value.range, container: value.container), &left)
+        }
+    }
+
+    /// Of a checked document: its depth, and so this recursion, is bounded by `Limits.jsonDepthMax`, and its size by `left`.
+    private static func tree(
+        _ bytes: RawSpan, _ index: JSONIndex, _ place: JSONIndex.Place, _ left: inout Int
+    ) throws(JSONError) -> JSONValue {
+        left -= 1
+        guard left >= 0 else { throw JSONError(offset: place.range.lowerBound, reason: "more than \(Limits.jsonTreeValuesMax) values") }
+        switch JSONScan.kind(bytes, place.range) {
         case .null: return .null
-        case .bool: return .bool(JSONScan.bool(bytes, value) ?? false)
-        case .number: return .number(bytes.text(value))
-        case .string: return .string(JSONScan.string(bytes, value) ?? "")
+        case .bool: return .bool(JSONScan.bool(bytes, place.range) ?? false)
+        case .number: return .number(bytes.text(place.range))
+        case .string: return .string(JSONScan.string(bytes, place.range) ?? "")
         case .array:
             var elements: [JSONValue] = []
-            JSONScan.elements(bytes, value) {
-                elements.append(tree(bytes, $0))
-                return true
-            }
+            var cursor = JSONIndex.Cursor(bytes, place.range, place.container, isObject: false)
+            while let element = cursor.nextElement(bytes, index) { elements.append(try tree(bytes, index, element, &left)) }
             return .array(elements)
         case .object:
             var members: [JSONMembers.Member] = []
-            JSONScan.members(bytes, value) {
-                members.append(JSONMembers.Member(key: JSONScan.key(bytes, $0), value: tree(bytes, $1)))
-                return true
+            var cursor = JSONIndex.Cursor(bytes, place.range, place.container, isObject: true)
+            while let (key, value) = cursor.nextMember(bytes, index) {
+                members.append(JSONMembers.Member(key: JSONScan.key(bytes, key), value: try tree(bytes, index, value, &left)))
             }
             return .object(JSONMembers(members))
         }
@@ -119,10 +131,39 @@ public indirect enum JSONValue: Sendable, Equatable {
         if objectValue != nil { self[key] = nil }
     }
 
+    /// The first key that occurs twice in one object, at any level; nil when there is none.
+    public var ambiguity: JSONAmbiguity? {
+        switch self {
+        case .null, .bool, .number, .string: return nil
+        case .array(let elements):
+            for element in elements { if let found = element.ambiguity { return found } }
+            return nil
+        case .object(let object):
+            let members = object.members
+            if let key = JSONDocument.repeated(members.count, { members[$0].key }) {
+                return JSONAmbiguity(key: key, reason: "occurs twice")
+            }
+            for member in members { if let found = member.value.ambiguity { return found } }
+            return nil
+        }
+    }
+
     public var stringValue: String? { if case .string(let text) = self { text } else { nil } }
     public var arrayValue: [JSONValue]? { if case .array(let elements) = self { elements } else { nil } }
     public var objectValue: JSONMembers? { if case .object(let members) = self { members } else { nil } }
-    public var intValue: Int64? { if case .number(let text) = self { Int64(text) } else { nil } }
+    /// A whole number in the range of Int64, however it is written.
+    public var intValue: Int64? {
+        guard case .number(let text) = self else { return nil }
+        if let number = Int64(text) { return number }
+        let bytes = Array(text.utf8)
+        return JSONScan.int(bytes.span.bytes, 0..<bytes.count)
+    }
+    /// As `JSONScan.count`; nil of what is no number.
+    public func count(in bounds: ClosedRange<Int64>) -> Int64? {
+        guard case .number(let text) = self else { return nil }
+        let bytes = Array(text.utf8)
+        return JSONScan.count(bytes.span.bytes, 0..<bytes.count, in: bounds)?.number
+    }
     public var boolValue: Bool? { if case .bool(let flag) = self { flag } else { nil } }
     public var isNull: Bool { self == .null }
 }

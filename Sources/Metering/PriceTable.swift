@@ -27,9 +27,6 @@ public enum PriceTable {
     }
 
     static let longContextTokens = 272_000
-    /// No turn has more: 10^12 tokens at the highest price are far from the end of Int64.
-    static let tokensMax: Int64 = 1_000_000_000_000
-
     static let models: [String: Model] = [
         "gpt-5.6-sol": Model(Price(5, 0.5, 30), priority: Price(10, 1, 60), flex: Price(2.5, 0.25, 15), long: Price(10, 1, 45)),
         "gpt-5.6-terra": Model(Price(2, 0.2, 12), priority: Price(4, 0.4, 24), flex: Price(1, 0.1, 6), long: Price(4, 0.4, 18)),
@@ -97,11 +94,10 @@ public enum PriceTable {
         default:
             if isLong, let long = model.long { price = long }
         }
-        // An upstream's numbers are not to be trusted with an overflow.
-        func bounded(_ tokens: Int64) -> Int64 { min(max(0, tokens), tokensMax) }
-        let input = bounded(usage.input)
-        let cached = min(bounded(usage.cachedInput), input)
-        let output = bounded(usage.output > 0 ? usage.output : usage.reasoning)
+        // `TokenUsage` is bounded: at the highest price this is far from the end of Int64.
+        let input = usage.input
+        let cached = min(usage.cachedInput, input)
+        let output = usage.output > 0 ? usage.output : usage.reasoning
         let cost = (input - cached) * price.input + cached * price.cached + output * price.output
         return (cost + 5_000) / 10_000
     }

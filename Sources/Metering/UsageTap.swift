@@ -1,16 +1,22 @@
 import JSONWire
+import Vocabulary
 
 /// Tokens of one turn.
 public struct TokenUsage: Sendable, Equatable {
-    public var input: Int64
+    public let input: Int64
     /// Part of `input`.
-    public var cachedInput: Int64
-    public var output: Int64
+    public let cachedInput: Int64
+    public let output: Int64
     /// Part of `output`.
-    public var reasoning: Int64
+    public let reasoning: Int64
+    /// Each in `0 ... Limits.turnTokensMax`, whatever was told.
     public init(input: Int64 = 0, cachedInput: Int64 = 0, output: Int64 = 0, reasoning: Int64 = 0) {
-        (self.input, self.cachedInput, self.output, self.reasoning) = (input, cachedInput, output, reasoning)
+        (self.input, self.cachedInput) = (Self.clamped(input), Self.clamped(cachedInput))
+        (self.output, self.reasoning) = (Self.clamped(output), Self.clamped(reasoning))
     }
+
+    public static let bounds = 0...Limits.turnTokensMax
+    private static func clamped(_ number: Int64) -> Int64 { min(max(number, bounds.lowerBound), bounds.upperBound) }
 }
 
 /// What a turn's answer told about itself.
@@ -18,8 +24,11 @@ public struct UsageFindings: Sendable, Equatable {
     public var usage: TokenUsage?
     /// The upstream told no usage; the numbers are a guess from the bytes that passed.
     public var isEstimated = false
+    /// A number of tokens was negative, broken or beyond any turn's: it was changed into one that can be counted with.
+    public var isOutOfRange = false
     public var modelServed = ""
     public var serviceTier = ""
+    /// Of a failure inside the answer; whoever reads errors (Exchange) fills it.
     public var errorCode: String?
     public var responseID: String?
     public init() {}
@@ -32,13 +41,6 @@ public enum UsageTap {
         if let response = JSONScan.find(json, "response") {
             responseObject(json.extracting(response), into: &findings)
         }
-        guard findings.errorCode == nil, let type = JSONScan.find(json, "type") else { return }
-        if JSONScan.equals(json, type, "error") {
-            let code = JSONScan.find(json, "error", "code") ?? JSONScan.find(json, "code")
-            findings.errorCode = code.flatMap { JSONScan.string(json, $0) } ?? "upstream_error"
-        } else if JSONScan.equals(json, type, "response.failed") {
-            findings.errorCode = "upstream_error"
-        }
     }
 
     /// The response object of an answer that was not streamed.
@@ -48,13 +50,13 @@ public enum UsageTap {
         if let model = JSONScan.find(json, "model") { findings.modelServed = JSONScan.string(json, model) ?? findings.modelServed }
         if let tier = JSONScan.find(json, "service_tier") { findings.serviceTier = JSONScan.string(json, tier) ?? findings.serviceTier }
         if let id = JSONScan.find(json, "id") { findings.responseID = JSONScan.string(json, id) ?? findings.responseID }
-        if let code = JSONScan.find(json, "error", "code") { findings.errorCode = JSONScan.string(json, code) ?? "upstream_error" }
         guard let usage = JSONScan.find(json, "usage"), JSONScan.kind(json, usage) == .object else { return }
         let part = json.extracting(usage)
         findings.usage = TokenUsage(
-            input: int(part, "input_tokens"), cachedInput: int(part, "input_tokens_details", "cached_tokens"),
-            output: int(part, "output_tokens"),
-            reasoning: int(part, "output_tokens_details", "reasoning_tokens"))
+            input: tokens(part, JSONScan.find(part, "input_tokens"), &findings),
+            cachedInput: tokens(part, JSONScan.find(part, "input_tokens_details", "cached_tokens"), &findings),
+            output: tokens(part, JSONScan.find(part, "output_tokens"), &findings),
+            reasoning: tokens(part, JSONScan.find(part, "output_tokens_details", "reasoning_tokens"), &findings))
     }
 
     /// A `chat.completion.chunk` or a whole `chat.completion`.
@@ -75,14 +77,16 @@ public enum UsageTap {
         guard let usage = JSONScan.find(json, "usage"), JSONScan.kind(json, usage) == .object else { return }
         let part = json.extracting(usage)
         findings.usage = TokenUsage(
-            input: int(part, "prompt_tokens"), cachedInput: int(part, "prompt_tokens_details", "cached_tokens"),
-            output: int(part, "completion_tokens"), reasoning: int(part, "completion_tokens_details", "reasoning_tokens"))
+            input: tokens(part, JSONScan.find(part, "prompt_tokens"), &findings),
+            cachedInput: tokens(part, JSONScan.find(part, "prompt_tokens_details", "cached_tokens"), &findings),
+            output: tokens(part, JSONScan.find(part, "completion_tokens"), &findings),
+            reasoning: tokens(part, JSONScan.find(part, "completion_tokens_details", "reasoning_tokens"), &findings))
     }
 
-    private static func int(_ json: RawSpan, _ name: StaticString) -> Int64 {
-        JSONScan.find(json, name).flatMap { JSONScan.int(json, $0) } ?? 0
-    }
-    private static func int(_ json: RawSpan, _ outer: StaticString, _ name: StaticString) -> Int64 {
-        JSONScan.find(json, outer, name).flatMap { JSONScan.int(json, $0) } ?? 0
+    /// The number of tokens at a place; 0 where none is told.
+    private static func tokens(_ json: RawSpan, _ place: Range<Int>?, _ findings: inout UsageFindings) -> Int64 {
+        guard let place, let count = JSONScan.count(json, place, in: TokenUsage.bounds) else { return 0 }
+        if !count.isExact { findings.isOutOfRange = true }
+        return count.number
     }
 }

@@ -3,6 +3,7 @@ public import Vocabulary
 
 /// What all processes count together, in one shared memory of fixed slots. Advisory: whatever stands in it, no record is lost.
 ///
+/// Arithmetic wraps: the memory outlives every worker, and a number in it that nobody can count with must not end those who read it.
 /// Rows of a worker are written by that worker alone and cleared by its successor; cooldowns are written by whoever learns of one.
 public struct Scoreboard: @unchecked Sendable {  // atomics only
     /// Counters of one worker. `rawValue` is the cell's number; sums over workers are what `/metrics` shows.
@@ -56,8 +57,8 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     }
     public enum CheckResult: Int, Sendable { case none, running, good, damaged, failed }
 
-    public func value(_ fact: Fact) -> Int { Int(factCell(fact).pointee.load(ordering: .relaxed)) }
-    public func set(_ fact: Fact, _ value: Int) { factCell(fact).pointee.store(UInt64(value), ordering: .relaxed) }
+    public func value(_ fact: Fact) -> Int { Int(truncatingIfNeeded: factCell(fact).pointee.load(ordering: .relaxed)) }
+    public func set(_ fact: Fact, _ value: Int) { factCell(fact).pointee.store(UInt64(bitPattern: Int64(value)), ordering: .relaxed) }
     private func factCell(_ fact: Fact) -> Cell { (base + fact.rawValue * 8).assumingMemoryBound(to: Atomic<UInt64>.self) }
     public var checkResult: CheckResult { CheckResult(rawValue: value(.checkResult)) ?? .none }
 
@@ -73,7 +74,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         Int(Int64(bitPattern: workerCell(slot, counter.rawValue).pointee.load(ordering: .relaxed)))
     }
     public func sum(_ counter: Counter) -> Int {
-        (0..<Limits.workersMax).reduce(0) { $0 + value(counter, worker: $1) }
+        (0..<Limits.workersMax).reduce(0) { $0 &+ value(counter, worker: $1) }
     }
 
     /// Counts a time to first byte; the sum of all is kept in the cell after the buckets.
@@ -86,7 +87,9 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     /// Counts per bucket (not cumulative) over all workers, the last one unbounded, and the sum in milliseconds.
     public var firstByteHistogram: (counts: [Int], sumMilliseconds: Int) {
         func total(_ index: Int) -> Int {
-            (0..<Limits.workersMax).reduce(0) { $0 + Int(workerCell($1, Self.histogramStart + index).pointee.load(ordering: .relaxed)) }
+            (0..<Limits.workersMax).reduce(0) {
+                $0 &+ Int(truncatingIfNeeded: workerCell($1, Self.histogramStart + index).pointee.load(ordering: .relaxed))
+            }
         }
         return ((0...Self.firstByteBounds.count).map(total), total(Self.firstByteBounds.count + 1))
     }
@@ -111,7 +114,9 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     }
     /// Turns that all workers have open on the account.
     public func inFlight(account slot: Int) -> Int {
-        (0..<min(value(.workerSlots), Limits.workersMax)).reduce(0) { $0 + Int(accountCell(slot, 4 + $1).pointee.load(ordering: .relaxed)) }
+        (0..<min(value(.workerSlots), Limits.workersMax)).reduce(0) {
+            $0 &+ Int(truncatingIfNeeded: accountCell(slot, 4 + $1).pointee.load(ordering: .relaxed))
+        }
     }
     public func turnStarted(account slot: Int, worker: Int, now: Instant) {
         accountCell(slot, 4 + worker).pointee.wrappingAdd(1, ordering: .relaxed)

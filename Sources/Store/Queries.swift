@@ -31,8 +31,11 @@ public enum Queries {
                     .corrupt,
                     "the account \(name) has kind \"\(row.text(3))\" and state \"\(row.text(4))\" in the database; restore a backup")
             }
+            guard let slot = Int(exactly: row.int(1)), (0..<Limits.accountsMax).contains(slot) else {
+                throw StoreError(.corrupt, "the account \(name) has slot \(row.int(1)) in the database; restore a backup")
+            }
             let account = Account(
-                id: row.int(0), slot: Int(row.int(1)), name: name, kind: kind, state: state, baseURL: row.text(5),
+                id: row.int(0), slot: slot, name: name, kind: kind, state: state, baseURL: row.text(5),
                 credentials: Account.Credentials(bearer: ""), createdAt: WallTime(milliseconds: row.int(6)))
             return SealedAccount(account: account, sealed: row.blob(7))
         }
@@ -94,16 +97,22 @@ public enum Queries {
 
     /// What a client key has used since it was made; of all requests when `key` is nil.
     public static func totals(ofKey key: Int64?) -> Query<UsageTotals> {
-        Query(
-            """
-            SELECT count(*), CAST(coalesce(sum(input_tokens), 0) AS BIGINT), CAST(coalesce(sum(cached_input_tokens), 0) AS BIGINT),
-              CAST(coalesce(sum(output_tokens), 0) AS BIGINT), CAST(coalesce(sum(cost_microdollars), 0) AS BIGINT)
-            FROM usage_records\(key == nil ? "" : " WHERE key_id = $1")
-            """, key.map { [.int($0)] } ?? []
-        ) {
-            UsageTotals(
-                requests: $0.int(0), inputTokens: $0.int(1), cachedInputTokens: $0.int(2), outputTokens: $0.int(3),
-                costMicrodollars: $0.int(4))
+        // A sum of 64-bit numbers ends the statement when it overflows (SQLite) or does not fit what it is cast to (PostgreSQL), so each
+        // number is added up in two halves; two thousand million records of the largest numbers are needed to fill one.
+        let halves = ["input_tokens", "cached_input_tokens", "output_tokens", "cost_microdollars"].map {
+            "CAST(coalesce(sum(\($0) / 4294967296), 0) AS BIGINT), CAST(coalesce(sum(\($0) % 4294967296), 0) AS BIGINT)"
+        }
+        return Query(
+            "SELECT count(*), \(halves.joined(separator: ", ")) FROM usage_records\(key == nil ? "" : " WHERE key_id = $1")",
+            key.map { [.int($0)] } ?? []
+        ) { row in
+            func sum(_ column: Int32) -> Int64 {
+                let (high, over) = row.int(column).multipliedReportingOverflow(by: 4_294_967_296)
+                if over { return row.int(column) < 0 ? .min : .max }
+                return high.addingSaturated(row.int(column + 1))
+            }
+            return UsageTotals(
+                requests: row.int(0), inputTokens: sum(1), cachedInputTokens: sum(3), outputTokens: sum(5), costMicrodollars: sum(7))
         }
     }
 }
@@ -116,6 +125,16 @@ public struct UsageTotals: Sendable, Equatable {
     public var cachedInputTokens: Int64
     public var outputTokens: Int64
     public var costMicrodollars: Int64
+    /// Stops at the end of Int64.
+    public var totalTokens: Int64 { inputTokens.addingSaturated(outputTokens) }
+}
+
+extension Int64 {
+    /// The sum, or the end of the range on its side.
+    func addingSaturated(_ other: Int64) -> Int64 {
+        let (sum, over) = addingReportingOverflow(other)
+        return over ? other < 0 ? .min : .max : sum
+    }
 }
 
 extension UsageRecord {

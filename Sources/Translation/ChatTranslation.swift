@@ -1,4 +1,4 @@
-import JSONWire
+public import JSONWire
 public import Vocabulary
 
 /// Chat Completions told as Responses and back, for accounts that speak Responses only (behaviour report 1.6, 1.7).
@@ -8,37 +8,66 @@ public enum ChatTranslation {
             status: 400, code: "invalid_request_error", type: "invalid_request_error", message: message, param: param, origin: .downstream)
     }
 
-    /// Members of a chat request that mean the same in a Responses request, or are unknown to us: they pass as they are.
+    static func ambiguous(_ problem: JSONAmbiguity, at place: String) -> ProxyError {
+        let key = problem.key.cut(utf8: 64)
+        return invalid("The key \"\(key)\" \(problem.reason)", place + key)
+    }
+
+    /// Members of a chat request that are told otherwise; every other one means the same in a Responses request, or is unknown to us, and passes
+    /// as it is.
     private static let rewritten: Set<String> = [
-        "messages", "tools", "tool_choice", "response_format", "max_tokens", "max_completion_tokens", "n", "store", "stream_options",
-        "functions",
-        "function_call", "reasoning_effort", "verbosity",
+        "messages", "tools", "tool_choice", "response_format", "max_tokens", "max_completion_tokens", "store", "stream_options",
+        "functions", "function_call", "reasoning_effort", "verbosity",
     ]
 
+    /// Parameters that Responses lack, with the values (beside null) that ask for nothing: those are dropped, others refused
+    /// (docs/upstreams.md). Passed on they would be the upstream's 400.
+    static let lacking: [(name: String, neutral: [JSONValue])] = [
+        ("n", [1]), ("frequency_penalty", [0]), ("presence_penalty", [0]), ("seed", []), ("stop", [[]]), ("logit_bias", [[:]]),
+        ("logprobs", [false]), ("top_logprobs", [0]), ("modalities", [["text"]]), ("audio", []), ("prediction", []),
+        ("web_search_options", []),
+    ]
+
+    /// `1` and `1.0` are the same to a client.
+    private static func isNeutral(_ value: JSONValue, _ neutral: [JSONValue]) -> Bool {
+        value.isNull || neutral.contains { $0 == value || $0.intValue != nil && $0.intValue == value.intValue }
+    }
+
     /// A Responses request that asks the same. A body that is in the shape of Responses already (`input`, no `messages`) passes unchanged.
-    public static func responsesRequest(fromChat bytes: RawSpan) throws(ProxyError) -> [UInt8] {
+    public static func responsesRequest(fromChat document: JSONDocument) throws(ProxyError) -> JSONDocument {
         let chat: JSONValue
-        do throws(JSONError) { chat = try JSONValue(parsing: bytes) } catch {
-            throw invalid("The request body is no valid JSON: \(error.reason) at byte \(error.offset)", nil)
+        do throws(JSONError) { chat = try JSONValue(document, document.root) } catch {
+            throw invalid("The request body can't be read: \(error.reason)", nil)
         }
+        if let problem = chat.ambiguity { throw ambiguous(problem, at: "") }
         guard let members = chat.objectValue else { throw invalid("The request body must be a JSON object", nil) }
         guard let messages = chat["messages"]?.arrayValue else {
-            if chat["input"] != nil { return bytes.withUnsafeBytes { Array($0) } }
+            if chat["input"] != nil { return document }
             throw invalid("\"messages\" must be an array", "messages")
         }
-        if let n = chat["n"], !n.isNull, n.intValue != 1 { throw invalid("\"n\" must be 1", "n") }
+        for (name, neutral) in lacking {
+            guard let value = chat[name], !isNeutral(value, neutral) else { continue }
+            throw invalid("\"\(name)\" is not supported by this account's upstream; leave it out", name)
+        }
 
-        var out = JSONMembers(members.members.filter { !rewritten.contains($0.key) })
-        let isJSONObject = chat["response_format"]?["type"]?.stringValue == "json_object"
+        var out = JSONMembers(
+            members.members.filter { member in
+                !rewritten.contains(member.key) && !lacking.contains { $0.name == member.key }
+            })
         var instructions: [String] = []
         var input: [JSONValue] = []
+        var calls: [String: String] = [:]
         for (i, message) in messages.enumerated() {
-            try add(message, at: "messages.\(i)", keepsSystem: isJSONObject, &instructions, &input)
+            try add(message, at: "messages.\(i)", number: i, &instructions, &input, &calls)
         }
+        if chat["response_format"]?["type"]?.stringValue == "json_object" { keepTheWord(instructions, &input) }
         if !instructions.isEmpty { out["instructions"] = .string(instructions.joined(separator: "\n")) }
         out["input"] = .array(input)
         if let tools = chat["tools"]?.arrayValue { out["tools"] = .array(tools.map(flattened)) }
-        if let choice = chat["tool_choice"], !choice.isNull { out["tool_choice"] = flattened(choice) }
+        if let choice = chat["tool_choice"], !choice.isNull {
+            out["tool_choice"] = choice["function"] == nil ? choice : named(choice["function"])
+        }
+        try addFunctions(chat, &out)
         var text = chat["text"]?.objectValue ?? JSONMembers()
         if let format = chat["response_format"], !format.isNull { text["format"] = textFormat(format) }
         if let verbosity = chat["verbosity"], !verbosity.isNull { text["verbosity"] = verbosity }
@@ -48,21 +77,43 @@ public enum ChatTranslation {
             reasoning["effort"] = effort
             out["reasoning"] = .object(reasoning)
         }
-        return JSONValue.object(out).serialized()
+        do throws(JSONError) { return try JSONDocument(JSONValue.object(out).serialized()) } catch {
+            throw invalid("The request can't be told as a Responses request: \(error.reason)", nil)  // an array became a level deeper
+        }
+    }
+
+    /// `functions` and `function_call`, the older way to say `tools` and `tool_choice`.
+    private static func addFunctions(_ chat: JSONValue, _ out: inout JSONMembers) throws(ProxyError) {
+        if let functions = chat["functions"], !functions.isNull {
+            guard let list = functions.arrayValue else { throw invalid("\"functions\" must be an array", "functions") }
+            guard out["tools"] == nil else { throw invalid("send \"tools\" or \"functions\", not both", "functions") }
+            out["tools"] = .array(list.map { flattened(["type": "function", "function": $0]) })
+        }
+        guard let call = chat["function_call"], !call.isNull else { return }
+        guard out["tool_choice"] == nil else { throw invalid("send \"tool_choice\" or \"function_call\", not both", "function_call") }
+        if call.stringValue != nil { out["tool_choice"] = call } else { out["tool_choice"] = named(call) }
+    }
+
+    private static func named(_ function: JSONValue?) -> JSONValue { ["type": "function", "name": function?["name"] ?? ""] }
+
+    /// With `json_object` the upstream wants the word in its input; a client that said it in a system message has said it, but that became
+    /// instructions.
+    private static func keepTheWord(_ instructions: [String], _ input: inout [JSONValue]) {
+        func hasWord(_ bytes: [UInt8]) -> Bool { String(decoding: bytes, as: UTF8.self).lowercased().contains("json") }
+        guard instructions.contains(where: { $0.lowercased().contains("json") }), !hasWord(JSONValue.array(input).serialized()) else {
+            return
+        }
+        input.insert(["role": "user", "content": [["type": "input_text", "text": "Answer in JSON."]]], at: 0)
     }
 
     private static func add(
-        _ message: JSONValue, at place: String, keepsSystem: Bool, _ instructions: inout [String], _ input: inout [JSONValue]
+        _ message: JSONValue, at place: String, number: Int, _ instructions: inout [String], _ input: inout [JSONValue],
+        _ calls: inout [String: String]
     ) throws(ProxyError) {
         guard let role = message["role"]?.stringValue else { throw invalid("\"role\" is missing", "\(place).role") }
         switch role {
         case "system", "developer":
-            let text = try plainText(message["content"], at: place)
-            if keepsSystem {
-                input.append(["role": .string(role), "content": [["type": "input_text", "text": .string(text)]]])
-            } else {
-                instructions.append(text)
-            }
+            instructions.append(try plainText(message["content"], at: place))
         case "user":
             input.append(["role": "user", "content": .array(try userParts(message["content"], at: place))])
         case "assistant":
@@ -77,6 +128,23 @@ public enum ChatTranslation {
                     "arguments": .string(call["function"]?["arguments"]?.stringValue ?? ""),
                 ])
             }
+            if let call = message["function_call"], !call.isNull {
+                guard let name = call["name"]?.stringValue else { throw invalid("a call needs a \"name\"", "\(place).function_call") }
+                // The older form has no ids: the answer belongs to the last call of that name.
+                let id = "call_\(number)"
+                calls[name] = id
+                input.append([
+                    "type": "function_call", "call_id": .string(id), "name": .string(name),
+                    "arguments": .string(call["arguments"]?.stringValue ?? ""),
+                ])
+            }
+        case "function":
+            guard let name = message["name"]?.stringValue, let id = calls[name] else {
+                throw invalid("\"name\" must be that of an earlier \"function_call\"", "\(place).name")
+            }
+            input.append([
+                "type": "function_call_output", "call_id": .string(id), "output": .string(try plainText(message["content"], at: place)),
+            ])
         case "tool":
             guard let id = message["tool_call_id"]?.stringValue else {
                 throw invalid("\"tool_call_id\" is missing", "\(place).tool_call_id")
@@ -144,10 +212,12 @@ public enum ChatTranslation {
         return out
     }
 
-    /// `{type:function,function:{…}}` as `{type:function,…}`.
+    /// `{type:function,function:{…}}` as `{type:function,…}`. What chat takes for not strict, Responses take for strict: it is said.
     private static func flattened(_ tool: JSONValue) -> JSONValue {
         guard tool["type"]?.stringValue == "function", let function = tool["function"]?.objectValue else { return tool }
-        return .object(JSONMembers([.init(key: "type", value: "function")] + function.members))
+        var out = JSONMembers([.init(key: "type", value: "function")] + function.members)
+        if out["strict"]?.isNull ?? true { out["strict"] = false }
+        return .object(out)
     }
 
     private static func textFormat(_ format: JSONValue) -> JSONValue {
@@ -158,12 +228,13 @@ public enum ChatTranslation {
     // MARK: Back
 
     static func usage(_ usage: JSONValue?) -> JSONValue {
-        let input = usage?["input_tokens"]?.intValue ?? 0
-        let output = usage?["output_tokens"]?.intValue ?? 0
+        func tokens(_ value: JSONValue?) -> Int64 { value?.count(in: 0...Limits.turnTokensMax) ?? 0 }
+        let input = tokens(usage?["input_tokens"])
+        let output = tokens(usage?["output_tokens"])
         return [
             "prompt_tokens": .int(input), "completion_tokens": .int(output), "total_tokens": .int(input + output),
-            "prompt_tokens_details": ["cached_tokens": .int(usage?["input_tokens_details"]?["cached_tokens"]?.intValue ?? 0)],
-            "completion_tokens_details": ["reasoning_tokens": .int(usage?["output_tokens_details"]?["reasoning_tokens"]?.intValue ?? 0)],
+            "prompt_tokens_details": ["cached_tokens": .int(tokens(usage?["input_tokens_details"]?["cached_tokens"]))],
+            "completion_tokens_details": ["reasoning_tokens": .int(tokens(usage?["output_tokens_details"]?["reasoning_tokens"]))],
         ]
     }
 

@@ -1,4 +1,4 @@
-import JSONWire
+public import JSONWire
 public import Vocabulary
 
 /// A public Responses request as a ChatGPT login's upstream wants it (behaviour report 1.6). What isn't named here passes byte by byte.
@@ -8,114 +8,116 @@ public enum ResponsesTranslation {
         "max_output_tokens", "metadata", "prompt_cache_retention", "safety_identifier", "temperature", "top_p", "truncation", "user",
         "prompt_cache_options", "background", "stream_options",
     ]
+    /// Roles whose items are told otherwise.
+    private static let rewrittenRoles: Set<String> = ["system", "developer", "tool", "assistant"]
     /// Members of replayed items that are echoes of other APIs.
     private static let echoes = ["reasoning_content", "reasoning_details", "tool_calls", "function_call"]
 
-    public static func codexRequest(from bytes: RawSpan) throws(ProxyError) -> [UInt8] {
+    public static func codexRequest(from document: JSONDocument) throws(ProxyError) -> [UInt8] {
+        guard let fields = try fields(document, document.root, at: "") else {
+            throw ChatTranslation.invalid("The request body must be a JSON object", nil)
+        }
         var changes: [(key: String, value: [UInt8]?)] = [("store", Array("false".utf8)), ("stream", Array("true".utf8))]
         changes += removed.map { ($0, nil) }
-        if let tier = JSONScan.find(bytes, "service_tier"), JSONScan.equals(bytes, tier, "fast") {
+        if let tier = fields["service_tier"], document.equals(tier, "fast") {
             changes.append(("service_tier", Array("\"priority\"".utf8)))
         }
-        if let input = JSONScan.find(bytes, "input") {
-            switch JSONScan.kind(bytes, input) {
+        let instructions = fields["instructions"].flatMap { document.string($0) }
+        if let input = fields["input"] {
+            switch document.kind(input) {
             case .string:
-                let text = JSONScan.string(bytes, input) ?? ""
+                let text = document.string(input) ?? ""
                 let list: JSONValue = [["role": "user", "content": [["type": "input_text", "text": .string(text)]]]]
                 changes.append(("input", list.serialized()))
             case .array:
-                try rewriteItems(bytes, input, &changes)
+                try rewriteItems(document, input, instructions, &changes)
             case .null:
                 break
             default:
                 throw ChatTranslation.invalid("\"input\" must be a string or an array", "input")
             }
         }
-        let present = JSONScan.find(bytes, "instructions")
-        let hasInstructions = present.map { JSONScan.kind(bytes, $0) == .string } ?? false
-        if !hasInstructions, !changes.contains(where: { $0.key == "instructions" }) { changes.append(("instructions", Array("\"\"".utf8))) }
-        guard let out = JSONEdit.setting(bytes, changes) else {
+        if instructions == nil, !changes.contains(where: { $0.key == "instructions" }) {
+            changes.append(("instructions", Array("\"\"".utf8)))
+        }
+        guard let out = JSONEdit.setting(document.bytes.span.bytes, changes) else {
             throw ChatTranslation.invalid("The request body must be a JSON object", nil)
         }
         return out
     }
 
+    private static func fields(
+        _ document: JSONDocument, _ value: JSONDocument.Value, at place: String
+    ) throws(ProxyError) -> JSONDocument.Fields? {
+        do throws(JSONAmbiguity) { return try document.fields(value) } catch { throw ChatTranslation.ambiguous(error, at: place) }
+    }
+
+    private static func tree(_ document: JSONDocument, _ value: JSONDocument.Value, at place: String) throws(ProxyError) -> JSONValue {
+        let tree: JSONValue
+        do throws(JSONError) { tree = try JSONValue(document, value) } catch {
+            throw ChatTranslation.invalid("\"input\" can't be read: \(error.reason)", place)
+        }
+        if let problem = tree.ambiguity { throw ChatTranslation.ambiguous(problem, at: place + ".") }
+        return tree
+    }
+
     private static func rewriteItems(
-        _ bytes: RawSpan, _ input: Range<Int>, _ changes: inout [(key: String, value: [UInt8]?)]
+        _ document: JSONDocument, _ input: JSONDocument.Value, _ present: String?, _ changes: inout [(key: String, value: [UInt8]?)]
     ) throws(ProxyError) {
         // A Responses-Lite body (items of additional tools) is Codex's own business from end to end.
         var isLite = false
         var needsChange = false
-        JSONScan.elements(bytes, input) { item in
-            JSONScan.members(bytes, item) { key, value in
-                if JSONScan.keyEquals(bytes, key, "type"), JSONScan.equals(bytes, value, "additional_tools") { isLite = true }
-                if JSONScan.keyEquals(bytes, key, "role") {
-                    if JSONScan.equals(bytes, value, "system") || JSONScan.equals(bytes, value, "developer")
-                        || JSONScan.equals(bytes, value, "tool")
-                        || JSONScan.equals(bytes, value, "assistant")
-                    {
-                        needsChange = true
-                    }
-                }
-                for echo in echoes where JSONScan.key(bytes, key) == echo { needsChange = true }
-                return true
-            }
-            return true
+        for (i, item) in document.elements(input).enumerated() {
+            guard let fields = try fields(document, item, at: "input.\(i).") else { continue }
+            if let type = fields["type"], document.equals(type, "additional_tools") { isLite = true }
+            if let role = fields["role"].flatMap({ document.string($0) }) { needsChange = needsChange || rewrittenRoles.contains(role) }
+            for echo in echoes where fields[echo] != nil { needsChange = true }
         }
         guard needsChange, !isLite else { return }
         var instructions: [String] = []
-        if let present = JSONScan.find(bytes, "instructions"), let text = JSONScan.string(bytes, present), !text.isEmpty {
-            instructions.append(text)
-        }
+        if let present, !present.isEmpty { instructions.append(present) }
         var out: [UInt8] = [UInt8(ascii: "[")]
-        func append(_ item: [UInt8]) {
+        func append(_ item: ArraySlice<UInt8>) {
             if out.count > 1 { out.append(UInt8(ascii: ",")) }
             out += item
         }
-        var failure: JSONError?
-        JSONScan.elements(bytes, input) { range in
-            let raw = bytes.extracting(range)
-            guard JSONScan.kind(bytes, range) == .object else {
-                append(raw.withUnsafeBytes { Array($0) })
-                return true
+        for (i, element) in document.elements(input).enumerated() {
+            let raw = document.raw(element)
+            guard document.kind(element) == .object else {
+                append(raw)
+                continue
             }
-            do throws(JSONError) {
-                var item = try JSONValue(parsing: raw)
-                let type = item["type"]?.stringValue
-                let role = item["role"]?.stringValue
-                let isMessage = type == nil || type == "message"
-                if isMessage, role == "system" || role == "developer" {
-                    let (text, rest) = split(item["content"])
-                    if !text.isEmpty { instructions.append(text) }
-                    if !rest.isEmpty { append(JSONValue(dictionaryLiteral: ("role", "user"), ("content", .array(rest))).serialized()) }
-                    return true
+            var item = try tree(document, element, at: "input.\(i)")
+            let type = item["type"]?.stringValue
+            let role = item["role"]?.stringValue
+            let isMessage = type == nil || type == "message"
+            if isMessage, role == "system" || role == "developer" {
+                let (text, rest) = split(item["content"])
+                if !text.isEmpty { instructions.append(text) }
+                if !rest.isEmpty {
+                    append(JSONValue(dictionaryLiteral: ("role", "user"), ("content", .array(rest))).serialized()[...])
                 }
-                if isMessage, role == "tool" {
-                    let (text, _) = split(item["content"] ?? item["output"])
-                    append(
-                        JSONValue(
-                            dictionaryLiteral: ("type", "function_call_output"), ("call_id", item["call_id"] ?? item["tool_call_id"] ?? ""),
-                            ("output", .string(text))
-                        ).serialized())
-                    return true
-                }
-                var hasChanged = false
-                for echo in echoes where item[echo] != nil {
-                    item[echo] = nil
-                    hasChanged = true
-                }
-                if isMessage, role == "assistant", let content = item["content"], let parts = assistantParts(content) {
-                    item["content"] = parts
-                    hasChanged = true
-                }
-                append(hasChanged ? item.serialized() : raw.withUnsafeBytes { Array($0) })
-            } catch {
-                failure = error
-                return false
+                continue
             }
-            return true
+            if isMessage, role == "tool" {
+                let (text, _) = split(item["content"] ?? item["output"])
+                let output = JSONValue(
+                    dictionaryLiteral: ("type", "function_call_output"), ("call_id", item["call_id"] ?? item["tool_call_id"] ?? ""),
+                    ("output", .string(text)))
+                append(output.serialized()[...])
+                continue
+            }
+            var hasChanged = false
+            for echo in echoes where item[echo] != nil {
+                item[echo] = nil
+                hasChanged = true
+            }
+            if isMessage, role == "assistant", let content = item["content"], let parts = assistantParts(content) {
+                item["content"] = parts
+                hasChanged = true
+            }
+            append(hasChanged ? item.serialized()[...] : raw)
         }
-        if let failure { throw ChatTranslation.invalid("The request body is no valid JSON: \(failure.reason)", "input") }
         out.append(UInt8(ascii: "]"))
         changes.append(("input", out))
         if !instructions.isEmpty {

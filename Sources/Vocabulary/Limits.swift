@@ -38,13 +38,30 @@ public enum Limits {
     public static let memoryPart = 4
     /// What is asked to be counted piece by piece is counted in steps of this, bytes.
     public static let memoryStepBytes = 64 * 1024
+    /// Room for a body of known length is made at once when this much of it has come: growing by copies would hold up the loop.
+    public static let bodyReservedBytes = 1 << 20
 
-    /// A larger body is unpacked and read on the thread pool, so that it stops no loop.
-    public static let inlineBodyBytesMax = 64 * 1024
     /// Threads of a worker for bodies, and for reads of SQLite; name look-ups have as many again as both (libuv keeps half for others).
     public static let bodyThreadsMax = 2
     public static let readThreadsMax = 2
     public static let threadsMax = 8
+
+    // JSON from outside
+    /// A document nested deeper is refused (request: 400). Real requests stay below 30.
+    public static let jsonDepthMax = 128
+    /// Objects and arrays of one document; each costs 12 bytes of index. More are refused with 400.
+    public static let jsonContainersMax = 4 * 1024 * 1024
+    /// Members of one object that is read, not passed on unread; more are refused with 400.
+    public static let jsonMembersMax = 4096
+    /// Values of a document that must be rewritten in depth; each costs about 60 bytes of tree. More are refused with 400.
+    public static let jsonTreeValuesMax = 1_000_000
+    /// A larger request body is read, checked and translated on the thread pool: on the loop it would hold up everybody else.
+    public static let inlineBodyBytesMax = 64 * 1024
+    /// A longer model name is refused with 400: it would be repeated in messages, logs and records.
+    public static let modelBytesMax = 256
+    /// Tokens of one kind in one turn; what an upstream tells beyond is cut to this and marked `usage_out_of_range`. Records of 9·10^9 such
+    /// turns still sum to less than 2^63.
+    public static let turnTokensMax: Int64 = 1_000_000_000
 
     // Upstream HTTP/1.1
     /// From the name look-up to the connection that can be used, over all addresses of an upstream.

@@ -38,11 +38,11 @@ final class ClientRequest {
     /// Makes room for `count` bytes more; false when the instance has none.
     func makeRoom(_ count: Int) -> Bool {
         let needed = body.count + count
-        guard needed > body.capacity else { return true }
-        var capacity = max(needed, 2 * body.capacity)
-        if case .length(let whole) = head.framing { capacity = max(needed, min(capacity, whole)) }
-        guard capacity <= Limits.memoryStepBytes || memory.grow(to: capacity) else { return false }
-        body.reserveCapacity(capacity)
+        // Room that nothing has been written to yet is no memory: what has come is what counts.
+        if needed > max(memory.bytes, Limits.memoryStepBytes), !memory.grow(to: needed + Limits.memoryStepBytes) { return false }
+        if needed > Limits.bodyReservedBytes, body.count <= Limits.bodyReservedBytes, case .length(let whole) = head.framing {
+            body.reserveCapacity(whole)
+        }
         return true
     }
 
@@ -115,6 +115,7 @@ final class ClientConnection: ByteStreamDelegate {
 
     /// Bytes of further requests that are kept while one is answered; above it the client is not read.
     static let pipelinedBytesMax = 64 * 1024
+    /// Room for so much of an announced body is made before any of it has come; for all of it once so much is there.
     /// How long a client that sends nothing more, and one that goes on sending, gets to read the last answer.
     static let lingerMilliseconds = 2_000
     static let lingerMillisecondsMax = 30_000
@@ -358,32 +359,35 @@ final class ClientConnection: ByteStreamDelegate {
             $0.trimmingSpaces.lowercased()
         }
         .filter { $0 != "identity" && !$0.isEmpty }
-        guard request.route.isTurn, !encodings.isEmpty else { return worker.answer(request, on: self) }
-        let (body, limit) = (request.body, request.route.bodyBytesMax)
+        guard request.route.isTurn else { return worker.answer(request, on: self) }
+        let (body, route) = (request.body, request.route)
         request.body = []
-        @Sendable func decode(_ bytesMax: Int) -> Result<[UInt8], InflateError> {
-            Result { () throws(InflateError) in try Inflate.decode(body, encodings: encodings, bytesMax: bytesMax) }
-        }
-        func finish(_ result: Result<[UInt8], InflateError>) {
-            guard case .answering = phase else { return }
-            switch result {
-            case .success(let bytes):
-                guard bytes.count <= Limits.memoryStepBytes || request.memory.grow(to: bytes.count) else {
-                    return respond(MemoryBudget.overloaded("the unpacked request body does not fit"), requestID: request.id)
-                }
-                request.body = bytes
-                worker.answer(request, on: self)
-            case .failure(let error):
-                respond(Self.problem(error, limit), requestID: request.id)
+        let finish: (Result<TurnRequest, ProxyError>) -> Void = { [weak self] result in
+            guard let self, case .answering = phase else { return }
+            if case .success(let ask) = result, ask.bodyBytes > Limits.memoryStepBytes, !request.memory.grow(to: ask.bodyBytes) {
+                return respond(MemoryBudget.overloaded("the request body does not fit"), requestID: request.id)
             }
+            worker.startTurn(request, result, self)
         }
-        // What is small and stays small is not worth the trip to the thread pool.
-        if body.count <= Limits.inlineBodyBytesMax {
-            let quick = decode(Limits.inlineBodyBytesMax)
-            if case .failure(.tooLarge) = quick {} else { return finish(quick) }
+        let inline = Limits.inlineBodyBytesMax
+        if body.count <= inline {
+            // A small body may unpack to a large one: then the attempt ends early and the thread pool does it.
+            let (reading, isLarger) = Self.read(
+                body, encodings, route, bytesMax: encodings.isEmpty ? inline : min(inline, route.bodyBytesMax))
+            if !isLarger { return finish(reading) }
         }
-        worker.bodyWork.run({ decode(limit) }) { [weak self] result in
-            if self != nil { finish(result) }
+        worker.bodyWork.run({ Self.read(body, encodings, route, bytesMax: route.bodyBytesMax).reading }, then: finish)
+    }
+
+    /// Unpacks and reads a request's body; `isLarger`: more than `bytesMax` came out.
+    private static func read(
+        _ body: [UInt8], _ encodings: [String], _ route: Route, bytesMax: Int
+    ) -> (reading: Result<TurnRequest, ProxyError>, isLarger: Bool) {
+        do throws(InflateError) {
+            let whole = encodings.isEmpty ? body : try Inflate.decode(body, encodings: encodings, bytesMax: bytesMax)
+            return (Result { () throws(ProxyError) in try TurnRequest(whole, route: route) }, false)
+        } catch {
+            return (.failure(problem(error, bytesMax)), error == .tooLarge)
         }
     }
 

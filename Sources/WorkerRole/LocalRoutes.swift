@@ -1,3 +1,4 @@
+import Exchange
 import HTTPWire
 import JSONWire
 import Logging
@@ -68,7 +69,7 @@ enum LocalRoutes {
             case .success(let totals):
                 let dollars = Double(totals.costMicrodollars) / 1_000_000
                 let body =
-                    "{\"request_count\":\(totals.requests),\"total_tokens\":\(totals.inputTokens + totals.outputTokens),\"input_tokens\":\(totals.inputTokens),"
+                    "{\"request_count\":\(totals.requests),\"total_tokens\":\(totals.totalTokens),\"input_tokens\":\(totals.inputTokens),"
                     + "\"cached_input_tokens\":\(totals.cachedInputTokens),\"output_tokens\":\(totals.outputTokens),\"total_cost_usd\":\(dollars),\"limits\":[]}"
                 client.respond(200, "application/json", Array(body.utf8), requestID: request.id)
             case .failure(let error):
@@ -126,10 +127,10 @@ enum LocalRoutes {
             "# HELP codex_lb_first_byte_seconds From request to first byte of the answer.\n# TYPE codex_lb_first_byte_seconds histogram\n"
         var total = 0
         for (bound, count) in zip(Scoreboard.firstByteBounds, counts) {
-            total += count
+            total &+= count
             out += "codex_lb_first_byte_seconds_bucket{le=\"\(Double(bound) / 1000)\"} \(total)\n"
         }
-        total += counts.last ?? 0
+        total &+= counts.last ?? 0
         out += "codex_lb_first_byte_seconds_bucket{le=\"+Inf\"} \(total)\ncodex_lb_first_byte_seconds_sum \(Double(sum) / 1000)\n"
         out += "codex_lb_first_byte_seconds_count \(total)\n"
 

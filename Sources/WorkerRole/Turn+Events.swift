@@ -71,7 +71,7 @@ extension Turn {
             complete(event, json)
         case .failed, .error:
             UsageTap.responsesEvent(json, into: &findings)
-            let refusal = UpstreamRefusal(status: 200, json: json, retryAfter: nil)
+            let refusal = UpstreamRefusal(event: json)
             if exchange.isInvisible {
                 // Only what the table lets go to another account ends the attempt; the rest is the answer.
                 let verdict = FailoverTable.verdict(.failedEvent(refusal), attemptsOnAccount: 1, now: Clock.wall, jitter: 0)
@@ -244,10 +244,25 @@ extension Turn {
             pass(event)
             return settle(status: 200, errorCode: findings.errorCode ?? "")
         }
-        if let usage = JSONScan.find(json, "usage"), JSONScan.kind(json, usage) == .object {
+        var (usage, choices, isFailure): (Range<Int>?, Range<Int>?, Bool) = (nil, nil, false)
+        JSONScan.members(json, nil) { key, value in
+            if JSONScan.keyEquals(json, key, "usage") { usage = value }
+            if JSONScan.keyEquals(json, key, "choices") { choices = value }
+            if JSONScan.keyEquals(json, key, "error") { isFailure = isFailure || JSONScan.kind(json, value) != .null }
+            if JSONScan.keyEquals(json, key, "type") { isFailure = isFailure || JSONScan.equals(json, value, "error") }
+            return true
+        }
+        if isFailure {
+            let refusal = UpstreamRefusal(event: json)
+            if exchange.isInvisible {
+                let verdict = FailoverTable.verdict(.failedEvent(refusal), attemptsOnAccount: 1, now: Clock.wall, jitter: 0)
+                if verdict.next == .nextAccount { return failedBeforeVisible(refusal) }
+            }
+            findings.errorCode = refusal.code.isEmpty ? "upstream_error" : refusal.code
+        } else if let usage, JSONScan.kind(json, usage) == .object {
             UsageTap.chatChunk(json, into: &findings)
             // The usage was asked for by us, not by the client: it gets the stream it asked for.
-            if !ask.includesUsage, let choices = JSONScan.find(json, "choices") {
+            if !ask.includesUsage, let choices {
                 var isEmpty = true
                 _ = JSONScan.elements(json, choices) { _ in
                     isEmpty = false
@@ -255,11 +270,6 @@ extension Turn {
                 }
                 if isEmpty { return }
             }
-        } else if exchange.isInvisible, let error = JSONScan.find(json, "error"), JSONScan.kind(json, error) != .null {
-            let refusal = UpstreamRefusal(status: 200, json: json, retryAfter: nil)
-            let verdict = FailoverTable.verdict(.failedEvent(refusal), attemptsOnAccount: 1, now: Clock.wall, jitter: 0)
-            if verdict.next == .nextAccount { return failedBeforeVisible(refusal) }
-            findings.errorCode = refusal.code.isEmpty ? "upstream_error" : refusal.code
         }
         outputEvents += 1
         pass(event)

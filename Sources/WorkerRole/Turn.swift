@@ -16,7 +16,9 @@ import Vocabulary
 final class Turn: UpstreamUser, Answering {
     unowned let worker: Worker
     let request: ClientRequest
-    let ask: TurnRequest
+    private(set) var ask: TurnRequest
+    /// A large body as this kind of account gets it.
+    private var prepared: (kind: Account.Kind, body: [UInt8])?
     weak var client: ClientConnection?
     var exchange = Exchange()
     var findings = UsageFindings()
@@ -85,7 +87,7 @@ final class Turn: UpstreamUser, Answering {
     }
 
     private func select() {
-        switch worker.choose(for: request.route, excluding: exchange.tried) {
+        switch worker.choose(for: request.route, model: ask.model, excluding: exchange.tried) {
         case .account(let chosen):
             lease(chosen)
             exchange.accountSelected(chosen.value.id)
@@ -118,6 +120,9 @@ final class Turn: UpstreamUser, Answering {
     /// `isAgain`: the request went out on a kept connection whose upstream had already closed it.
     private func dispatch(isAgain: Bool = false) {
         guard let account, let path = request.route.upstreamPath(account.value.kind) else { return }
+        if ask.isLongToRewrite(account.value.kind), prepared?.kind != account.value.kind {
+            return prepare(account.value.kind) { [unowned self] in dispatch(isAgain: isAgain) }
+        }
         connecting = worker.pool.connection(to: account.origin, fresh: isAgain) { [weak self] result in
             guard let self else { return }
             guard !isSettled, !exchange.isFinished else {
@@ -134,10 +139,24 @@ final class Turn: UpstreamUser, Answering {
         }
     }
 
+    /// A large body is rewritten on the thread pool, before there is a connection that would wait for it.
+    private func prepare(_ kind: Account.Kind, then next: @escaping () -> Void) {
+        let ask = ask
+        worker.bodyWork.run({ Result { () throws(ProxyError) in try ask.upstreamBody(kind) } }) { [weak self] result in
+            guard let self, !exchange.isFinished else { return }
+            switch result {
+            case .success(let body):
+                prepared = (kind, body)
+                next()
+            case .failure(let error): fail(error)
+            }
+        }
+    }
+
     private func send(on connection: UpstreamConnection, _ account: RoutedAccount, _ path: String, isAgain: Bool) {
         let body: [UInt8]
         do throws(ProxyError) {
-            body = try ask.upstreamBody(request.body, kind: account.value.kind)
+            body = prepared?.kind == account.value.kind ? prepared!.body : try ask.upstreamBody(account.value.kind)
         } catch {
             connection.giveBack()
             return fail(error)
@@ -165,8 +184,8 @@ final class Turn: UpstreamUser, Answering {
         connection = nil
         if case .refusal(let body) = answer, let head = responseHead { refused = (head, body) } else { refused = nil }
         let wall = Clock.wall
-        let (action, penalty) = exchange.attemptFailed(failure, now: wall, jitter: Double.random(in: -1...1))
-        if let account { worker.penalise(account, penalty, failure, now: wall, requestID: request.id) }
+        let (action, penalty) = exchange.attemptFailed(failure, now: wall, jitter: Double.random(in: -1...1), model: ask.model)
+        if let account { worker.penalise(account, ask.model, penalty, failure, now: wall, requestID: request.id) }
         switch action {
         case .surface(let failure):
             surface(failure)
@@ -295,7 +314,8 @@ final class Turn: UpstreamUser, Answering {
                 default: UsageTap.responsesBody(raw.bytes, into: &findings)
                 }
             }
-            settle(status: responseHead?.status ?? 200, errorCode: findings.errorCode ?? "")
+            let failure = copy.withUnsafeBytes { UpstreamRefusal(answer: $0.bytes) }
+            settle(status: responseHead?.status ?? 200, errorCode: failure.map { $0.code.isEmpty ? "upstream_error" : $0.code } ?? "")
             finishAnswer()
         case .events, .chatEvents, .assembled:
             endOfEvents()
@@ -344,7 +364,7 @@ final class Turn: UpstreamUser, Answering {
 
     private func refusal(_ body: [UInt8]) -> UpstreamRefusal {
         body.withUnsafeBytes {
-            UpstreamRefusal(status: responseHead?.status ?? 502, json: $0.bytes, retryAfter: responseHead?.fields.first(.retryAfter))
+            UpstreamRefusal(status: responseHead?.status ?? 502, body: $0.bytes, fields: responseHead?.fields ?? HeaderFields())
         }
     }
 
@@ -356,7 +376,9 @@ final class Turn: UpstreamUser, Answering {
         exchange.becameVisible()
         acceptedAt = .never
         noteFirstByte()
-        request.forgetBody()
+        ask.forgetBody()
+        prepared = nil
+        request.memory.set(0)
     }
 
     private func noteFirstByte() {
@@ -399,7 +421,8 @@ final class Turn: UpstreamUser, Answering {
     private func surface(_ failure: Failure) {
         switch failure {
         case .refused(let refusal):
-            guard let (head, body) = refused else { fallthrough }
+            // What no client can read is told in the shape that they do.
+            guard let (head, body) = refused, refusal.isReadable else { fallthrough }
             settle(status: head.status, errorCode: refusal.code.isEmpty ? "upstream_error" : refusal.code)
             exchange.finished()
             logRefused(head.status, refusal.code)
@@ -584,7 +607,7 @@ final class Turn: UpstreamUser, Answering {
         isSettled = true
         release()
         let (status, errorCode) = isClientGone ? (499, "client_disconnected") : (status, errorCode)
-        estimateUsage()
+        estimateUsage(errorCode)
         let now = worker.loop.now
         settledAt = now
         var record = UsageRecord(id: request.recordID, time: request.time, route: request.route.rawValue, requestID: request.id)
@@ -593,7 +616,12 @@ final class Turn: UpstreamUser, Answering {
         record.modelAsked = ask.model.cut(utf8: Limits.recordModelBytesMax)
         record.modelServed = findings.modelServed.cut(utf8: Limits.recordModelBytesMax)
         record.status = status
-        record.errorCode = errorCode.cut(utf8: Limits.recordCodeBytesMax)
+        // A turn whose numbers were changed is no failure, but whoever reads the record must see it.
+        let mark =
+            findings.isEstimated
+            ? (errorCode.isEmpty ? "usage_estimated" : errorCode + "_usage_estimated")
+            : errorCode.isEmpty && findings.isOutOfRange ? "usage_out_of_range" : errorCode
+        record.errorCode = mark.cut(utf8: Limits.recordCodeBytesMax)
         if let usage = findings.usage {
             record.inputTokens = usage.input
             record.cachedInputTokens = usage.cachedInput
@@ -626,12 +654,12 @@ final class Turn: UpstreamUser, Answering {
 
     var hasSettled: Bool { isSettled }
 
-    /// An answer that told no usage was not free. Its record says that these numbers are a guess: four bytes of the request, or one event or
-    /// four bytes of the answer, to a token.
-    private func estimateUsage() {
-        guard findings.usage == nil else { return }
+    /// An answer that told no usage was not free: neither one whose client left before its end nor one of an upstream that never tells.
+    /// The record says that its numbers are a guess: four bytes of the request, or one event or four bytes of the answer, to a token.
+    private func estimateUsage(_ errorCode: String) {
+        guard findings.usage == nil, isClientGone || errorCode.isEmpty else { return }
         switch (exchange.state, answer) {
-        case (.dispatched, .none) where isClientGone, (.accepted, _), (.visible, _): break
+        case (.dispatched, .none), (.accepted, _), (.visible, _): break
         default: return
         }
         var output = outputEvents

@@ -78,6 +78,8 @@ final class Worker {
     /// When a store that acknowledges nothing is not waited for any longer; set while nothing else keeps a draining worker.
     private var storeBy = Instant.never
     private var random = IDGenerator()
+    /// Of this worker alone: the others learn of a model's limit by a refusal of their own.
+    private var modelCooldowns = ModelCooldowns()
     lazy var catalogue = ModelCatalogue(self)
     private var store: (any StoreLink)!
     private var supervisor: SupervisorLink!
@@ -279,13 +281,14 @@ final class Worker {
         switch request.route {
         case .healthLive, .healthReady, .metrics, .usage: LocalRoutes.answer(request, on: client, self)
         case .models, .codexModels: catalogue.answer(request, on: client)
-        case .responses, .codexResponses, .chatCompletions, .embeddings: startTurn(request, client)
+        case .responses, .codexResponses, .chatCompletions, .embeddings: preconditionFailure("a turn starts when its body has been read")
         }
     }
 
-    private func startTurn(_ request: ClientRequest, _ client: ClientConnection) {
+    /// `reading` is the request's body, or why it can't be used.
+    func startTurn(_ request: ClientRequest, _ reading: Result<TurnRequest, ProxyError>, _ client: ClientConnection) {
         do throws(ProxyError) {
-            let ask = try TurnRequest(request.body, route: request.route)
+            let ask = try reading.get()
             if let refused = ClientAdmission.checkModel(ask.model, key: request.key) { throw refused }
             guard usageJournal.hasRoom(turns: turns.count + 1) else {
                 throw ProxyError(
@@ -318,10 +321,20 @@ final class Worker {
 
     // MARK: Accounts
 
-    func choose(for route: Route, excluding tried: [Int64]) -> AccountChoice {
+    func choose(for route: Route, model: String, excluding tried: [Int64]) -> AccountChoice {
         let now = Clock.wall
+        let hasModelLimits = !modelCooldowns.isEmpty
         let candidates = accounts.map { account in
             let slot = account.value.slot
+            if hasModelLimits, let until = modelCooldowns.until(account: account.value.id, model: model, now: now),
+                until > scoreboard.cooldownUntil(account: slot)
+            {
+                return Candidate(
+                    accountID: account.value.id,
+                    isEligible: account.value.state == .active && route.upstreamPath(account.value.kind) != nil,
+                    inFlight: scoreboard.inFlight(account: slot), lastUsed: scoreboard.lastUsed(account: slot),
+                    cooldownUntil: until, isLimited: true)
+            }
             return Candidate(
                 accountID: account.value.id,
                 isEligible: account.value.state == .active && route.upstreamPath(account.value.kind) != nil,
@@ -349,16 +362,30 @@ final class Worker {
             status: 503, code: "no_accounts", type: "server_error", message: message, origin: .ourselves, retryAfterSeconds: 5)
     }
 
-    func penalise(_ account: RoutedAccount, _ penalty: Verdict.Penalty, _ failure: Failure, now: WallTime, requestID: String) {
+    func penalise(
+        _ account: RoutedAccount, _ model: String, _ penalty: Verdict.Penalty, _ failure: Failure, now: WallTime, requestID: String
+    ) {
+        var isOfModel = false
         let (milliseconds, isLimit): (Int, Bool)
         switch penalty {
         case .none: return
         case .errors(let ms): (milliseconds, isLimit) = (ms, false)
-        case .limited(let ms): (milliseconds, isLimit) = (ms, true)
-        case .unauthorized(let ms): (milliseconds, isLimit) = (ms, false)
+        case .limited(let ms, let scope):
+            (milliseconds, isLimit) = (ms, true)
+            isOfModel = scope == .model
+        case .unauthorized(let ms), .reauthRequired(let ms): (milliseconds, isLimit) = (ms, false)
         }
-        scoreboard.coolDown(
-            account: account.value.slot, until: WallTime(milliseconds: now.milliseconds + Int64(milliseconds)), isLimit: isLimit)
+        let until = WallTime(milliseconds: now.milliseconds + Int64(milliseconds))
+        if isOfModel {
+            modelCooldowns.coolDown(account: account.value.id, model: model, until: until, now: now)
+        } else {
+            scoreboard.coolDown(account: account.value.slot, until: until, isLimit: isLimit)
+        }
+        if case .reauthRequired = penalty {
+            log.error(
+                "account needs a new login",
+                metadata: ["account": "\(account.value.name)", "mend": "codex-lb accounts import", "request_id": "\(requestID)"])
+        }
         let why: String
         switch failure {
         case .refused(let r), .failedEvent(let r): why = "status \(r.status) \(r.code)"
@@ -368,7 +395,8 @@ final class Worker {
         log.notice(
             "account cools down",
             metadata: [
-                "account": "\(account.value.name)", "why": "\(why)", "seconds": "\(milliseconds / 1000)", "request_id": "\(requestID)",
+                "account": "\(account.value.name)", "why": "\(why)", "seconds": "\(milliseconds / 1000)",
+                "model": "\(isOfModel ? model : "")", "request_id": "\(requestID)",
             ])
     }
 

@@ -37,8 +37,8 @@ struct Requests: ParsableCommand {
     }
 
     static func dollars(_ micro: Int64) -> String {
-        let fraction = String(micro % 1_000_000)
-        return "\(micro / 1_000_000)." + String(repeating: "0", count: 6 - fraction.count) + fraction
+        let fraction = String((micro % 1_000_000).magnitude)
+        return "\(micro / 1_000_000)." + String(repeating: "0", count: max(0, 6 - fraction.count)) + fraction
     }
 
     static func json(_ row: UsageRow) -> String {

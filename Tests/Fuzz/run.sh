@@ -7,11 +7,11 @@ seconds=$1; shift
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 dir=${FUZZ_DIR:-$root/.build/fuzz}
-[ $# -gt 0 ] || set -- RequestHead ResponseHead ChunkedBody Events JSON Frames
+[ $# -gt 0 ] || set -- RequestHead ResponseHead ChunkedBody Events JSON Frames Inflate Translation PageFile
 mkdir -p "$dir"
 status=0
 for name; do
-    case $name in JSON) module=JSONWire ;; Frames) module=ControlWire ;; *) module=HTTPWire ;; esac
+    case $name in JSON) module=JSONWire ;; Frames) module=ControlWire ;; Inflate | Translation) module=$name ;; PageFile) module=SQLiteStore ;; *) module=HTTPWire ;; esac
     # One module of the sources and the harness: what the sources import of Vocabulary is the file of limits alone.
     work=$dir/$name.sources
     rm -rf "$work"; mkdir -p "$work" "$dir/$name.corpus"
@@ -24,13 +24,28 @@ for name; do
         [ -f "$built/Modules/SwiftProtobuf.swiftmodule" ] || (cd "$root" && swift build --target ControlWire)
         link="-I $built/Modules $built/SwiftProtobuf.build/*.o"
     fi
+    dict=$here/$module.dict
+    case $module in
+    Inflate)
+        link="-I $root/Sources/CZlib -I $root/Sources/CZstd -lz -lzstd"; dict= ;;
+    SQLiteStore)
+        # One file of it, which uses no SQLite, and the values that it gives.
+        rm "$work"/*.swift
+        cp "$root/Sources/SQLiteStore/PageFile.swift" "$root/Sources/Store/StoreError.swift" "$work/"
+        sed -n '/^public enum SQLValue/,/^}/p' "$root/Sources/Store/SQL.swift" >"$work/SQLValue.swift"
+        dict= ;;
+    Translation)
+        # Its layers below become one module with it.
+        cp "$root/Sources/JSONWire"/*.swift "$root/Sources/Vocabulary"/*.swift "$work/"
+        dict=$here/Translation.dict ;;
+    esac
     cp "$here/$name.swift" "$work/Harness.swift"
-    sed -i -E '/^(public |internal )?import Vocabulary$/d' "$work"/*.swift
+    sed -i -E '/^(public |internal )?import (Vocabulary|JSONWire|Store)$/d' "$work"/*.swift
     swiftc -swift-version 6 -O -sanitize=fuzzer -parse-as-library -module-name Fuzz -o "$dir/$name" "$work"/*.swift $link
     echo "== $name, $seconds s"
     # -rss_limit and -timeout end what grows or hangs.
     if ! "$dir/$name" -max_total_time="$seconds" -timeout=5 -rss_limit_mb=1024 -max_len=65536 -print_final_stats=1 \
-        -artifact_prefix="$dir/$name." -dict="$here/$module.dict" "$dir/$name.corpus" >"$dir/$name.log" 2>&1; then
+        -artifact_prefix="$dir/$name." ${dict:+-dict="$dict"} "$dir/$name.corpus" >"$dir/$name.log" 2>&1; then
         tail -n 30 "$dir/$name.log"
         status=1
     fi

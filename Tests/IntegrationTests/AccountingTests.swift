@@ -8,6 +8,28 @@ import Testing
 #endif
 
 extension Integration {
+    /// Goal: numbers that an upstream invents end nothing, and the record says that they were changed.
+    @Suite struct AbsurdNumbers {
+        @Test func areCutAndMarked() throws {
+            let stage = try Stage()
+            try stage.daemon.importAccount("live", baseURL: stage.upstream.chatGPTBaseURL, token: "access-token", accountID: "acc")
+            let usage = "{\"input_tokens\":9223372036854775807,\"output_tokens\":9223372036854775807}"
+            stage.upstream.always("access-token", .events([Canned.created(), Canned.completed(usage: usage)]))
+            #expect(try eventually(5) { try stage.isAvailable("live") })
+            let worker = stage.daemon.pid("worker")
+            for n in 0..<8 {
+                let answer = try stage.daemon.post(
+                    "/v1/chat/completions", Stage.chat(stream: n % 2 == 0), headers: [("X-Request-Id", "req-\(n)")])
+                #expect(answer.status == 200)
+                let record = try stage.daemon.record("req-\(n)")
+                #expect(record["input_tokens"] as? Int == 1_000_000_000 && record["error_code"] as? String == "usage_out_of_range")
+            }
+            #expect(try stage.daemon.get("/v1/usage").json["total_tokens"] as? Int == 16_000_000_000)
+            #expect(try stage.metric("codex_lb_input_tokens_total") == 8e9)
+            #expect(stage.daemon.pid("worker") == worker)
+        }
+    }
+
     /// Exactly one record per turn, whatever dies.
     @Suite struct Accounting {
         /// A record has what the turn was, used and cost.

@@ -126,8 +126,42 @@ extension Integration {
             #expect(times[1].timeIntervalSince(times[0]) > 0.15 && times[2].timeIntervalSince(times[1]) > 0.3)
         }
 
-        /// 502, 503 and 504 move the turn on at once.
-        @Test(arguments: [502, 503, 504]) func gatewayErrors(_ status: Int) throws {
+        /// 504 and 524 say that a gateway gave up waiting for somebody who has the request: never sent again.
+        @Test(arguments: [504, 524]) func gatewayGaveUp(_ status: Int) throws {
+            let stage = try Stage("a", "b")
+            stage.always("a", .status(status, "<html><title>gave up</title></html>", headers: ["Content-Type": "text/html"]))
+            let answer = try stage.turn(stream: false)
+            #expect(answer.status == status && stage.calls("a") == 1 && stage.calls("b") == 0)
+            #expect((answer.json["error"] as? [String: Any])?["message"] as? String == "gave up")
+        }
+
+        /// A limit of one model leaves the account to the others.
+        @Test func limitOfAModel() throws {
+            let stage = try Stage("a", "b")
+            stage.script("a", .error(429, code: "rate_limit_exceeded", message: "Rate limit reached for gpt-5.4. Try again in 60s"))
+            #expect(try stage.turn().types.last == "response.completed")
+            #expect(try stage.turn("req-2").types.last == "response.completed")
+            #expect(stage.calls("a") == 1 && stage.calls("b") == 2)
+            #expect(try stage.isAvailable("a"))
+            #expect(try stage.daemon.post("/v1/responses", Stage.body(model: "gpt-5.5")).status == 200)
+            #expect(stage.calls("a") == 2)
+        }
+
+        /// The API's own flat error event moves a turn on as the nested one does, and a request's own fault reaches the client as 400.
+        @Test func flatEvents() throws {
+            let stage = try Stage("a", "b")
+            stage.script("a", .events([Canned.errorEvent("rate_limit_exceeded")]))
+            #expect(try stage.turn().types.last == "response.completed")
+            #expect(stage.calls("a") == 1 && stage.calls("b") == 1)
+            #expect(try !stage.isAvailable("a"))
+            stage.always("b", .events([Canned.errorEvent("invalid_prompt")]))
+            #expect(try stage.turn("req-2").failedCode == "invalid_prompt")
+            #expect(try stage.daemon.record("req-2")["error_code"] as? String == "invalid_prompt")
+            #expect(try stage.isAvailable("b"))
+        }
+
+        /// 502, 503 and what other companies' edges send move the turn on at once.
+        @Test(arguments: [502, 503, 520, 529]) func gatewayErrors(_ status: Int) throws {
             let stage = try Stage("a", "b")
             stage.always("a", .status(status, "<html>bad gateway</html>", headers: ["Content-Type": "text/html"]))
             #expect(try stage.turn().types.last == "response.completed")
@@ -317,7 +351,7 @@ extension Integration {
             let stage = try Stage("a")
             stage.script("a", .status(502, "bad"))
             let answer = try stage.turn()
-            #expect(answer.status == 502 && answer.text == "bad")
+            #expect(answer.status == 502 && (answer.json["error"] as? [String: Any])?["message"] as? String == "bad")
             #expect(try stage.turn("req-2").types.last == "response.completed")
         }
 

@@ -25,7 +25,7 @@ func text(_ bytes: [UInt8]?) -> String? { bytes.map { String(decoding: $0, as: U
         "{}", "[]", " [ ] ", "0", "-0", "1.5e+10", "1E5", "-0.1e-2", "\"\"", "\"a\\u00e9\\n\\/\\\"\"", "\"\\ud800\"", "true", "false",
         "null",
         "[1,2,[3,{\"a\":[]}],{}]", "{\"a\":1,\"a\":2}", "\r\n\t{\"a\" : \"b\" , \"c\":[ 1 , null ]}\n", "\"\u{e9}\u{20ac}\u{1f600}\u{7f}\"",
-        String(repeating: "[", count: 512) + String(repeating: "]", count: 512),
+        String(repeating: "[", count: 128) + String(repeating: "]", count: 128),
     ]
     static let bad = [
         "", " ", "{", "}", "[", "]", "[1", "[1,", "[1,]", "[,1]", "[1 2]", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "{a:1}", "{1:1}", "{,}",
@@ -34,7 +34,7 @@ func text(_ bytes: [UInt8]?) -> String? { bytes.map { String(decoding: $0, as: U
         "truex",
         "'a'", "\"", "\"\\", "\"\\x\"", "\"\\u12\"", "\"\\u12g4\"", "\"\n\"", "\"\t\"", "\"\u{0}\"", "1 2", "{} {}", "[]]", "\u{feff}{}",
         "\u{a0}1",
-        "[1,/*c*/2]", "// c\n1", String(repeating: "[", count: 513) + String(repeating: "]", count: 513),
+        "[1,/*c*/2]", "// c\n1", String(repeating: "[", count: 129) + String(repeating: "]", count: 129),
         String(repeating: "[", count: 100_000),
         String(repeating: "{\"a\":", count: 100_000),
     ]

@@ -82,17 +82,24 @@ import Testing
         }
     }
 
-    @Test func failures() {
-        let event = UsageTap.responsesEvent
-        #expect(
-            tap(#"{"type":"response.failed","response":{"error":{"code":"rate_limit_exceeded","message":"x"},"usage":null}}"#, event)
-                .errorCode == "rate_limit_exceeded")
-        #expect(tap(#"{"type":"response.failed","response":{"error":null}}"#, event).errorCode == "upstream_error")
-        #expect(tap(#"{"type":"error","error":{"code":"x"}}"#, event).errorCode == "x")
-        #expect(tap(#"{"type":"error","code":"y"}"#, event).errorCode == "y")
-        #expect(tap(#"{"type":"error","code":null}"#, event).errorCode == "upstream_error")
-        // This one carries source code, not an error's.
-        #expect(tap(#"{"type":"response.code_interpreter_call_code.done","code":"print(1)"}"#, event).errorCode == nil)
+    @Test(
+        "Numbers of tokens are read as they are written, and changed and marked where nobody can count with them",
+        arguments: [
+            ("11", 11, true), ("11.0", 11, true), ("1e3", 1000, true), ("1.5E1", 15, true), ("120e-1", 12, true), ("0.0", 0, true),
+            ("0e999999999999999999999", 0, true), ("-0", 0, true), ("1000000000", 1_000_000_000, true),
+            ("1000000001", 1_000_000_000, false),
+            ("9223372036854775807", 1_000_000_000, false), ("9223372036854775808", 1_000_000_000, false),
+            ("18446744073709551616", 1_000_000_000, false), ("1e999", 1_000_000_000, false), ("9.3e18", 1_000_000_000, false),
+            ("-1", 0, false), ("-9223372036854775808", 0, false), ("-1e999", 0, false), ("10.5", 10, false), ("1e-3", 0, false),
+            ("null", 0, true), ("\"7\"", 0, true), ("[7]", 0, true),
+        ] as [(String, Int64, Bool)])
+    func numbers(_ text: String, _ number: Int64, _ isExact: Bool) {
+        let usage = #"{"input_tokens":\#(text),"output_tokens":\#(text),"output_tokens_details":{"reasoning_tokens":\#(text)}}"#
+        let response = tap(#"{"usage":\#(usage)}"#, UsageTap.responsesBody)
+        #expect(response.usage == TokenUsage(input: number, output: number, reasoning: number))
+        #expect(response.isOutOfRange == !isExact)
+        let chat = tap(#"{"usage":{"prompt_tokens":\#(text),"completion_tokens":\#(text)}}"#, UsageTap.chatChunk)
+        #expect(chat.usage == TokenUsage(input: number, output: number) && chat.isOutOfRange == !isExact)
     }
 
     @Test func chatAndEmbeddings() {

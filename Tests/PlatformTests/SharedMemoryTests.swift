@@ -99,3 +99,22 @@ import Vocabulary
         }
     }
 }
+
+@Suite struct ScoreboardArithmeticTests {
+    @Test("Whatever stands in the memory, sums over it can be read")
+    func absurdNumbers() throws {
+        let board = Scoreboard(try SharedMemory.create("test:board", count: Scoreboard.memoryBytes))
+        board.set(.workerSlots, 2)
+        for worker in 0..<2 {
+            board.add(.inputTokens, worker: worker, .max)
+            board.observeFirstByte(milliseconds: .max, worker: worker)
+            board.observeFirstByte(milliseconds: .max, worker: worker)
+            board.turnEnded(account: 0, worker: worker)  // below zero
+        }
+        #expect(board.sum(.inputTokens) == -2)
+        #expect(board.firstByteHistogram.counts.last == 4)
+        #expect(board.inFlight(account: 0) == -2)
+        board.set(.schemaRevision, -1)
+        #expect(board.value(.schemaRevision) == -1)
+    }
+}

@@ -262,6 +262,21 @@ extension StoreSession {
         #expect(try store.rows(Queries.totals(ofKey: 3)) == [nothing])
     }
 
+    @Test("Records with numbers near the end of 64 bits neither end the sum nor the reader", arguments: Database.both)
+    func absurdTotals(_ kind: Database) throws {
+        let store = try Ground(kind).open()
+        let records = (0..<4).map { n in
+            var r = UsageRecord(id: id(n), time: now, route: "/v1/responses", requestID: "r\(n)")
+            (r.keyID, r.inputTokens, r.outputTokens, r.costMicrodollars) = (Int64(n / 3), .max, n < 3 ? .max : 5, n < 2 ? .max : .min)
+            return r
+        }
+        #expect(try store.append(records) == 4)
+        let all = try #require(try store.rows(Queries.totals(ofKey: nil)).first)
+        #expect(all.inputTokens == .max && all.outputTokens == .max && all.costMicrodollars == -2 && all.totalTokens == .max)
+        let one = try #require(try store.rows(Queries.totals(ofKey: 1)).first)
+        #expect(one.inputTokens == .max && one.outputTokens == 5 && one.totalTokens == .max)
+    }
+
     // MARK: Accounts and keys
 
     @Test(

@@ -5,9 +5,11 @@ import Vocabulary
 
 private func value(_ bytes: [UInt8]) throws -> JSONValue { try JSONValue(parsing: bytes.span.bytes) }
 private func fromChat(_ json: String) throws -> JSONValue {
-    try value(ChatTranslation.responsesRequest(fromChat: Array(json.utf8).span.bytes))
+    try value(ChatTranslation.responsesRequest(fromChat: JSONDocument(Array(json.utf8))).bytes)
 }
-private func codex(_ json: String) throws -> JSONValue { try value(ResponsesTranslation.codexRequest(from: Array(json.utf8).span.bytes)) }
+private func codex(_ json: String) throws -> JSONValue {
+    try value(ResponsesTranslation.codexRequest(from: JSONDocument(Array(json.utf8))))
+}
 private func json(_ text: String) throws -> JSONValue { try value(Array(text.utf8)) }
 
 @Suite struct ChatRequestTests {
@@ -49,11 +51,93 @@ private func json(_ text: String) throws -> JSONValue { try value(Array(text.utf
     }
 }
 
+/// Goal: docs/upstreams.md, "Chat completions on a login", row by row.
+@Suite struct LackingParameterTests {
+    private func chat(_ more: String) throws -> JSONValue {
+        try fromChat(#"{"model":"m","messages":[{"role":"user","content":"hi"}],\#(more)}"#)
+    }
+
+    @Test(
+        "Values that ask for nothing are dropped",
+        arguments: [
+            ("n", "1"), ("n", "1.0"), ("frequency_penalty", "0"), ("frequency_penalty", "0.0"), ("presence_penalty", "0"), ("seed", "null"),
+            ("stop", "[]"), ("stop", "null"), ("logit_bias", "{}"), ("logprobs", "false"), ("top_logprobs", "0"),
+            ("modalities", "[\"text\"]"),
+            ("audio", "null"), ("prediction", "null"), ("web_search_options", "null"), ("functions", "null"), ("function_call", "null"),
+            ("max_tokens", "5"), ("max_completion_tokens", "5"), ("store", "true"),
+        ])
+    func dropped(_ name: String, _ value: String) throws {
+        let out = try chat("\"\(name)\":\(value)")
+        #expect(out[name] == nil && out["tools"] == nil && out["tool_choice"] == nil)
+    }
+
+    @Test(
+        "Others are refused with their name",
+        arguments: [
+            ("n", "2"), ("frequency_penalty", "0.5"), ("presence_penalty", "-1"), ("seed", "7"), ("stop", "\"x\""), ("stop", "[\"x\"]"),
+            ("logit_bias", "{\"1\":2}"), ("logprobs", "true"), ("top_logprobs", "3"), ("modalities", "[\"text\",\"audio\"]"),
+            ("audio", "{\"voice\":\"x\"}"),
+            ("prediction", "{}"), ("web_search_options", "{}"), ("functions", "1"),
+        ])
+    func refused(_ name: String, _ value: String) {
+        #expect {
+            try chat("\"\(name)\":\(value)")
+        } throws: {
+            ($0 as? ProxyError)?.param == name && ($0 as? ProxyError)?.status == 400
+        }
+    }
+
+    @Test("functions and function_call are told as tools, in the request and in its messages")
+    func functions() throws {
+        let out = try fromChat(
+            """
+            {"model":"m","functions":[{"name":"f","parameters":{"type":"object"}}],"function_call":{"name":"f"},"messages":[
+              {"role":"user","content":"hi"},{"role":"assistant","content":null,"function_call":{"name":"f","arguments":"{}"}},
+              {"role":"function","name":"f","content":"42"}]}
+            """)
+        #expect(try out["tools"] == json(#"[{"type":"function","name":"f","parameters":{"type":"object"},"strict":false}]"#))
+        #expect(try out["tool_choice"] == json(#"{"type":"function","name":"f"}"#))
+        #expect(out["functions"] == nil && out["function_call"] == nil)
+        #expect(
+            try out["input"]
+                == json(
+                    """
+                    [{"role":"user","content":[{"type":"input_text","text":"hi"}]},
+                     {"type":"function_call","call_id":"call_1","name":"f","arguments":"{}"},
+                     {"type":"function_call_output","call_id":"call_1","output":"42"}]
+                    """))
+        #expect(try chat(#""functions":[{"name":"f"}],"function_call":"auto""#)["tool_choice"] == "auto")
+    }
+
+    @Test("A tool that does not say strict is not strict")
+    func strict() throws {
+        for (told, wanted) in [("", false), (",\"strict\":null", false), (",\"strict\":true", true), (",\"strict\":false", false)] {
+            let out = try chat(#""tools":[{"type":"function","function":{"name":"f"\#(told)}}]"#)
+            #expect(out["tools"]?[0]?["strict"] == .bool(wanted))
+        }
+    }
+
+    @Test("json_object keeps the word in the input, where the upstream looks for it")
+    func word() throws {
+        func input(_ messages: String) throws -> String {
+            let body = #"{"model":"m","response_format":{"type":"json_object"},"messages":[\#(messages)]}"#
+            let out = try value(
+                ResponsesTranslation.codexRequest(from: ChatTranslation.responsesRequest(fromChat: JSONDocument(Array(body.utf8)))))
+            return String(decoding: try #require(out["input"]).serialized(), as: UTF8.self)
+        }
+        let user = #"{"role":"user","content":"hi"}"#
+        #expect(try input(#"{"role":"system","content":"Reply in JSON"},\#(user)"#).lowercased().contains("json"))
+        #expect(
+            try input(#"{"role":"user","content":"as json"}"#) == #"[{"role":"user","content":[{"type":"input_text","text":"as json"}]}]"#)
+        #expect(try !input(user).lowercased().contains("json"))
+    }
+}
+
 @Suite struct CodexRequestTests {
     @Test("store, stream and refused members are set; everything else keeps its bytes")
     func members() throws {
         let body = #"{"model":"m","temperature":1,"tools":[ {"b" : 1.0e3,"a":[]} ],"store":true,"input":"hi","new_thing":{"x":"\u00e9"}}"#
-        let bytes = try ResponsesTranslation.codexRequest(from: Array(body.utf8).span.bytes)
+        let bytes = try ResponsesTranslation.codexRequest(from: JSONDocument(Array(body.utf8)))
         let text = String(decoding: bytes, as: UTF8.self)
         #expect(text.contains(#""tools":[ {"b" : 1.0e3,"a":[]} ]"#) && text.contains(#""new_thing":{"x":"\u00e9"}"#))
         let out = try value(bytes)
@@ -106,6 +190,13 @@ private func json(_ text: String) throws -> JSONValue { try value(Array(text.utf
         #expect(try chunks[1]["choices"]?[0]?["delta"] == json(#"{"content":"b"}"#))
         #expect(chunks[2]["choices"]?[0]?["finish_reason"] == "stop" && chunks[2]["usage"] == .null)
         #expect(chunks[3]["choices"] == [] && chunks[3]["usage"]?["total_tokens"] == 5)
+    }
+
+    @Test("Numbers of tokens that nobody can count with are cut, not added up", arguments: ["9223372036854775807", "1e999", "-5", "9e18"])
+    func absurdUsage(_ number: String) throws {
+        let event = #"{"type":"response.completed","response":{"usage":{"input_tokens":\#(number),"output_tokens":\#(number)}}}"#
+        let usage = try #require(try stream([event], usage: true).last?["usage"])
+        #expect(usage["total_tokens"]?.intValue == (number == "-5" ? 0 : 2 * Limits.turnTokensMax))
     }
 
     @Test("Arguments of a tool call are append-only and told once, whether by deltas, at the end, or both")

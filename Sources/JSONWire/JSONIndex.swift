@@ -1,12 +1,27 @@
-extension JSONScan {
-    /// Checks a whole document: RFC 8259 to the letter, valid UTF-8 without a byte order mark, no deeper than `depthMax`. Loops, so that no
-    /// document can exhaust the stack.
-    public static func validate(_ bytes: RawSpan, depthMax: Int = 512) throws(JSONError) {
+import Vocabulary
+
+/// A document's objects and arrays in their order, found by the one pass that checks it (RFC 8259 to the letter, valid UTF-8 without a
+/// byte order mark). Whoever reads a level steps over what lies below it by a look into this list, so that no shape of a document costs
+/// more than its bytes.
+struct JSONIndex: Sendable {
+    struct Container: Sendable {
+        var start: UInt32
+        /// Behind its bracket. While the container is open: the number of the one around it.
+        var end: UInt32
+        /// The number of the first container that begins behind it.
+        var next: UInt32
+    }
+    private(set) var containers: [Container] = []
+    /// The document without the spaces around it.
+    private(set) var root: Range<Int> = 0..<0
+
+    /// Loops, so that no document can exhaust the stack.
+    init(_ bytes: RawSpan, depthMax: Int = Limits.jsonDepthMax) throws(JSONError) {
         let count = bytes.byteCount
-        // One bit a level: 1 is an object.
-        var kinds = [UInt64](repeating: 0, count: depthMax / 64 + 1)
-        var depth = 0
+        guard count < Int(UInt32.max) else { throw JSONError(offset: 0, reason: "longer than 4 GiB") }
+        var (depth, open, isObject) = (0, UInt32.max, false)
         var i = bytes.skippingSpace(0)
+        let start = i
 
         func fault(_ offset: Int, _ reason: String) -> JSONError { JSONError(offset: offset, reason: reason) }
 
@@ -15,39 +30,39 @@ extension JSONScan {
             guard i < count else { throw fault(i, "value expected") }
             let c = bytes[i]
             if c == Ascii.openBrace || c == Ascii.openBracket {
-                guard depth < depthMax else { throw fault(i, "nested deeper than \(depthMax)") }
-                let isObject = c == Ascii.openBrace
-                let bit = UInt64(1) << UInt64(depth & 63)
-                if isObject { kinds[depth >> 6] |= bit } else { kinds[depth >> 6] &= ~bit }
+                guard depth < depthMax else { throw fault(i, "nested deeper than \(depthMax) levels") }
+                guard containers.count < Limits.jsonContainersMax else {
+                    throw fault(i, "more than \(Limits.jsonContainersMax) objects and arrays")
+                }
+                isObject = c == Ascii.openBrace
+                containers.append(Container(start: UInt32(i), end: open, next: 0))
+                open = UInt32(containers.count - 1)
                 depth += 1
                 i = bytes.skippingSpace(i + 1)
                 guard i < count else { throw fault(i, "unexpected end") }
-                if bytes[i] == (isObject ? Ascii.closeBrace : Ascii.closeBracket) {
-                    i += 1
-                    depth -= 1
-                } else {
-                    if isObject { i = try key(bytes, i) }
+                if bytes[i] != (isObject ? Ascii.closeBrace : Ascii.closeBracket) {
+                    if isObject { i = try Self.key(bytes, i) }
                     continue
                 }
             } else if c == Ascii.quote {
-                i = try string(bytes, i)
+                i = try Self.string(bytes, i)
             } else if c == UInt8(ascii: "-") || isDigit(c) {
-                i = try number(bytes, i)
+                i = try Self.number(bytes, i)
             } else {
-                i = try literal(bytes, i)
+                i = try Self.literal(bytes, i)
             }
-            // A value ended here.
+            if depth == 0 { root = start..<i }
+            // A value ended here, or its container is empty.
             while true {
                 i = bytes.skippingSpace(i)
                 if depth == 0 {
                     guard i == count else { throw fault(i, "bytes behind the value") }
-                    return
+                    break
                 }
                 guard i < count else { throw fault(i, "unexpected end") }
-                let isObject = kinds[(depth - 1) >> 6] >> UInt64((depth - 1) & 63) & 1 == 1
                 if bytes[i] == Ascii.comma {
                     i = bytes.skippingSpace(i + 1)
-                    if isObject { i = try key(bytes, i) }
+                    if isObject { i = try Self.key(bytes, i) }
                     break
                 }
                 guard bytes[i] == (isObject ? Ascii.closeBrace : Ascii.closeBracket) else {
@@ -55,7 +70,14 @@ extension JSONScan {
                 }
                 i += 1
                 depth -= 1
+                let around = containers[Int(open)].end
+                containers[Int(open)].end = UInt32(i)
+                containers[Int(open)].next = UInt32(containers.count)
+                if around != .max { isObject = bytes[Int(containers[Int(around)].start)] == Ascii.openBrace }
+                open = around
+                if depth == 0 { root = start..<i }
             }
+            if depth == 0 { return }
         }
     }
 
@@ -68,10 +90,9 @@ extension JSONScan {
     }
 
     private static func literal(_ bytes: RawSpan, _ start: Int) throws(JSONError) -> Int {
-        for word in ["true", "false", "null"] as [StaticString] {
-            let end = start + word.utf8CodeUnitCount
-            if end <= bytes.byteCount, bytes.equals(start..<end, word) { return end }
-        }
+        let word: StaticString = bytes[start] == UInt8(ascii: "t") ? "true" : bytes[start] == UInt8(ascii: "f") ? "false" : "null"
+        let end = start + word.utf8CodeUnitCount
+        if end <= bytes.byteCount, bytes.equals(start..<end, word) { return end }
         throw JSONError(offset: start, reason: "value expected")
     }
 
@@ -105,7 +126,9 @@ extension JSONScan {
     private static func string(_ bytes: RawSpan, _ start: Int) throws(JSONError) -> Int {
         let count = bytes.byteCount
         var i = start + 1
-        while i < count {
+        while true {
+            i = bytes.plainEnd(from: i)
+            guard i < count else { break }
             let c = bytes[i]
             if c == Ascii.quote { return i + 1 }
             if c < 0x20 { throw JSONError(offset: i, reason: "control character in string") }
@@ -123,8 +146,6 @@ extension JSONScan {
                     i += 6
                 default: throw JSONError(offset: i, reason: "invalid escape")
                 }
-            } else if c < 0x80 {
-                i += 1
             } else {
                 i = try scalar(bytes, i)
             }

@@ -1,8 +1,8 @@
-import HTTPWire
-import Vocabulary
+public import HTTPWire
+public import Vocabulary
 
 /// What a request asks for. The path's pattern, never the path itself, goes into records and metrics.
-enum Route: String, Sendable {
+public enum Route: String, Sendable {
     case responses = "/v1/responses"
     case chatCompletions = "/v1/chat/completions"
     case embeddings = "/v1/embeddings"
@@ -14,7 +14,7 @@ enum Route: String, Sendable {
     case metrics = "/metrics"
     case usage = "/v1/usage"
 
-    init?(path: String) {
+    public init?(path: String) {
         var path = path
         if path.count > 1, path.hasSuffix("/") { path.removeLast() }
         if path.hasPrefix("/backend-api/codex/v1/") { path = "/backend-api/codex/" + path.dropFirst(22) }
@@ -22,7 +22,7 @@ enum Route: String, Sendable {
         self.init(rawValue: path)
     }
 
-    var method: Method {
+    public var method: Method {
         switch self {
         case .responses, .chatCompletions, .embeddings, .codexResponses: .post
         case .models, .codexModels, .healthLive, .healthReady, .metrics, .usage: .get
@@ -30,23 +30,23 @@ enum Route: String, Sendable {
     }
 
     /// A turn: admitted, sent upstream, recorded.
-    var isTurn: Bool { method == .post }
+    public var isTurn: Bool { method == .post }
 
     /// Streams carry Responses events.
-    var isResponses: Bool { self == .responses || self == .codexResponses }
+    public var isResponses: Bool { self == .responses || self == .codexResponses }
 
     /// Needs a client key from callers that aren't local.
-    var isProxied: Bool {
+    public var isProxied: Bool {
         switch self {
         case .healthLive, .healthReady, .metrics: false
         default: true
         }
     }
 
-    var bodyBytesMax: Int { isResponses ? Limits.responsesBodyBytesMax : Limits.bodyBytesMax }
+    public var bodyBytesMax: Int { isResponses ? Limits.responsesBodyBytesMax : Limits.bodyBytesMax }
 
     /// The path below an account's base URL.
-    func upstreamPath(_ kind: Account.Kind) -> String? {
+    public func upstreamPath(_ kind: Account.Kind) -> String? {
         switch (self, kind) {
         case (.responses, .apiKey), (.codexResponses, .apiKey): "/responses"
         case (.chatCompletions, .apiKey): "/chat/completions"

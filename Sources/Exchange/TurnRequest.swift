@@ -1,0 +1,133 @@
+import JSONWire
+import Translation
+public import Vocabulary
+
+/// What of a request's body decides about its turn, and the body that an upstream gets for it: both come from one reading.
+///
+/// Upstreams read JSON with many readers. A body that two of them could take for different requests (a key twice, a key that some readers
+/// fold or cut) is refused here, so that the model that was allowed is the model that is asked, and the usage that is asked for is told.
+public struct TurnRequest: Sendable {
+    public let model: String
+    public let wantsStream: Bool
+    /// The client asked for the usage chunk of a chat stream.
+    public let includesUsage: Bool
+    public let route: Route
+    /// Of the body as it was read, unpacked.
+    public let bodyBytes: Int
+    /// Nil once it can't be asked for any more.
+    private var document: JSONDocument?
+
+    /// Keys at the top that decide. Some readers take them in any case (Go's encoding/json folds letters): a near one is refused.
+    private static let decisive = ["model", "stream", "stream_options"]
+
+    /// Reads the body; one that is no JSON object with a model, or not the same to every reader, is refused with 400.
+    public init(_ body: [UInt8], route: Route) throws(ProxyError) {
+        self.route = route
+        bodyBytes = body.count
+        let document: JSONDocument
+        do throws(JSONError) {
+            document = try JSONDocument(body)
+        } catch {
+            throw Self.invalid(
+                body.isEmpty
+                    ? "The request body is empty; send a JSON object"
+                    : "The request body is no valid JSON: \(error.reason) at byte \(error.offset)", nil)
+        }
+        guard let fields = try Self.fields(document, document.root, at: "", decisive: Self.decisive) else {
+            throw Self.invalid("The request body must be a JSON object", nil)
+        }
+        guard let name = fields["model"] else { throw Self.invalid("\"model\" is missing", "model") }
+        guard let model = document.string(name) else { throw Self.invalid("\"model\" must be a string", "model") }
+        guard !model.isEmpty else { throw Self.invalid("\"model\" is missing", "model") }
+        guard model.utf8.count <= Limits.modelBytesMax else {
+            throw Self.invalid("\"model\" is longer than \(Limits.modelBytesMax) bytes", "model")
+        }
+        guard document.isSound(name), !model.unicodeScalars.contains(where: { $0.value < 0x20 || $0.value == 0x7F }) else {
+            throw Self.invalid("\"model\" has a control character or half of a surrogate pair", "model")
+        }
+        var stream: Bool?
+        if let value = fields["stream"], document.kind(value) != .null {
+            stream = document.bool(value)
+            if stream == nil { throw Self.invalid("\"stream\" must be true or false", "stream") }
+        }
+        self.model = model
+        // Codex clients always get a stream, whatever the body says.
+        wantsStream = route == .codexResponses ? true : route == .embeddings ? false : stream ?? false
+        includesUsage = try Self.includesUsage(document, fields["stream_options"])
+        self.document = document
+    }
+
+    private static func includesUsage(_ document: JSONDocument, _ options: JSONDocument.Value?) throws(ProxyError) -> Bool {
+        guard let options, document.kind(options) != .null else { return false }
+        guard let fields = try fields(document, options, at: "stream_options.", decisive: ["include_usage"]) else {
+            throw invalid("\"stream_options\" must be an object", "stream_options")
+        }
+        guard let value = fields["include_usage"], document.kind(value) != .null else { return false }
+        guard let flag = document.bool(value) else {
+            throw invalid("\"stream_options.include_usage\" must be true or false", "stream_options.include_usage")
+        }
+        return flag
+    }
+
+    private static func fields(
+        _ document: JSONDocument, _ value: JSONDocument.Value, at place: String, decisive: [String]
+    ) throws(ProxyError) -> JSONDocument.Fields? {
+        do throws(JSONAmbiguity) {
+            guard let fields = try document.fields(value) else { return nil }
+            for (key, _) in fields.entries where key.utf8.contains(where: { $0 >= 0x80 || $0 >= 0x41 && $0 <= 0x5A }) {
+                guard decisive.contains(folded(key)) else { continue }
+                throw JSONAmbiguity(key: key, reason: "would be \"\(folded(key))\" to some readers; write it so")
+            }
+            return fields
+        } catch {
+            throw invalid("The key \"\(error.key.cut(utf8: 64))\" \(error.reason)", place + error.key.cut(utf8: 64))
+        }
+    }
+
+    /// As Go's encoding/json compares: ASCII letters without their case, and the two letters beyond ASCII that fold to one of ASCII.
+    private static func folded(_ key: String) -> String {
+        guard key.utf8.count <= 64 else { return key }
+        return key.replacing("\u{17F}", with: "s").replacing("\u{212A}", with: "k").lowercased()
+    }
+
+    static func invalid(_ message: String, _ param: String?) -> ProxyError {
+        ProxyError(
+            status: 400, code: "invalid_request_error", type: "invalid_request_error", message: message, param: param, origin: .downstream)
+    }
+
+    /// The body for an account's upstream: as it is, but for what accounting or the upstream's contract needs. Takes as long as the body is
+    /// large. Must not be asked for after `forgetBody`.
+    public func upstreamBody(_ kind: Account.Kind) throws(ProxyError) -> [UInt8] {
+        guard let document else { preconditionFailure("the body was given up") }
+        let body = document.bytes
+        switch (kind, route) {
+        case (.chatGPT, .chatCompletions):
+            return try ResponsesTranslation.codexRequest(from: ChatTranslation.responsesRequest(fromChat: document))
+        case (.chatGPT, _):
+            return try ResponsesTranslation.codexRequest(from: document)
+        case (.apiKey, .chatCompletions) where wantsStream && !includesUsage:
+            // Without this an OpenAI-compatible stream tells no usage; the extra chunk is taken out again on the way back.
+            let bytes = body.span.bytes
+            var options = Array("{\"include_usage\":true}".utf8)
+            if let present = JSONScan.find(bytes, "stream_options"), JSONScan.kind(bytes, present) == .object,
+                let edited = JSONEdit.setting(bytes.extracting(present), [("include_usage", Array("true".utf8))])
+            {
+                options = edited
+            }
+            return JSONEdit.setting(bytes, [("stream_options", options)]) ?? body
+        case (.apiKey, .codexResponses):
+            return JSONEdit.setting(body.span.bytes, [("stream", Array("true".utf8))]) ?? body
+        default:
+            return body
+        }
+    }
+
+    /// `upstreamBody` would take too long for a loop.
+    public func isLongToRewrite(_ kind: Account.Kind) -> Bool {
+        guard let document, document.bytes.count > Limits.inlineBodyBytesMax else { return false }
+        return kind == .chatGPT || route == .codexResponses || route == .chatCompletions && wantsStream && !includesUsage
+    }
+
+    /// The answer has begun: no upstream gets this request any more.
+    public mutating func forgetBody() { document = nil }
+}

@@ -1,0 +1,33 @@
+public import Vocabulary
+
+/// Which models an account has no quota for, and until when. Bounded: names come from clients.
+public struct ModelCooldowns: Sendable {
+    private struct Key: Hashable {
+        var account: Int64
+        var model: String
+    }
+    private var ends: [Key: WallTime] = [:]
+    static let entriesMax = 1024
+
+    public init() {}
+    public var isEmpty: Bool { ends.isEmpty }
+
+    /// A shorter cooldown never replaces a longer one. At the limit what is over is forgotten, and if that is nothing, the one that ends first.
+    public mutating func coolDown(account: Int64, model: String, until: WallTime, now: WallTime) {
+        let key = Key(account: account, model: model)
+        if ends.count >= Self.entriesMax, ends[key] == nil {
+            ends = ends.filter { $0.value > now }
+            if ends.count >= Self.entriesMax, let first = ends.min(by: { $0.value < $1.value }) { ends[first.key] = nil }
+        }
+        ends[key] = max(ends[key] ?? until, until)
+    }
+
+    /// Nil when the account may be asked for the model.
+    public mutating func until(account: Int64, model: String, now: WallTime) -> WallTime? {
+        let key = Key(account: account, model: model)
+        guard let end = ends[key] else { return nil }
+        if end > now { return end }
+        ends[key] = nil
+        return nil
+    }
+}
