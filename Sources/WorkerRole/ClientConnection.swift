@@ -47,6 +47,8 @@ final class ClientConnection: ByteStreamDelegate {
     unowned let worker: Worker
     private let stream: ByteStream
     private let isLocalPeer: Bool
+    /// It has sent a request.
+    private var hasAsked = false
 
     private enum Phase {
         /// Between requests.
@@ -215,6 +217,7 @@ final class ClientConnection: ByteStreamDelegate {
 
     private func received(_ head: RequestHead) {
         let now = worker.loop.now
+        hasAsked = true
         keepsAlive = head.keepsAlive && !worker.isDraining
         isHTTP10 = head.minorVersion == 0
         isHead = head.method == .head
@@ -539,10 +542,12 @@ final class ClientConnection: ByteStreamDelegate {
         return true
     }
 
-    /// The worker drains: an idle connection ends, a busy one after its answer.
-    func drain() {
+    /// The worker drains: an idle connection ends, a busy one after its answer. One whose request is already here, or whose first is yet
+    /// to come, is not idle until `idleToo` says so.
+    func drain(idleToo: Bool) {
         switch phase {
-        case .idle: if stream.queuedBytes > 0 { linger() } else { close() }
+        case .idle:
+            if stream.queuedBytes > 0 { linger() } else if idleToo || hasAsked && stream.unreadBytes == 0 { close() }
         default: keepsAlive = false
         }
     }
