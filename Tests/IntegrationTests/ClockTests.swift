@@ -20,12 +20,16 @@ extension Integration {
             func turn(_ text: String) throws { try Data((text + "\n").utf8).write(to: URL(fileURLWithPath: offset)) }
             try turn("+0")
             defer { unlink(offset) }
-            let stage = try Stage(
-                "a", on: database,
-                environment: [
+            let daemon = try Daemon(
+                [
                     "LD_PRELOAD": Self.library, "FAKETIME_TIMESTAMP_FILE": offset, "FAKETIME_NO_CACHE": "1",
                     "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-                ])
+                ], on: database)
+            // The library's first process in a row loses its arguments; the next has them.
+            daemon.runner = ["/usr/bin/env"]
+            let stage = Stage(try FakeUpstream(), daemon)
+            try daemon.addAccount("a", baseURL: stage.upstream.baseURL, key: Stage.key("a"))
+            try daemon.start()
             stage.script("a", .error(429, code: "rate_limit_exceeded", more: "\"resets_in_seconds\":2"))
             #expect(try stage.turn("first", stream: false).status == 429)
             #expect(try !stage.isAvailable("a"))
