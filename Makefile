@@ -7,7 +7,7 @@ SWIFT ?= swift
 PREFIX ?= /usr/local
 BIN := .build/release/codex-lb
 PACKAGES := libuv1-dev libsqlite3-dev libpq-dev libssl-dev libzstd-dev zlib1g-dev
-TEST_PACKAGES := $(PACKAGES) postgresql pgbouncer python3-venv curl sqlite3 zstd openssl
+TEST_PACKAGES := $(PACKAGES) postgresql pgbouncer python3-venv curl sqlite3 zstd openssl faketime
 BENCH_PACKAGES := $(PACKAGES) nginx-light postgresql
 
 .PHONY: run demo build test soak bench format lint proto install clean

@@ -1,12 +1,7 @@
 public import Logging
-internal import Synchronization
 internal import Vocabulary
 
-#if canImport(Glibc)
-    internal import Glibc
-#endif
-
-/// Writes each event as one line to stderr, logfmt or JSON, with one write(2), so that lines of several processes never mix.
+/// Writes each event as one line to stderr, logfmt or JSON, through `LogSink`: whoever logs never waits.
 ///
 /// logfmt: `2026-11-23T10:00:00.123Z INFO worker.0 turn failed request_id=… code=…`
 public struct LineLogHandler: LogHandler {
@@ -30,10 +25,13 @@ public struct LineLogHandler: LogHandler {
     }
 
     public func log(event: LogEvent) {
-        var fields = metadata.map { ($0.key, "\($0.value)") }
-        for (key, value) in event.metadata ?? [:] { fields.append((key, "\(value)")) }
-        fields.sort { $0.0 < $1.0 }
-        Self.write(line(Clock.wall, event.level, "\(event.message)", fields))
+        let message = "\(event.message)"
+        LogSink.standard.write(message, event.level) {
+            var fields = metadata.map { ($0.key, "\($0.value)") }
+            for (key, value) in event.metadata ?? [:] { fields.append((key, "\(value)")) }
+            fields.sort { $0.0 < $1.0 }
+            return line(Clock.wall, event.level, message, fields)
+        }
     }
 
     func line(_ time: WallTime, _ level: Logger.Level, _ message: String, _ fields: [(String, String)]) -> String {
@@ -88,17 +86,6 @@ public struct LineLogHandler: LogHandler {
         }
         return out + "\""
     }
-
-    static func write(_ line: String) {
-        var line = line
-        line.withUTF8 { bytes in
-            var sent = 0
-            while sent < bytes.count {
-                let n = Glibc.write(2, bytes.baseAddress! + sent, bytes.count - sent)
-                if n > 0 { sent += n } else if errno != EINTR { return }  // stderr is gone or full: logging must not stop the work
-            }
-        }
-    }
 }
 
 public enum Logs {
@@ -106,6 +93,7 @@ public enum Logs {
     public static func make(role: String, json: Bool, journal: Bool, level: String) -> Logger {
         let handler = LineLogHandler(
             role: role, format: json ? .json : .logfmt, hasPriority: journal, level: Logger.Level(rawValue: level) ?? .info)
+        LogSink.standard.setFormat { handler.line(Clock.wall, $0, $1, $2) }
         return Logger(label: role) { _ in handler }
     }
 }

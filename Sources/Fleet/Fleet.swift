@@ -78,6 +78,8 @@ public struct Fleet: Sendable {
     public enum Action: Sendable, Equatable {
         case spawn(ChildSlot)
         case drain(ChildSlot, milliseconds: Int)
+        /// Nobody new: the supervisor lets its listeners go, before the workers let go theirs.
+        case closeListeners
         case abort(Int32)
         case kill(Int32)
         /// Everyone is ready for the first time.
@@ -99,6 +101,7 @@ public struct Fleet: Sendable {
     private let drainMilliseconds: Int
     private let readyMilliseconds: Int
     private var exitCode: Int32 = 0
+    private var tickedAt: Instant
 
     /// `hasWriter`: false when the workers write the database themselves.
     public init(
@@ -106,6 +109,7 @@ public struct Fleet: Sendable {
     ) {
         self.drainMilliseconds = drainMilliseconds
         self.readyMilliseconds = readyMilliseconds
+        tickedAt = now
         let first = hasWriter ? [ChildSlot(.writer)] : []
         children = (first + (0..<workers).map { ChildSlot(.worker, $0) }).map {
             Child(slot: $0, state: .waiting(until: $0.role == .writer || !hasWriter ? now : .never), since: now)
@@ -118,6 +122,10 @@ public struct Fleet: Sendable {
     /// Time has passed: starts what is due, ends what is overdue.
     public mutating func ticked(_ now: Instant) -> [Action] {
         var actions: [Action] = []
+        if now.milliseconds(since: tickedAt) >= Limits.supervisorPauseMilliseconds {
+            for i in children.indices where children[i].heartbeatAt != .never { children[i].heartbeatAt = now }
+        }
+        tickedAt = now
         for i in children.indices {
             switch children[i].state {
             case .waiting(let until) where until <= now:
@@ -217,7 +225,7 @@ public struct Fleet: Sendable {
     public mutating func stop(_ now: Instant) -> [Action] {
         guard phase == .starting || phase == .serving else { return [] }
         phase = .stoppingWorkers
-        var actions: [Action] = []
+        var actions: [Action] = [.closeListeners]
         for i in children.indices where children[i].slot.role == .worker {
             if children[i].state.pid != nil {
                 actions += drain(i, now)
@@ -255,7 +263,7 @@ public struct Fleet: Sendable {
         return []
     }
 
-    /// A ready worker whose loop has not turned for too long hangs: it is ended with a core.
+    /// A ready child whose loop has not turned for too long hangs: it is ended with a core.
     public mutating func heartbeatSeen(_ slot: ChildSlot, count: Int, now: Instant) -> [Action] {
         let i = index(slot)
         guard case .ready(let pid) = children[i].state else { return [] }

@@ -243,6 +243,12 @@ public final class ByteStream {
         if kind == .tcp { watchForVanishedPeer(descriptor, silentMilliseconds: silentMilliseconds) }
     }
 
+    /// Bytes that have come and were not read yet (SIOCINQ).
+    public var unreadBytes: Int {
+        var n: Int32 = 0
+        return ioctl(descriptor, UInt(FIONREAD), &n) == 0 ? Int(n) : 0
+    }
+
     /// Sends our end after everything queued; reading goes on.
     public func shutdown() {
         guard !isClosed else { return }

@@ -6,6 +6,9 @@
 ///
 /// It travels as descriptors from `Heritage.firstDescriptor` on and one environment variable that lists them.
 public struct Heritage: Sendable, Equatable {
+    /// In the environment of every process that a supervisor started, one-shot children too.
+    public static let serverVariable = "CODEX_LB_OF_SERVER"
+
     public static let variable = "CODEX_LB_HERITAGE"
     static let firstDescriptor: Int32 = 3
 

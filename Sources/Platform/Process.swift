@@ -26,6 +26,15 @@ public enum Descriptor {
     /// A second descriptor of the same open file, close-on-exec; -1 when there is no room.
     public static func duplicate(_ fd: Int32) -> Int32 { fcntl(fd, F_DUPFD_CLOEXEC, 3) }
 
+    /// Opens /dev/null for each of 0, 1 and 2 that is closed: the next file opened would else get its number, and what is meant for
+    /// stderr would go into it.
+    public static func fillStandard() {
+        for fd: Int32 in 0...2 where fcntl(fd, F_GETFD) < 0 && errno == EBADF { _ = Glibc.open("/dev/null", O_RDWR) }
+    }
+
+    /// errno of the call that just failed.
+    public static var lastError: Int32 { errno }
+
     /// A connected pair of stream sockets.
     public static func socketPair() throws(SystemError) -> (Int32, Int32) {
         var pair: [Int32] = [-1, -1]

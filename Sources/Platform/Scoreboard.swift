@@ -12,18 +12,20 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         case requestBytes, responseBytes, inputTokens, outputTokens, recordsJournaled, recordsAcknowledged, journalBytes
         case admissionRefused, clientsGone, upstreamConnects, upstreamReused, keepaliveComments, snapshotVersion, ready
         case status2xx, status4xx, status5xx
-        /// Milliseconds of wall time when the store last acknowledged or a fresh snapshot came.
+        /// Milliseconds of the monotonic clock when the store last acknowledged or a fresh snapshot came.
         case storeSeenMilliseconds
         /// Bytes of bodies and of what nobody has taken yet.
         case bufferedBytes
+        /// Log lines that could not be written.
+        case logLinesDropped
     }
     /// Upper bounds of the first-byte histogram, milliseconds; one more cell counts what is above.
     public static let firstByteBounds = [1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000]
 
     private static let workerCells = 64  // counters, then the histogram, rounded up
     private static let histogramStart = 40
-    private static let accountCells = 4 + Limits.workersMax  // owner, cooldown-until, last used, cooldown's reason, in-flight per worker
-    private static let workersOffset = 64
+    private static let accountCells = 4 + Limits.workersMax  // owner, cooldown, last used, failures, in-flight per worker
+    private static let workersOffset = 64  // eight facts before it
     private static let accountsOffset = workersOffset + Limits.workersMax * workerCells * 8
     public static let memoryBytes = accountsOffset + Limits.accountsMax * accountCells * 8
 
@@ -54,11 +56,18 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         case schemaRevision
         /// What the check after the start found: `CheckResult`.
         case checkResult
+        /// Turns of the writer's loop, as `Counter.heartbeat` is a worker's.
+        case writerHeartbeat
+        /// Log lines that supervisor and writer could not write; workers count their own.
+        case logLinesDropped
     }
     public enum CheckResult: Int, Sendable { case none, running, good, damaged, failed }
 
     public func value(_ fact: Fact) -> Int { Int(truncatingIfNeeded: factCell(fact).pointee.load(ordering: .relaxed)) }
     public func set(_ fact: Fact, _ value: Int) { factCell(fact).pointee.store(UInt64(bitPattern: Int64(value)), ordering: .relaxed) }
+    public func add(_ fact: Fact, _ amount: Int = 1) {
+        factCell(fact).pointee.wrappingAdd(UInt64(bitPattern: Int64(amount)), ordering: .relaxed)
+    }
     private func factCell(_ fact: Fact) -> Cell { (base + fact.rawValue * 8).assumingMemoryBound(to: Atomic<UInt64>.self) }
     public var checkResult: CheckResult { CheckResult(rawValue: value(.checkResult)) ?? .none }
 
@@ -104,12 +113,10 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
 
     /// Gives a slot to `account`; a slot that had another owner forgets its cooldown.
     public func claim(account slot: Int, owner id: Int64) {
-        let cell = accountCell(slot, 0)
         let now = UInt64(bitPattern: id)
-        let before = cell.pointee.exchange(now, ordering: .acquiringAndReleasing)
+        let before = accountCell(slot, 0).pointee.exchange(now, ordering: .acquiringAndReleasing)
         if before != now {
-            accountCell(slot, 1).pointee.store(0, ordering: .relaxed)
-            accountCell(slot, 2).pointee.store(0, ordering: .relaxed)
+            for index in 1...3 { accountCell(slot, index).pointee.store(0, ordering: .relaxed) }
         }
     }
     /// Turns that all workers have open on the account.
@@ -126,17 +133,64 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         accountCell(slot, 4 + worker).pointee.wrappingSubtract(1, ordering: .relaxed)
     }
     public func lastUsed(account slot: Int) -> Instant { Instant(nanoseconds: accountCell(slot, 2).pointee.load(ordering: .relaxed)) }
-    /// The account is skipped until then; a shorter cooldown never replaces a longer one. `isLimit`: it has no quota left, so it
-    /// is not to be tried even when no other is there.
-    public func coolDown(account slot: Int, until: WallTime, isLimit: Bool) {
-        let value = UInt64(max(0, until.milliseconds))
-        let (before, _) = accountCell(slot, 1).pointee.max(value, ordering: .relaxed)
-        if before < value { accountCell(slot, 3).pointee.store(isLimit ? 1 : 0, ordering: .relaxed) }
+    /// A cooldown in one cell, so that no reader sees half of one: until when (monotonic, milliseconds), why, and whose it is. A turn may
+    /// outlive its account: what it says then counts for nobody else.
+    private struct Cooldown {
+        var until: UInt64
+        var isLimit: Bool
+        var tag: UInt64
+
+        static func tag(_ owner: Int64) -> UInt64 { UInt64(bitPattern: owner) & 0xFFFF }
+        init(until: Instant, isLimit: Bool, owner: Int64) {
+            // Rounded up: a cooldown never ends early.
+            self.until = min(until.nanoseconds / 1_000_000 + (until.nanoseconds % 1_000_000 == 0 ? 0 : 1), UInt64.max / 1_000_000)
+            (self.isLimit, tag) = (isLimit, Self.tag(owner))
+        }
+        init(cell: UInt64) { (until, isLimit, tag) = (cell >> 17, cell >> 16 & 1 == 1, cell & 0xFFFF) }
+        var cell: UInt64 { until << 17 | (isLimit ? 1 << 16 : 0) | tag }
     }
-    public func isLimited(account slot: Int) -> Bool { accountCell(slot, 3).pointee.load(ordering: .relaxed) == 1 }
-    public func cooldownUntil(account slot: Int) -> WallTime {
-        WallTime(milliseconds: Int64(clamping: accountCell(slot, 1).pointee.load(ordering: .relaxed)))
+
+    /// The account is skipped until then; a shorter cooldown never replaces a longer one. `isLimit`: it has no quota left, so it
+    /// is not to be tried even when no other is there. Nothing happens when the slot has another owner by now.
+    public func coolDown(account slot: Int, owner id: Int64, until: Instant, isLimit: Bool) {
+        let new = Cooldown(until: until, isLimit: isLimit, owner: id)
+        let cell = accountCell(slot, 1)
+        var seen = cell.pointee.load(ordering: .relaxed)
+        while isOwned(slot, by: id) {
+            let old = Cooldown(cell: seen)
+            if old.tag == new.tag, old.until >= new.until { return }
+            let (isDone, now) = cell.pointee.compareExchange(expected: seen, desired: new.cell, ordering: .relaxed)
+            if isDone { return }
+            seen = now
+        }
+    }
+    /// Until when the account is skipped, and whether for its quota; nil when it is not.
+    public func cooldown(account slot: Int, owner id: Int64, now: Instant) -> (until: Instant, isLimit: Bool)? {
+        let cooldown = Cooldown(cell: accountCell(slot, 1).pointee.load(ordering: .relaxed))
+        let until = Instant(nanoseconds: cooldown.until &* 1_000_000)
+        return cooldown.tag == Cooldown.tag(id) && until > now ? (until, cooldown.isLimit) : nil
     }
     /// The operator resumed it, or it has new credentials.
-    public func endCooldown(account slot: Int) { accountCell(slot, 1).pointee.store(0, ordering: .relaxed) }
+    public func endCooldown(account slot: Int) {
+        for index in [1, 3] { accountCell(slot, index).pointee.store(0, ordering: .relaxed) }
+    }
+
+    /// It could not be reached; how often in a row by now. Turns that fail together while it cools down already count once.
+    public func unreachable(account slot: Int, owner id: Int64, now: Instant) -> Int {
+        let cell = accountCell(slot, 3)
+        guard isOwned(slot, by: id) else { return 1 }
+        guard cooldown(account: slot, owner: id, now: now) == nil else { return max(1, failures(account: slot)) }
+        return Int(clamping: cell.pointee.wrappingAdd(1, ordering: .relaxed).newValue)
+    }
+    /// Failures to connect since it was reached last.
+    public func failures(account slot: Int) -> Int { Int(clamping: accountCell(slot, 3).pointee.load(ordering: .relaxed)) }
+    public func reached(account slot: Int) {
+        let cell = accountCell(slot, 3)
+        // Read first: a write each turn would pull the line from cache to cache.
+        if cell.pointee.load(ordering: .relaxed) != 0 { cell.pointee.store(0, ordering: .relaxed) }
+    }
+
+    private func isOwned(_ slot: Int, by id: Int64) -> Bool {
+        accountCell(slot, 0).pointee.load(ordering: .acquiring) == UInt64(bitPattern: id)
+    }
 }

@@ -120,15 +120,27 @@ public enum Sockets {
         return fd
     }
 
-    /// A blocking connection to a Unix-domain socket: for the command line.
-    public static func connectUnix(_ path: String) throws(SystemError) -> Int32 {
+    /// A blocking connection to a Unix-domain socket, for the command line; connecting, each send and each receive take at most
+    /// `milliseconds` (EAGAIN).
+    public static func connectUnix(_ path: String, milliseconds: Int = 5_000) throws(SystemError) -> Int32 {
         let fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         guard fd >= 0 else { throw SystemError(errno, "socket for \(path)") }
+        var limit = timeval(tv_sec: milliseconds / 1000, tv_usec: milliseconds % 1000 * 1000)
+        for option in [SO_RCVTIMEO, SO_SNDTIMEO] { setsockopt(fd, SOL_SOCKET, option, &limit, socklen_t(MemoryLayout<timeval>.size)) }
         let code = try withAddress(path) { connect(fd, $0, $1) == 0 ? 0 : errno }
         if code != 0 {
             close(fd)
             throw SystemError(code, "connecting to \(path)")
         }
+        return fd
+    }
+
+    /// The next connection of a listening socket's backlog, non-blocking and close-on-exec; nil when none waits.
+    public static func accept(_ listener: Int32) -> Int32? {
+        let fd = Glibc.accept(listener, nil, nil)
+        guard fd >= 0 else { return nil }
+        Descriptor.setCloseOnExec(fd)
+        Descriptor.setNonBlocking(fd)
         return fd
     }
 
@@ -177,6 +189,35 @@ public enum Sockets {
 
     /// True for a Unix-domain socket.
     public static func isUnix(_ fd: Int32) -> Bool { name(of: fd).hasPrefix("unix:") }
+}
+
+/// The name of a Unix-domain socket that we bound. Its maker looks whether it is still there, and never takes away another's.
+public struct SocketFile: Sendable {
+    public let path: String
+    private let identity: Identity?
+
+    private struct Identity: Equatable, Sendable { var device, number: UInt64 }
+
+    /// To be made right after the socket was bound.
+    public init(_ path: String) {
+        self.path = path
+        identity = Self.identity(path)
+    }
+
+    /// Of a bound Unix-domain socket; nil for others.
+    public init?(of descriptor: Int32) {
+        let name = Sockets.name(of: descriptor)
+        guard name.hasPrefix("unix:/") else { return nil }
+        self.init(String(name.dropFirst(5)))
+    }
+
+    public var isInPlace: Bool { identity != nil && Self.identity(path) == identity }
+    public func remove() { if isInPlace { unlink(path) } }
+
+    private static func identity(_ path: String) -> Identity? {
+        var info = stat()
+        return lstat(path, &info) == 0 ? Identity(device: UInt64(info.st_dev), number: UInt64(info.st_ino)) : nil
+    }
 }
 
 /// What systemd gave and wants to hear (sd_listen_fds(3), sd_notify(3)); nothing of it links libsystemd.

@@ -202,10 +202,13 @@ final class PostgresWire {
     /// Deadlines of connecting and of the oldest request.
     func sweep(_ now: Instant) {
         if let link, now >= connectBy { attemptFailed(link.connectTimedOut()) }
-        guard let link, let first = requests.first else { return }
+        guard let link, !requests.isEmpty else { return }
         // What OpenSSL has decrypted already makes no socket readable.
         if link.usesTLS { ready(.readable) }
-        if !requests.isEmpty, now >= first.by { fail(link.broken("no answer in time; the connection is given up")) }
+        // Read after that: the one that was first may have been answered just now, and its deadline is not its successor's.
+        if self.link === link, let first = requests.first, now >= first.by {
+            fail(link.broken("no answer in time; the connection is given up"))
+        }
     }
 
     private func fail(_ error: StoreError) {

@@ -8,13 +8,19 @@ public struct Candidate: Sendable, Equatable {
     /// Turns open on it, over all workers.
     public var inFlight: Int
     public var lastUsed: Instant
-    public var cooldownUntil: WallTime
+    public var cooldownUntil: Instant
     /// The cooldown is a quota's: upstream said when to come back, and that is honoured.
     public var isLimited: Bool
+    /// It could not be reached when it was tried last.
+    public var isDoubtful: Bool
 
-    public init(accountID: Int64, isEligible: Bool, inFlight: Int, lastUsed: Instant, cooldownUntil: WallTime, isLimited: Bool) {
+    public init(
+        accountID: Int64, isEligible: Bool, inFlight: Int, lastUsed: Instant, cooldownUntil: Instant, isLimited: Bool,
+        isDoubtful: Bool = false
+    ) {
         (self.accountID, self.isEligible, self.inFlight) = (accountID, isEligible, inFlight)
         (self.lastUsed, self.cooldownUntil, self.isLimited) = (lastUsed, cooldownUntil, isLimited)
+        self.isDoubtful = isDoubtful
     }
 }
 
@@ -27,22 +33,24 @@ public enum Choice: Sendable, Equatable {
     /// All that could serve have been tried in this turn.
     case allTried
     /// Each one's quota is used up; the earliest comes back then.
-    case allLimited(until: WallTime)
+    case allLimited(until: Instant)
 }
 
 public enum Routing {
     /// Fewest turns in flight, then least recently used. Accounts that cool down after errors are used when no other is left;
-    /// those that are rate limited never are.
-    public static func choose(_ candidates: [Candidate], excluding tried: [Int64], now: WallTime) -> Choice {
+    /// those that are rate limited never are. One that could not be reached gets a single turn to show that it can, not all that come
+    /// while that one waits.
+    public static func choose(_ candidates: [Candidate], excluding tried: [Int64], now: Instant) -> Choice {
         var best: Int?
         var spare: Int?  // cooling down after errors: the one that comes back first
-        var firstReset: WallTime?
+        var firstReset: Instant?
         var anyEligible = false
         for (i, c) in candidates.enumerated() where c.isEligible {
             anyEligible = true
             if tried.contains(c.accountID) { continue }
-            if c.cooldownUntil > now {
-                if c.isLimited {
+            let isCooling = c.cooldownUntil > now
+            if isCooling || c.isDoubtful && c.inFlight > 0 {
+                if isCooling, c.isLimited {
                     firstReset = min(firstReset ?? c.cooldownUntil, c.cooldownUntil)
                 } else if spare.map({ c.cooldownUntil < candidates[$0].cooldownUntil }) ?? true {
                     spare = i
@@ -57,5 +65,13 @@ public enum Routing {
         if !anyEligible { return .noneEligible }
         if let firstReset { return .allLimited(until: firstReset) }
         return .allTried
+    }
+}
+
+/// How long an account that can't be reached is left alone.
+public enum Backoff {
+    /// 5, 10, 20 … 300 s for 1, 2, 3 … failures to connect in a row.
+    public static func milliseconds(failures: Int) -> Int {
+        min(Limits.unreachableMillisecondsMax, Limits.unreachableMilliseconds << max(0, min(16, failures - 1)))
     }
 }

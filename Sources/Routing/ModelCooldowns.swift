@@ -6,14 +6,14 @@ public struct ModelCooldowns: Sendable {
         var account: Int64
         var model: String
     }
-    private var ends: [Key: WallTime] = [:]
+    private var ends: [Key: Instant] = [:]
     static let entriesMax = 1024
 
     public init() {}
     public var isEmpty: Bool { ends.isEmpty }
 
     /// A shorter cooldown never replaces a longer one. At the limit what is over is forgotten, and if that is nothing, the one that ends first.
-    public mutating func coolDown(account: Int64, model: String, until: WallTime, now: WallTime) {
+    public mutating func coolDown(account: Int64, model: String, until: Instant, now: Instant) {
         let key = Key(account: account, model: model)
         if ends.count >= Self.entriesMax, ends[key] == nil {
             ends = ends.filter { $0.value > now }
@@ -23,11 +23,14 @@ public struct ModelCooldowns: Sendable {
     }
 
     /// Nil when the account may be asked for the model.
-    public mutating func until(account: Int64, model: String, now: WallTime) -> WallTime? {
+    public mutating func until(account: Int64, model: String, now: Instant) -> Instant? {
         let key = Key(account: account, model: model)
         guard let end = ends[key] else { return nil }
         if end > now { return end }
         ends[key] = nil
         return nil
     }
+
+    /// The operator resumed the account, or it has new credentials.
+    public mutating func forget(account: Int64) { ends = ends.filter { $0.key.account != account } }
 }

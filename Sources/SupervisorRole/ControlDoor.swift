@@ -2,10 +2,7 @@ import ControlWire
 import Logging
 import Loop
 import Platform
-
-#if canImport(Glibc)
-    import Glibc
-#endif
+import Vocabulary
 
 /// The Unix socket that the command line talks to. Only our own user and root may.
 final class ControlDoor {
@@ -14,14 +11,21 @@ final class ControlDoor {
     private let path: String
     private unowned let supervisor: Supervisor
     private var listener: Listener?
+    private var file: SocketFile?
     private var visitors: [ObjectIdentifier: Visitor] = [:]
     /// Whose command went to the writer under which number of ours, and what the visitor called it.
-    private var asked: [UInt64: (visitor: Visitor, correlation: UInt64)] = [:]
+    private var asked: [UInt64: (visitor: Visitor, correlation: UInt64, by: Instant)] = [:]
     private var next: UInt64 = 1
 
     init(_ loop: EventLoop, path: String, log: Logger, supervisor: Supervisor) throws(SystemError) {
         (self.loop, self.path, self.log, self.supervisor) = (loop, path, log, supervisor)
+        try open()
+    }
+
+    private func open() throws(SystemError) {
+        if let slash = path.lastIndex(of: "/") { try Directory.make(String(path[..<slash])) }
         let descriptor = try Sockets.listen(.unix(path: path), mode: 0o600)
+        file = SocketFile(path)
         do throws(LoopError) {
             listener = try Listener(loop, descriptor: descriptor, kind: .unix) { [unowned self] in came($0) }
         } catch {
@@ -29,10 +33,23 @@ final class ControlDoor {
         }
     }
 
+    /// Time has passed: answers for a writer that does not, and comes back when somebody cleaned the directory up.
+    func sweep(_ now: Instant, isLookDue: Bool) {
+        for (number, entry) in asked where now >= entry.by {
+            refuse(
+                number,
+                "the writer has not answered for \(Limits.writerAnswerMilliseconds / 1000) s; look whether it took effect, then try again")
+        }
+        guard isLookDue, listener != nil, file?.isInPlace != true else { return }
+        log.warning("the control socket is gone: making it again", metadata: ["path": "\(path)"])
+        listener?.close()
+        do throws(SystemError) { try open() } catch { log.error("the control socket can't be made again", metadata: ["error": "\(error)"]) }
+    }
+
     func close() {
         listener?.close()
         listener = nil
-        unlink(path)
+        file?.remove()
     }
 
     private func came(_ stream: ByteStream) {
@@ -53,7 +70,7 @@ final class ControlDoor {
         case .storeCommand(let command):
             let number = next
             next += 1
-            asked[number] = (visitor, frame.correlation)
+            asked[number] = (visitor, frame.correlation, loop.now.adding(milliseconds: Limits.writerAnswerMilliseconds))
             if !supervisor.toWriter(number, command) { refuse(number, "the writer is not running at the moment; try again in a second") }
         default: break
         }
@@ -66,8 +83,8 @@ final class ControlDoor {
     }
 
     func answered(_ number: UInt64, _ reply: StoreReply) {
-        guard let (visitor, correlation) = asked.removeValue(forKey: number) else { return }
-        visitor.send(correlation) { $0.storeReply = reply }
+        guard let entry = asked.removeValue(forKey: number) else { return }
+        entry.visitor.send(entry.correlation) { $0.storeReply = reply }
     }
 
     /// Commands it had not answered may or may not have been carried out.

@@ -1,4 +1,5 @@
 import ControlWire
+import Diagnostics
 import Fleet
 import Logging
 import Loop
@@ -17,7 +18,11 @@ final class Supervisor {
     private let log: Logger
     private var fleet: Fleet
     private let started: Instant
-    private let listeners: [Int32]
+    /// Empty from the order to stop on.
+    private var listeners: [Int32]
+    private let listenerNames: [String]
+    /// Names of Unix-domain listeners that are ours to take away: not those that systemd holds.
+    private let listenerFiles: [SocketFile]
     private let scoreboardMemory: SharedMemory
     private let scoreboard: Scoreboard
     private var journals: [SharedMemory] = []
@@ -30,6 +35,11 @@ final class Supervisor {
     private var backup: Int32?
     private var backupAt = Instant.never
     private var extendAt = Instant(nanoseconds: 0)
+    private var droppedTold = 0
+    private var lookAt = Instant(nanoseconds: 0)
+    /// The one-shot child that stores what orphans of an earlier supervisor left as files; for SQLite the writer does it.
+    private var homecoming: Int32?
+    private var homecomingAt = Instant(nanoseconds: 0)
     /// One line about the database that an operator should know; empty when all is well.
     private var databaseProblem = ""
     private var timer: LoopTimer!
@@ -43,9 +53,15 @@ final class Supervisor {
     static let backupLookMilliseconds = 300_000
     /// How much longer a start may take, said again and again while the database is being made ready.
     static let extendMilliseconds = 60_000
+    /// Between two tries to store orphans' records in a shared database.
+    static let homecomingMilliseconds = 10_000
 
-    init(_ loop: EventLoop, _ settings: Settings, listeners: [Int32], environment: [String: String], log: Logger) throws(SystemError) {
+    init(_ loop: EventLoop, _ settings: Settings, listeners: [Int32], areOurs: Bool, environment: [String: String], log: Logger)
+        throws(SystemError)
+    {
         (self.loop, self.settings, self.listeners, self.log) = (loop, settings, listeners, log)
+        listenerNames = listeners.map { Sockets.name(of: $0) }
+        listenerFiles = areOurs ? listeners.compactMap { SocketFile(of: $0) } : []
         started = loop.now
         fleet = Fleet(
             workers: settings.workers, hasWriter: settings.database.sqlitePath != nil, now: started, drainMilliseconds: settings.times.drain
@@ -57,6 +73,7 @@ final class Supervisor {
         // Children find the same places, whatever flags and relative paths said.
         self.environment["CODEX_LB_DATA_DIR"] = settings.dataDirectory
         self.environment["CODEX_LB_RUNTIME_DIR"] = settings.runtimeDirectory
+        self.environment[Heritage.serverVariable] = "1"
         self.environment["CODEX_LB_WORKERS"] = String(settings.workers)
         for _ in 0..<settings.workers { journals.append(try SharedMemory.create("codex-lb:journal", count: Journal.memoryBytes())) }
         door = try ControlDoor(loop, path: settings.controlSocket, log: log, supervisor: self)
@@ -86,10 +103,18 @@ final class Supervisor {
         exitCode = code
         if let check { Process.signal(check, SIGKILL) }  // it only reads
         if let backup { Process.signal(backup, SIGTERM) }
+        closeListeners()
         spool()
         ServiceManager.notify("STOPPING=1")
         door.close()
         loop.stop()
+    }
+
+    /// A backlog that nobody serves would take clients in only to reset them. What systemd holds stays with it, for the next start.
+    private func closeListeners() {
+        for descriptor in listeners { Descriptor.close(descriptor) }
+        listeners = []
+        for file in listenerFiles { file.remove() }
     }
 
     /// What no store has acknowledged outlives us as a file.
@@ -115,12 +140,29 @@ final class Supervisor {
 
     private func tick() {
         let now = loop.now
+        let isLookDue = now >= lookAt
+        if isLookDue { lookAt = now.adding(milliseconds: Limits.lookMilliseconds) }
+        door.sweep(now, isLookDue: isLookDue)
+        droppedTold += LogSink.standard.dropped(since: droppedTold) { scoreboard.add(.logLinesDropped, $0) }
         guard upgrade == nil else { return extendStart(now) }
         if now >= backupAt, backup == nil, stopSignals == 0 { backup = oneShot(["db", "backup", "--scheduled"]) }
         perform(fleet.ticked(now))
-        for child in fleet.children where child.slot.role == .worker {
-            perform(fleet.heartbeatSeen(child.slot, count: scoreboard.value(.heartbeat, worker: child.slot.number), now: now))
+        for child in fleet.children {
+            let count =
+                child.slot.role == .worker
+                ? scoreboard.value(.heartbeat, worker: child.slot.number) : scoreboard.value(.writerHeartbeat)
+            perform(fleet.heartbeatSeen(child.slot, count: count, now: now))
         }
+        if isLookDue { bringHome(now) }
+    }
+
+    /// On a shared database no process of ours lives that could store an orphan's records: a child does it when there are any.
+    private func bringHome(_ now: Instant) {
+        guard settings.database.sqlitePath == nil, fleet.phase == .serving, homecoming == nil, now >= homecomingAt,
+            !Spool.files(directory: settings.dataDirectory).isEmpty
+        else { return }
+        homecomingAt = now.adding(milliseconds: Self.homecomingMilliseconds)
+        homecoming = oneShot(["db", "bring-home"])
     }
 
     private func perform(_ actions: [Fleet.Action]) {
@@ -137,6 +179,7 @@ final class Supervisor {
             case .kill(let pid):
                 log.error("child is overdue: killing it", metadata: ["pid": "\(pid)"])
                 Process.signal(pid, SIGKILL)
+            case .closeListeners: closeListeners()
             case .announceReady: announce()
             case .exit(let code): end(code)
             }
@@ -203,6 +246,12 @@ final class Supervisor {
             default: log.warning("the database could not be checked, or its schema is not as expected", metadata: ["exit": "\(exit)"])
             }
         }
+        if let pid = homecoming, let exit = Process.reap(pid) {
+            homecoming = nil
+            if exit != .code(0) {
+                log.warning("usage records of an earlier run could not all be stored yet", metadata: ["exit": "\(exit)"])
+            }
+        }
         if let pid = backup, let exit = Process.reap(pid) {
             backup = nil
             let interval = settings.database.backupIntervalMilliseconds ?? Self.backupLookMilliseconds
@@ -257,12 +306,15 @@ final class Supervisor {
         log.notice("stopping: open turns are finished first", metadata: ["signal": "\(number == SIGINT ? "SIGINT" : "SIGTERM")"])
         ServiceManager.notify("STOPPING=1")
         // It ends while it only waits for the database. A migration is never cut: the end comes after it.
-        if let upgrade { return Process.signal(upgrade, SIGTERM) }
+        if let upgrade {
+            closeListeners()
+            return Process.signal(upgrade, SIGTERM)
+        }
         perform(fleet.stop(loop.now))
     }
 
     private func announce() {
-        let names = listeners.map { Sockets.name(of: $0) }
+        let names = listenerNames
         log.notice(
             "ready",
             metadata: [
@@ -316,7 +368,7 @@ final class Supervisor {
         reply.generation = generation
         reply.state = fleet.phase.rawValue
         reply.ageMs = UInt64(now.milliseconds(since: started))
-        reply.listeners = listeners.map { Sockets.name(of: $0) }
+        reply.listeners = listenerNames
         reply.dataDirectory = settings.dataDirectory
         reply.database = settings.database.url.description
         let revision = scoreboard.value(.schemaRevision)

@@ -21,9 +21,13 @@ public enum SupervisorRole {
         do throws(SystemError) {
             try Directory.make(settings.dataDirectory)
             try Directory.make(settings.runtimeDirectory)
+            // Before anything is bound: of two that start at the same moment one ends here.
+            let lock = try InstanceLock.take([settings.dataDirectory, settings.runtimeDirectory])
+            defer { withExtendedLifetime(lock) {} }
             let loop = EventLoop()
+            let (listeners, areOurs) = try listeners(settings, environment, log)
             let supervisor = try Supervisor(
-                loop, settings, listeners: try listeners(settings, environment, log), environment: environment, log: log)
+                loop, settings, listeners: listeners, areOurs: areOurs, environment: environment, log: log)
             supervisor.start()
             loop.run()
             return supervisor.result
@@ -34,13 +38,15 @@ public enum SupervisorRole {
     }
 
     /// Sockets from systemd if it gave any, else bound here.
-    private static func listeners(_ settings: Settings, _ environment: [String: String], _ log: Logger) throws(SystemError) -> [Int32] {
+    private static func listeners(
+        _ settings: Settings, _ environment: [String: String], _ log: Logger
+    ) throws(SystemError) -> (descriptors: [Int32], areOurs: Bool) {
         let given = ServiceManager.listenSockets(environment)
         var out = given.map(\.descriptor)
         if out.isEmpty {
             for text in settings.listen {
                 switch ListenAddress.parse(text) {
-                case .success(let address): out.append(try Sockets.listen(address))
+                case .success(let address): out.append(try bind(address))
                 case .failure(let error): throw SystemError(EINVAL, error.description)
                 }
             }
@@ -49,13 +55,26 @@ public enum SupervisorRole {
             log.notice(
                 "listening", metadata: ["address": "\(Sockets.name(of: descriptor))", "from": "\(given.isEmpty ? "bind" : "systemd")"])
         }
-        return out
+        return (out, given.isEmpty)
+    }
+
+    /// Workers that a dead supervisor has left close its listeners within milliseconds of its end: an address in use is tried again for
+    /// that long. We hold the instance's lock, so nobody else of ours waits for it.
+    private static func bind(_ address: ListenAddress) throws(SystemError) -> Int32 {
+        let by = Clock.now.adding(milliseconds: Limits.addressWaitMilliseconds)
+        while true {
+            do throws(SystemError) { return try Sockets.listen(address) } catch {
+                guard error.code == EADDRINUSE, Clock.now < by else { throw error }
+            }
+            usleep(10_000)
+        }
     }
 
     private static func explained(_ error: SystemError, _ settings: Settings) -> String {
         switch error.code {
+        case EWOULDBLOCK: "Another codex-lb, \(error.what), already; see it with: codex-lb ctl status"
         case EADDRINUSE where error.what.contains(settings.controlSocket):
-            "\(error). Another codex-lb serves this data directory; see it with: codex-lb ctl status"
+            "\(error). Another codex-lb serves this runtime directory; see it with: codex-lb ctl status"
         case EADDRINUSE: "\(error). Another program has this port; give another address with --listen"
         case EACCES: "\(error). Give this user the right to it, or choose another place (--data-dir, --listen)"
         default: "\(error)"

@@ -101,6 +101,10 @@ public enum Limits {
     /// Requests to one account for one turn when it answers 500.
     public static let sameAccountAttemptsMax = 3
 
+    /// An account that could not be reached is left alone for so long; twice as long with each further failure in a row.
+    public static let unreachableMilliseconds = 5_000
+    public static let unreachableMillisecondsMax = 300_000
+
     // Processes
     public static let workersMax = 64
     public static let accountsMax = 1024
@@ -123,6 +127,27 @@ public enum Limits {
     public static let drainMilliseconds = 30_000
     /// From spawn to READY.
     public static let readyMilliseconds = 30_000
-    /// A worker whose heartbeat stands still for this long is ended.
+    /// A child whose heartbeat stands still for this long is ended.
     public static let heartbeatMilliseconds = 10_000
+    /// A supervisor that itself stood still for this long can't tell how long its children were silent: they are given all of it again.
+    public static let supervisorPauseMilliseconds = 2_000
+    /// A command that the writer has not answered by then is answered by the supervisor: longer than it takes to replace a hung writer.
+    public static let writerAnswerMilliseconds = 15_000
+    /// The command line gives up a server that has not answered by then.
+    public static let controlAnswerMilliseconds = 20_000
+    /// A start tries an address in use again for this long: orphans of a dead supervisor are about to leave it.
+    public static let addressWaitMilliseconds = 1_000
+    /// Connections taken out of the backlog by one worker when it stops listening.
+    public static let backlogTakenMax = 4_096
+    /// A connection without a request gets this long to send one when its worker drains.
+    public static let drainIdleMilliseconds = 1_000
+    /// Log lines of a process that stderr has not taken; further ones are dropped and counted.
+    public static let logQueueBytesMax = 256 * 1024
+    /// Lines with the same message per second and process; the others are counted, and one line says how many.
+    public static let logLinesPerSecondMax = 20
+    /// A server's process waits this long at its end for stderr to take its last lines, a command by hand for as long as its reader may want.
+    public static let logFlushMilliseconds = 500
+    public static let commandFlushMilliseconds = 60_000
+    /// How often the supervisor and the writer look whether their sockets still have their names, and spools have come.
+    public static let lookMilliseconds = 1_000
 }

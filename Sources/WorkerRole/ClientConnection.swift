@@ -70,6 +70,8 @@ final class ClientConnection: ByteStreamDelegate {
     unowned let worker: Worker
     private let stream: ByteStream
     let isLocalPeer: Bool
+    /// It has sent a request.
+    private var hasAsked = false
 
     private enum Phase {
         /// Between requests.
@@ -115,7 +117,6 @@ final class ClientConnection: ByteStreamDelegate {
 
     /// Bytes of further requests that are kept while one is answered; above it the client is not read.
     static let pipelinedBytesMax = 64 * 1024
-    /// Room for so much of an announced body is made before any of it has come; for all of it once so much is there.
     /// How long a client that sends nothing more, and one that goes on sending, gets to read the last answer.
     static let lingerMilliseconds = 2_000
     static let lingerMillisecondsMax = 30_000
@@ -258,6 +259,7 @@ final class ClientConnection: ByteStreamDelegate {
 
     private func received(_ head: RequestHead) {
         let now = worker.loop.now
+        hasAsked = true
         keepsAlive = head.keepsAlive && !worker.isDraining
         isHTTP10 = head.minorVersion == 0
         isHead = head.method == .head
@@ -638,10 +640,12 @@ final class ClientConnection: ByteStreamDelegate {
         return true
     }
 
-    /// The worker drains: an idle connection ends, a busy one after its answer.
-    func drain() {
+    /// The worker drains: an idle connection ends, a busy one after its answer. One whose request is already here, or whose first is yet
+    /// to come, is not idle until `idleToo` says so.
+    func drain(idleToo: Bool) {
         switch phase {
-        case .idle: if stream.queuedBytes > 0 { linger() } else { close() }
+        case .idle:
+            if stream.queuedBytes > 0 { linger() } else if idleToo || hasAsked && stream.unreadBytes == 0 { close() }
         default: keepsAlive = false
         }
     }

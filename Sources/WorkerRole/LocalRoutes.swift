@@ -37,9 +37,9 @@ enum LocalRoutes {
     /// 200 while turns can be served; the body tells what is degraded. 503 when draining or when no account could serve.
     private static func ready(_ request: ClientRequest, _ client: ClientConnection, _ worker: Worker, withDetails: Bool) {
         let board = worker.scoreboard
-        let now = Clock.wall
+        let now = Clock.now
         let active = worker.accounts.filter { $0.value.state == .active }
-        let limited = active.filter { board.isLimited(account: $0.value.slot) && board.cooldownUntil(account: $0.value.slot) > now }
+        let limited = active.filter { board.cooldown(account: $0.value.slot, owner: $0.value.id, now: now)?.isLimit == true }
         let waiting = worker.usageJournal.usedBytes
         let hasRoom = worker.usageJournal.hasRoom()
         let schema = board.value(.schemaRevision)
@@ -116,6 +116,9 @@ enum LocalRoutes {
         metric("stream_keepalive_sent_total", "counter", "Comments sent into silent streams.", board.sum(.keepaliveComments))
         metric("usage_records_journaled_total", "counter", "Usage records made.", board.sum(.recordsJournaled))
         metric("usage_records_acknowledged_total", "counter", "Usage records committed by the store.", board.sum(.recordsAcknowledged))
+        metric(
+            "log_lines_dropped_total", "counter", "Log lines that could not be written.",
+            board.sum(.logLinesDropped) + board.value(.logLinesDropped))
         metric("schema_revision", "gauge", "Number of the schema's revision.", board.value(.schemaRevision))
         metric("database_damaged", "gauge", "1 when the check after the start found damage.", board.checkResult == .damaged ? 1 : 0)
         metric("buffered_bytes", "gauge", "Bodies and unsent bytes held by all workers.", board.sum(.bufferedBytes))
@@ -139,9 +142,10 @@ enum LocalRoutes {
             out += "codex_lb_account_in_flight{account=\"\(label(account.value))\"} \(board.inFlight(account: account.value.slot))\n"
         }
         out += "# HELP codex_lb_account_available Whether an account can be chosen now.\n# TYPE codex_lb_account_available gauge\n"
-        let now = Clock.wall
+        let now = Clock.now
         for account in worker.accounts {
-            let isFree = account.value.state == .active && board.cooldownUntil(account: account.value.slot) <= now
+            let isFree =
+                account.value.state == .active && board.cooldown(account: account.value.slot, owner: account.value.id, now: now) == nil
             out += "codex_lb_account_available{account=\"\(label(account.value))\"} \(isFree ? 1 : 0)\n"
         }
         return Array(out.utf8)

@@ -131,7 +131,9 @@ final class Turn: UpstreamUser, Answering {
             }
             connecting = nil
             switch result {
-            case .success(let connection): send(on: connection, account, path, isAgain: isAgain)
+            case .success(let connection):
+                worker.scoreboard.reached(account: account.value.slot)
+                send(on: connection, account, path, isAgain: isAgain)
             case .failure(.unreachable(let why)): attemptFailed(.notConnected(why))
             case .failure(.untrusted(let why)): attemptFailed(.untrusted(why))
             case .failure(.exhausted(let why)): attemptFailed(.exhausted(why))
@@ -185,7 +187,7 @@ final class Turn: UpstreamUser, Answering {
         if case .refusal(let body) = answer, let head = responseHead { refused = (head, body) } else { refused = nil }
         let wall = Clock.wall
         let (action, penalty) = exchange.attemptFailed(failure, now: wall, jitter: Double.random(in: -1...1), model: ask.model)
-        if let account { worker.penalise(account, ask.model, penalty, failure, now: wall, requestID: request.id) }
+        if let account { worker.penalise(account, ask.model, penalty, failure, requestID: request.id) }
         switch action {
         case .surface(let failure):
             surface(failure)

@@ -1,5 +1,6 @@
 import Admission
 import ControlWire
+import Diagnostics
 import Exchange
 import HTTPWire
 public import Logging
@@ -69,11 +70,17 @@ final class Worker {
     private var pepper: [UInt8] = []
     private var connections: [ObjectIdentifier: ClientConnection] = [:]
     private var turns: [ObjectIdentifier: Turn] = [:]
-    private var listeners: [Listener] = []
+    /// By the descriptor of `doors` that each listens on.
+    private var listeners: [Int32: Listener] = [:]
+    /// Listening sockets of the heritage; none from the drain on.
+    private var doors: [Int32]
+    private var isDeaf = false
     private(set) var isDraining = false
     /// Nobody keeps our journal after us.
     private var isOrphan = false
     private var drainBy = Instant.never
+    /// Until when a draining worker waits for the first request of a connection.
+    private var drainIdleBy = Instant.never
     private var exitBy = Instant.never
     /// When a store that acknowledges nothing is not waited for any longer; set while nothing else keeps a draining worker.
     private var storeBy = Instant.never
@@ -89,7 +96,9 @@ final class Worker {
     /// Client connections, and as many to upstreams.
     private let connectionsMax: Int
     private var isAcceptPaused = false
+    private var droppedTold = 0
 
+    static let clockSlackMilliseconds: Int64 = 10
     /// Deadlines are looked at this often: their precision.
     static let sweepMilliseconds = 50
     /// A stop waits this long for the next acknowledgement; what is left then is kept in a file for the next start.
@@ -97,6 +106,7 @@ final class Worker {
 
     init(_ loop: EventLoop, _ settings: Settings, _ heritage: Heritage, _ log: Logger) throws {
         (self.loop, self.settings, self.heritage, self.log) = (loop, settings, heritage, log)
+        doors = heritage.listeners
         scoreboard = Scoreboard(try SharedMemory(descriptor: heritage.scoreboard, count: Scoreboard.memoryBytes))
         usageJournal = Journal(try SharedMemory(descriptor: heritage.journal, count: Journal.memoryBytes()))
         // A tenth of the descriptors stays free for the store, name look-ups and the unexpected.
@@ -128,16 +138,22 @@ final class Worker {
         let previous = snapshot
         snapshot = new
         accounts = new.accounts.compactMap { account in
+            guard (0..<Limits.accountsMax).contains(account.slot) else {
+                log.error(
+                    "account has an impossible slot and is left out", metadata: ["account": "\(account.name)", "slot": "\(account.slot)"])
+                return nil
+            }
             let routed = RoutedAccount(account)
             if routed == nil { log.error("account has an unusable base URL and is left out", metadata: ["account": "\(account.name)"]) }
             return routed
         }
-        for account in new.accounts {
+        for account in accounts.lazy.map(\.value) {
             scoreboard.claim(account: account.slot, owner: account.id)
             if let before = previous?.accounts.first(where: { $0.id == account.id }),
                 before.credentials != account.credentials || before.state != account.state
             {
                 scoreboard.endCooldown(account: account.slot)
+                modelCooldowns.forget(account: account.id)
             }
         }
         if previous?.clientKeys.isEmpty != new.clientKeys.isEmpty { keyRuleApplies(hasKeys: !new.clientKeys.isEmpty) }
@@ -182,15 +198,15 @@ final class Worker {
             size: share.size, overflow: share.overflow, waitMilliseconds: settings.database.poolTimeoutMilliseconds)
     }
 
-    func storeSeen() { scoreboard.set(.storeSeenMilliseconds, worker: slot, Int(Clock.wall.milliseconds)) }
+    func storeSeen() { scoreboard.set(.storeSeenMilliseconds, worker: slot, Int(loop.now.nanoseconds / 1_000_000)) }
 
     /// Answers from the store, over a pool that is bounded in connections and time.
     func totals(ofKey key: Int64?, _ done: @escaping (Result<UsageTotals, StoreError>) -> Void) { store.totals(ofKey: key, done) }
 
     /// Whether the store has been silent for too long. One that is asked all the time speaks all the time; the writer only when it has
     /// something to acknowledge.
-    func isStoreAway(now: WallTime) -> Bool {
-        let silence = Int(now.milliseconds) - scoreboard.value(.storeSeenMilliseconds, worker: slot)
+    func isStoreAway(now: Instant) -> Bool {
+        let silence = Int(now.nanoseconds / 1_000_000) - scoreboard.value(.storeSeenMilliseconds, worker: slot)
         return silence > store.silenceMillisecondsMax && (store.isPolled || !usageJournal.isEmpty)
     }
 
@@ -213,20 +229,27 @@ final class Worker {
         supervisor.send { $0.refused = refused }
     }
 
+    /// Listens wherever it does not yet; what fails is tried again at the next sweep.
     private func listen() {
-        guard !isDraining, listeners.isEmpty else { return }
-        for descriptor in heritage.listeners {
+        guard isReady, !isDraining, !isAcceptPaused else { return }
+        for door in doors where listeners[door] == nil {
             // The handle owns a copy: closing it must not close what we would listen on again.
-            let copy = Descriptor.duplicate(descriptor)
-            do {
-                let kind: ByteStream.Kind = Sockets.isUnix(descriptor) ? .unix : .tcp
+            let copy = Descriptor.duplicate(door)
+            do throws(LoopError) {
+                guard copy >= 0 else { throw LoopError(code: -Descriptor.lastError) }
+                let kind: ByteStream.Kind = Sockets.isUnix(door) ? .unix : .tcp
                 let silent = max(Limits.peerSilentMilliseconds, settings.times.writeStalled)
-                listeners.append(
-                    try Listener(loop, descriptor: copy, kind: kind, silentMilliseconds: silent) { [unowned self] in accepted($0) })
+                listeners[door] = try Listener(loop, descriptor: copy, kind: kind, silentMilliseconds: silent) { [unowned self] in
+                    accepted($0)
+                }
             } catch {
-                log.critical("cannot listen", metadata: ["error": "\(error)"])
+                if !isDeaf { log.error("cannot listen; trying again", metadata: ["error": "\(error)"]) }
+                isDeaf = true
             }
         }
+        guard isDeaf, listeners.count == doors.count else { return }
+        isDeaf = false
+        log.notice("listening again")
     }
 
     private func accepted(_ stream: ByteStream) {
@@ -243,8 +266,31 @@ final class Worker {
     }
 
     private func stopListening() {
-        for listener in listeners { listener.close() }
-        listeners = []
+        for listener in listeners.values { listener.close() }
+        listeners = [:]
+    }
+
+    /// Nobody new, and no way back. Clients that the kernel has taken in for us already are ours: a socket that closes over them would
+    /// reset them.
+    private func leaveDoors() {
+        stopListening()
+        for door in doors {
+            let kind: ByteStream.Kind = Sockets.isUnix(door) ? .unix : .tcp
+            var left = Limits.backlogTakenMax
+            while left > 0, connections.count < connectionsMax, let client = Sockets.accept(door) {
+                left -= 1
+                let stream = ByteStream(loop, kind)
+                do throws(LoopError) {
+                    try stream.open(client)
+                    accepted(stream)
+                } catch {
+                    Descriptor.close(client)
+                    stream.close()
+                }
+            }
+            Descriptor.close(door)
+        }
+        doors = []
     }
 
     func closed(_ connection: ClientConnection) {
@@ -322,30 +368,31 @@ final class Worker {
     // MARK: Accounts
 
     func choose(for route: Route, model: String, excluding tried: [Int64]) -> AccountChoice {
-        let now = Clock.wall
+        let now = loop.now
         let hasModelLimits = !modelCooldowns.isEmpty
         let candidates = accounts.map { account in
             let slot = account.value.slot
+            var cooldown = scoreboard.cooldown(account: slot, owner: account.value.id, now: now)
             if hasModelLimits, let until = modelCooldowns.until(account: account.value.id, model: model, now: now),
-                until > scoreboard.cooldownUntil(account: slot)
+                until > cooldown?.until ?? now
             {
-                return Candidate(
-                    accountID: account.value.id,
-                    isEligible: account.value.state == .active && route.upstreamPath(account.value.kind) != nil,
-                    inFlight: scoreboard.inFlight(account: slot), lastUsed: scoreboard.lastUsed(account: slot),
-                    cooldownUntil: until, isLimited: true)
+                cooldown = (until, isLimit: true)
             }
             return Candidate(
                 accountID: account.value.id,
                 isEligible: account.value.state == .active && route.upstreamPath(account.value.kind) != nil,
                 inFlight: scoreboard.inFlight(account: slot), lastUsed: scoreboard.lastUsed(account: slot),
-                cooldownUntil: scoreboard.cooldownUntil(account: slot), isLimited: scoreboard.isLimited(account: slot))
+                cooldownUntil: cooldown?.until ?? now, isLimited: cooldown?.isLimit ?? false,
+                isDoubtful: scoreboard.failures(account: slot) > 0)
         }
         switch Routing.choose(candidates, excluding: tried, now: now) {
         case .account(let index): return .account(accounts[index])
         case .noneEligible: return .noneEligible
         case .allTried: return .allTried
-        case .allLimited(let until): return .allLimited(until: until)
+        case .allLimited(let until):
+            // Clients are told whole seconds, rounded up: what is lost between two clocks must not make one more.
+            let wait = Int64(until.milliseconds(since: now)) - Self.clockSlackMilliseconds
+            return .allLimited(until: WallTime(milliseconds: Clock.wall.milliseconds + wait))
         }
     }
 
@@ -362,11 +409,11 @@ final class Worker {
             status: 503, code: "no_accounts", type: "server_error", message: message, origin: .ourselves, retryAfterSeconds: 5)
     }
 
-    func penalise(
-        _ account: RoutedAccount, _ model: String, _ penalty: Verdict.Penalty, _ failure: Failure, now: WallTime, requestID: String
-    ) {
+    func penalise(_ account: RoutedAccount, _ model: String, _ penalty: Verdict.Penalty, _ failure: Failure, requestID: String) {
+        let now = loop.now
+        let owner = account.value.id
         var isOfModel = false
-        let (milliseconds, isLimit): (Int, Bool)
+        var (milliseconds, isLimit): (Int, Bool)
         switch penalty {
         case .none: return
         case .errors(let ms): (milliseconds, isLimit) = (ms, false)
@@ -375,16 +422,22 @@ final class Worker {
             isOfModel = scope == .model
         case .unauthorized(let ms), .reauthRequired(let ms): (milliseconds, isLimit) = (ms, false)
         }
-        let until = WallTime(milliseconds: now.milliseconds + Int64(milliseconds))
-        if isOfModel {
-            modelCooldowns.coolDown(account: account.value.id, model: model, until: until, now: now)
-        } else {
-            scoreboard.coolDown(account: account.value.slot, until: until, isLimit: isLimit)
-        }
         if case .reauthRequired = penalty {
             log.error(
                 "account needs a new login",
                 metadata: ["account": "\(account.value.name)", "mend": "codex-lb accounts import", "request_id": "\(requestID)"])
+        }
+        switch failure {
+        case .notConnected, .untrusted:
+            // The longer it can't be reached, the less often a turn has to find that out.
+            milliseconds = Backoff.milliseconds(failures: scoreboard.unreachable(account: account.value.slot, owner: owner, now: now))
+        default: break
+        }
+        let until = now.adding(milliseconds: milliseconds)
+        if isOfModel {
+            modelCooldowns.coolDown(account: owner, model: model, until: until, now: now)
+        } else {
+            scoreboard.coolDown(account: account.value.slot, owner: owner, until: until, isLimit: isLimit)
         }
         let why: String
         switch failure {
@@ -421,6 +474,7 @@ final class Worker {
     private func sweep() {
         let now = loop.now
         scoreboard.add(.heartbeat, worker: slot)
+        droppedTold += LogSink.standard.dropped(since: droppedTold) { scoreboard.add(.logLinesDropped, worker: slot, $0) }
         scoreboard.set(.journalBytes, worker: slot, usageJournal.usedBytes)
         var buffered = 0
         for connection in connections.values {
@@ -431,6 +485,11 @@ final class Worker {
         pool.sweep(now)
         catalogue.sweep(now)
         store.sweep(now)
+        if listeners.count < doors.count { listen() }
+        if now >= drainIdleBy {
+            drainIdleBy = .never
+            for connection in connections.values { connection.drain(idleToo: true) }
+        }
         if isDraining { checkDrained(now) }
     }
 
@@ -441,8 +500,9 @@ final class Worker {
         guard !isDraining else { return }
         isDraining = true
         scoreboard.set(.ready, worker: slot, 0)
-        stopListening()
-        for connection in connections.values { connection.drain() }
+        drainIdleBy = loop.now.adding(milliseconds: Limits.drainIdleMilliseconds)
+        for connection in connections.values { connection.drain(idleToo: false) }
+        leaveDoors()
         checkDrained(loop.now)
     }
 

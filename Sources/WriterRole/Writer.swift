@@ -1,4 +1,5 @@
 import ControlWire
+import Diagnostics
 import Logging
 import Loop
 import Platform
@@ -12,7 +13,11 @@ final class Writer {
     let log: Logger
     private let heritage: Heritage
     private let queue: CommitQueue
+    private let scoreboard: Scoreboard
+    private let dataDirectory: String
+    private let socketPath: String
     private var listener: Listener?
+    private var socketFile: SocketFile?
     private var workers: [ObjectIdentifier: WorkerLink] = [:]
     private var supervisor: ControlLink!
     private var snapshot: Snapshot
@@ -31,28 +36,76 @@ final class Writer {
     private var retryMilliseconds = 50
     private var complainedAt: Instant?
     private var isDraining = false
-    /// Whether the supervisor is there to keep the journals: what can't be stored now need not be waited for.
-    private var hasSupervisor = true
+    /// The supervisor is dead: the database belongs to whoever starts next.
+    private var isOrphan = false
+    private var beatTimer: LoopTimer!
+    private var lookTimer: LoopTimer!
+    private var droppedTold = 0
+    private var isBringingHome = false
+    private var homecomingAt = Instant(nanoseconds: 0)
     private var drainBy = Instant.never
     private var drainTimer: LoopTimer!
 
     /// Records waiting for a commit; above it the workers are not read, and their journals fill.
     static let intakeRecordsMax = 20_000
     static let complainMilliseconds = 5_000
+    static let beatMilliseconds = 250
+    /// After files of records that could not be stored.
+    static let homecomingMilliseconds = 10_000
 
     init(_ loop: EventLoop, _ session: StoreSession, _ snapshot: Snapshot, _ heritage: Heritage, _ settings: Settings, _ log: Logger)
         throws
     {
         (self.loop, self.heritage, self.log, self.snapshot) = (loop, heritage, log, snapshot)
         queue = CommitQueue(session, loop)
-        let descriptor = try Sockets.listen(.unix(path: settings.writerSocket), mode: 0o600)
+        scoreboard = Scoreboard(try SharedMemory(descriptor: heritage.scoreboard, count: Scoreboard.memoryBytes))
+        (dataDirectory, socketPath) = (settings.dataDirectory, settings.writerSocket)
         batchTimer = LoopTimer(loop) { [unowned self] in commit() }
         retryTimer = LoopTimer(loop) { [unowned self] in
             isCommitting = false
             commit()
         }
         drainTimer = LoopTimer(loop) { [unowned self] in checkDrained() }
+        beatTimer = LoopTimer(loop) { [unowned self] in
+            scoreboard.add(.writerHeartbeat)
+            droppedTold += LogSink.standard.dropped(since: droppedTold) { scoreboard.add(.logLinesDropped, $0) }
+        }
+        lookTimer = LoopTimer(loop) { [unowned self] in look() }
+        try listen()
+        beatTimer.start(milliseconds: Self.beatMilliseconds, repeating: Self.beatMilliseconds)
+        lookTimer.start(milliseconds: Limits.lookMilliseconds, repeating: Limits.lookMilliseconds)
+    }
+
+    private func listen() throws {
+        if let slash = socketPath.lastIndex(of: "/") { try Directory.make(String(socketPath[..<slash])) }
+        let descriptor = try Sockets.listen(.unix(path: socketPath), mode: 0o600)
+        socketFile = SocketFile(socketPath)
         listener = try Listener(loop, descriptor: descriptor, kind: .unix) { [unowned self] in accepted($0) }
+    }
+
+    private func stopListening() {
+        listener?.close()
+        listener = nil
+        socketFile?.remove()
+    }
+
+    /// Somebody may have cleaned the runtime directory up, and orphans of an earlier supervisor may have left records as files.
+    private func look() {
+        guard !isDraining, !isOrphan else { return }
+        if socketFile?.isInPlace != true {
+            log.warning("the writer's socket is gone: making it again", metadata: ["path": "\(socketPath)"])
+            listener?.close()
+            listener = nil
+            do { try listen() } catch { log.error("the writer's socket can't be made again", metadata: ["error": "\(error)"]) }
+        }
+        let now = loop.now
+        guard !isBringingHome, now >= homecomingAt, !Spool.files(directory: dataDirectory).isEmpty else { return }
+        isBringingHome = true
+        let (directory, log) = (dataDirectory, log)
+        queue.run({ session in Homecoming.run(directory, session) { log.warning("\($0)") } }) { [self] isWell in
+            isBringingHome = false
+            if !isWell { homecomingAt = loop.now.adding(milliseconds: Self.homecomingMilliseconds) }
+        }
     }
 
     func start(_ supervisor: ControlLink, database: String, revision: String) {
@@ -129,6 +182,7 @@ final class Writer {
         var ends: [ObjectIdentifier: (WorkerLink, UInt64)] = [:]
         for entry in part { if let end = entry.end { ends[ObjectIdentifier(entry.from)] = (entry.from, end) } }
         for (worker, end) in ends.values { worker.acknowledge(end) }
+        if isOrphan { return loop.stop() }
         if intake.count < Self.intakeRecordsMax / 2 { for worker in workers.values { worker.resume() } }
         if intake.count >= Limits.batchRecordsMax {
             commit()
@@ -140,6 +194,7 @@ final class Writer {
     }
 
     private func failed(_ error: StoreError, _ part: [Intake]) {
+        if isOrphan { return loop.stop() }
         let now = loop.now
         if complainedAt.map({ now.milliseconds(since: $0) >= Self.complainMilliseconds }) ?? true {
             complainedAt = now
@@ -174,9 +229,8 @@ final class Writer {
     // MARK: The end
 
     /// The workers have gone or are about to: commit what comes, then leave.
-    func drain(milliseconds: Int, hasSupervisor: Bool = true) {
-        self.hasSupervisor = hasSupervisor
-        guard !isDraining else { return }
+    func drain(milliseconds: Int) {
+        guard !isDraining, !isOrphan else { return }
         isDraining = true
         drainBy = loop.now.adding(milliseconds: milliseconds)
         drainTimer.start(milliseconds: 50, repeating: 50)
@@ -187,17 +241,25 @@ final class Writer {
         guard isDraining, listener != nil else { return }
         let isOver = loop.now >= drainBy
         // Workers that went without an acknowledgement have left their records in journals that the supervisor puts into a file.
-        let isDone = workers.isEmpty && (intake.isEmpty && !isCommitting || isStuck && hasSupervisor)
+        let isDone = workers.isEmpty && (intake.isEmpty && !isCommitting || isStuck)
         guard isDone || isOver else { return }
-        if !intake.isEmpty, hasSupervisor {
+        if !intake.isEmpty {
             log.warning("leaving with records not stored; the supervisor keeps them", metadata: ["records": "\(intake.count)"])
-        } else if !intake.isEmpty {
-            log.critical("drain deadline reached with records not stored", metadata: ["records": "\(intake.count)"])
         }
-        listener?.close()
-        listener = nil
+        stopListening()
         drainTimer.close()
         loop.stop()
+    }
+
+    /// The supervisor is dead. Whoever starts next waits for the database, so it is let go at once: a commit on its way is finished and
+    /// acknowledged, all else is in the journals of the workers, which bring it to the next writer or leave it as files.
+    func supervisorGone() {
+        guard !isOrphan else { return }
+        isOrphan = true
+        log.error("the supervisor has gone: letting the database go")
+        Process.setHardDeadline(seconds: Limits.drainMilliseconds / 1000)
+        stopListening()
+        if !isCommitting || isStuck { loop.stop() }
     }
 
     func close() { queue.close() }
@@ -304,10 +366,5 @@ final class ControlLink: ByteStreamDelegate {
     func streamFailed(_ stream: ByteStream, _ error: LoopError) { supervisorGone() }
     func streamDrained(_ stream: ByteStream) {}
 
-    /// The workers drain now too; the writer outlives them, so that their last records find it.
-    private func supervisorGone() {
-        writer?.log.error("the supervisor has gone: staying until the workers have drained")
-        Process.setHardDeadline(seconds: Limits.drainMilliseconds / 1000 + 20)
-        writer?.drain(milliseconds: Limits.drainMilliseconds + 5_000, hasSupervisor: false)
-    }
+    private func supervisorGone() { writer?.supervisorGone() }
 }

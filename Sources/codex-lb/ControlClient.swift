@@ -2,6 +2,7 @@ import ArgumentParser
 import ControlWire
 import Platform
 import Settings
+import Vocabulary
 
 #if canImport(Glibc)
     import Glibc
@@ -18,13 +19,11 @@ final class ControlClient {
     /// Nil when no server runs on this data directory.
     static func connect(_ settings: Settings) throws -> ControlClient? {
         do throws(SystemError) {
-            let fd = try Sockets.connectUnix(settings.controlSocket)
             // No answer of the server takes longer: it only passes commands on.
-            var limit = timeval(tv_sec: 30, tv_usec: 0)
-            setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
-            return ControlClient(fd)
+            return ControlClient(try Sockets.connectUnix(settings.controlSocket, milliseconds: Limits.controlAnswerMilliseconds))
         } catch {
             if error.code == ENOENT || error.code == ECONNREFUSED { return nil }
+            if error.code == EAGAIN { throw silent() }
             complain("\(error)\(error.code == EACCES ? ". Run this as the user that the server runs as" : "")")
             throw ExitCode(1)
         }
@@ -39,14 +38,15 @@ final class ControlClient {
         var sent = 0
         while sent < out.count {
             let n = out.withUnsafeBytes { send(descriptor, $0.baseAddress! + sent, out.count - sent, Int32(MSG_NOSIGNAL)) }
-            guard n > 0 else { throw lost() }
+            if n < 0, errno == EINTR { continue }
+            guard n > 0 else { throw n < 0 && errno == EAGAIN ? Self.silent() : lost() }
             sent += n
         }
         var buffer = [UInt8](repeating: 0, count: 64 * 1024)
         while true {
             let n = recv(descriptor, &buffer, buffer.count, 0)
             if n < 0, errno == EINTR { continue }
-            guard n > 0 else { throw lost() }
+            guard n > 0 else { throw n < 0 && errno == EAGAIN ? Self.silent() : lost() }
             var answer: Frame?
             do throws(FrameError) {
                 try reader.feed(buffer.span.bytes.extracting(0..<n)) { frame throws(FrameError) in answer = frame }
@@ -56,6 +56,13 @@ final class ControlClient {
             }
             if let answer { return answer }
         }
+    }
+
+    private static func silent() -> ExitCode {
+        complain(
+            "the server has not answered for \(Limits.controlAnswerMilliseconds / 1000) s: its supervisor hangs, or is stopped. Whether the command took effect is unknown; look at the server's log and processes, then try again"
+        )
+        return ExitCode(1)
     }
 
     private func lost() -> ExitCode {

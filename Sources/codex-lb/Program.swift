@@ -31,18 +31,26 @@ struct CodexLB: ParsableCommand {
     /// Synchronous on purpose: the main thread runs the loop.
     static func main() {
         signal(SIGPIPE, SIG_IGN)
+        Descriptor.fillStandard()
+        // The environment may hold a database's password, and every process of ours opens or inherits secrets.
+        Process.forbidDumps()
+        var isServer = Environment.current[Heritage.serverVariable] != nil
+        var status: Int32 = 0
         do {
             var command = try parseAsRoot()
+            isServer = isServer || command is Serve
             try command.run()
         } catch let code as ExitCode {
-            Glibc.exit(code.rawValue)
+            status = code.rawValue
         } catch {
             // Usage errors are 2, as everywhere; help and version are 0.
             let code = exitCode(for: error)
             let text = fullMessage(for: error)
-            if code == .success { print(text) } else { writeError(text) }
-            Glibc.exit(code == .success ? 0 : code == .validationFailure ? 2 : 1)
+            if code == .success { print(text) } else { LogSink.standard.write(text + "\n") }
+            status = code == .success ? 0 : code == .validationFailure ? 2 : 1
         }
+        LogSink.standard.flush(milliseconds: isServer ? Limits.logFlushMilliseconds : Limits.commandFlushMilliseconds)
+        Glibc.exit(status)
     }
 }
 
@@ -97,12 +105,7 @@ func environmentWithDirectory() throws -> [String: String] {
 
 private let environmentIsComplete = "CODEX_LB_ENVIRONMENT_IS_COMPLETE"
 
-func complain(_ text: String) { writeError("codex-lb: \(text)") }
-
-private func writeError(_ line: String) {
-    let bytes = Array((line + "\n").utf8)
-    _ = write(2, bytes, bytes.count)  // when stderr is gone there is nobody to tell
-}
+func complain(_ text: String) { LogSink.standard.write("codex-lb: \(text)\n") }
 
 func makeLog(_ role: String, _ settings: Settings) -> Logger {
     let toJournal = settings.journalStream.map { $0 == Descriptor.identity(2) } ?? false

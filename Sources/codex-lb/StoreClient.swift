@@ -69,7 +69,7 @@ enum LocalStore {
     }
 
     /// A shared database that this build can work with is left at its revision: bringing it up is for a start, or for `db upgrade`.
-    private static func openForChange(_ settings: Settings) throws(StoreError) -> StoreSession {
+    static func openForChange(_ settings: Settings) throws(StoreError) -> StoreSession {
         if case .postgresql(let url) = settings.database.url {
             do throws(StoreError) { return try PostgresStore.open(url, keyPath: settings.keyFile) } catch {
                 guard error.kind == .older else { throw error }  // new: it is made

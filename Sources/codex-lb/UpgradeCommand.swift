@@ -8,6 +8,7 @@ import Settings
 import Store
 import SupervisorRole
 import Vocabulary
+import WriterRole
 
 #if canImport(Glibc)
     import Glibc
@@ -109,12 +110,12 @@ extension Database {
                     guard let old else { throw error }
                     complain(error.message)
                     defer { old.close() }
-                    try bringHome(settings, old)
+                    _ = Homecoming.run(settings.dataDirectory, old, tell: complain)
                     throw ExitCode(OneShotExit.oldSchemaUsable)
                 }
                 defer { store.close() }
                 report(nil, store.revision, store.applied, store.backup, settings)
-                try bringHome(settings, store)
+                _ = Homecoming.run(settings.dataDirectory, store, tell: complain)
                 tellCapacity(settings)
             }
         }
@@ -175,32 +176,6 @@ extension Database {
                     path: path, keyPath: settings.keyFile, appVersion: Version.text,
                     lockWaitMilliseconds: LocalStore.changeWaitMilliseconds, now: Clock.wall, upgrade: nil)
             case .postgresql(let url): try PostgresStore.open(url, keyPath: settings.keyFile)
-            }
-        }
-
-        private func bringHome(_ settings: Settings, _ store: StoreSession) throws {
-            for file in Spool.files(directory: settings.dataDirectory) {
-                let (entries, isWhole): ([[UInt8]], Bool)
-                do throws(SystemError) { (entries, isWhole) = try Spool.load(file) } catch {
-                    complain("\(error); the usage records in it stay there")
-                    continue
-                }
-                let records = UsageRecord.decode(entries) { hex, error in
-                    complain("a usage record of \(file) can't be read: \(error): \(hex)")
-                }
-                var stored = 0
-                do throws(StoreError) {
-                    for start in stride(from: 0, to: records.count, by: Limits.batchRecordsMax) {
-                        stored += try store.append(Array(records[start..<min(records.count, start + Limits.batchRecordsMax)]))
-                    }
-                } catch {
-                    // The server is of use all the same, and the file is there for the start after this one.
-                    complain("\(file): \(error.message); the usage records in it stay there")
-                    continue
-                }
-                complain("\(stored) usage records of an earlier run stored from \(file)")
-                // A torn file has told what it has; it is kept for whoever wants to look.
-                if isWhole { unlink(file) } else { rename(file, file + ".torn") }
             }
         }
 

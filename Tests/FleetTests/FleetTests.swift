@@ -45,7 +45,7 @@ private func serving() -> Fleet {
         for n in 0...1 { _ = fleet.spawned(worker(n), pid: Int32(20 + n), now: at(1)) }
         #expect(fleet.ready(worker(0), now: at(2)) == [])
         #expect(fleet.ready(worker(1), now: at(3)) == [.announceReady])
-        #expect(fleet.stop(at(10)).count == 2)
+        #expect(fleet.stop(at(10)).count == 3)
         #expect(fleet.exited(pid: 20, hasRecords: false, now: at(20)) == [])
         #expect(fleet.exited(pid: 21, hasRecords: false, now: at(30)) == [.exit(code: 0)])
     }
@@ -77,7 +77,7 @@ private func serving() -> Fleet {
     @Test("Stop drains the workers first and the writer last, then exits 0")
     func stop() {
         var fleet = serving()
-        #expect(fleet.stop(at(10)) == [.drain(worker(0), milliseconds: 1_000), .drain(worker(1), milliseconds: 1_000)])
+        #expect(fleet.stop(at(10)) == [.closeListeners, .drain(worker(0), milliseconds: 1_000), .drain(worker(1), milliseconds: 1_000)])
         #expect(fleet.exited(pid: 20, hasRecords: false, now: at(20)) == [])
         #expect(fleet.exited(pid: 21, hasRecords: false, now: at(30)) == [.drain(writer, milliseconds: 1_000)])
         #expect(fleet.exited(pid: 10, hasRecords: false, now: at(40)) == [.exit(code: 0)])
@@ -124,15 +124,52 @@ private func serving() -> Fleet {
         #expect(fleet.ticked(at(12_000)) == [.kill(20)])
     }
 
+    @Test("A writer that stands still is ended like a worker, and a supervisor that stood still itself blames nobody")
+    func hungWriter() {
+        var fleet = serving()
+        for second in 0..<10 {
+            _ = fleet.ticked(at(second * 1_000))
+            #expect(fleet.heartbeatSeen(writer, count: 7, now: at(second * 1_000)) == [])
+        }
+        #expect(fleet.heartbeatSeen(writer, count: 7, now: at(10_000)) == [.abort(10)])
+        #expect(fleet.ticked(at(11_000)) == [])
+        #expect(fleet.ticked(at(12_000)) == [.kill(10)])
+
+        fleet = serving()
+        _ = fleet.ticked(at(100))
+        _ = fleet.heartbeatSeen(writer, count: 7, now: at(100))
+        _ = fleet.ticked(at(60_000))
+        #expect(fleet.heartbeatSeen(writer, count: 7, now: at(60_000)) == [])
+    }
+
     @Test("A refusal while starting ends the start with exit code 1; a second signal ends everything at once")
     func ends() {
         var fleet = Fleet(workers: 1, now: at(0), drainMilliseconds: 1_000)
         _ = fleet.ticked(at(0))
         _ = fleet.spawned(writer, pid: 10, now: at(0))
-        #expect(fleet.refused(writer, now: at(1)) == [.drain(writer, milliseconds: 1_000)])
+        #expect(fleet.refused(writer, now: at(1)) == [.closeListeners, .drain(writer, milliseconds: 1_000)])
         #expect(fleet.exited(pid: 10, hasRecords: false, now: at(2)) == [.exit(code: 1)])
 
         fleet = serving()
         #expect(fleet.stopNow() == [.kill(10), .kill(20), .kill(21), .exit(code: 1)])
+    }
+
+    @Test("A start of what runs already, or of what is over, traps with both names")
+    func illegalTransitions() async {
+        await #expect(processExitsWith: .failure) {
+            var fleet = serving()
+            _ = fleet.spawned(writer, pid: 99, now: at(5))  // ready
+        }
+        await #expect(processExitsWith: .failure) {
+            var fleet = serving()
+            _ = fleet.stop(at(5))
+            _ = fleet.spawned(worker(0), pid: 99, now: at(6))  // draining
+        }
+        await #expect(processExitsWith: .failure) {
+            var fleet = serving()
+            _ = fleet.stop(at(5))
+            _ = fleet.exited(pid: 20, hasRecords: false, now: at(6))
+            _ = fleet.spawned(worker(0), pid: 99, now: at(7))  // ended
+        }
     }
 }

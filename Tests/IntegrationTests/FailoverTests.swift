@@ -402,5 +402,17 @@ extension Integration {
             #expect(try stage.daemon.run("accounts", "resume", "a").isGood)
             #expect(try eventually(1) { try stage.turn(stream: false).status == 200 })
         }
+
+        /// An account that can't be reached is asked less and less often: 5 s, then 10 s, and from the start after an answer.
+        @Test func growingBackoff() throws {
+            let stage = try Stage("a")
+            try stage.daemon.addAccount("dead", baseURL: "http://127.0.0.1:1/v1", key: "sk-up-dead")
+            let pauses = { stage.daemon.log.matches(of: /account cools down account=dead .*seconds=(\d+)/).compactMap { Int($0.output.1) } }
+            let isAskedAgain = try eventually(12, every: 0.05) {
+                try stage.turn(stream: false).status == 200 && pauses().count >= 2
+            }
+            #expect(isAskedAgain)
+            #expect(Array(pauses().prefix(2)) == [5, 10])
+        }
     }
 }

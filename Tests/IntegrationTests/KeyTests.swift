@@ -43,10 +43,10 @@ extension Integration {
         }
 
         /// A peer from another address of this machine is remote.
-        @Test func otherAddress() throws {
+        @Test(.enabled(if: ownAddress() != nil, "this machine has no address beyond loopback")) func otherAddress() throws {
             let stage = try Stage("a")
             // 0.0.0.0 also answers on this machine's own address, from which a caller is not loopback.
-            guard let own = Self.ownAddress() else { return }
+            let own = try #require(Self.ownAddress())
             let daemon = try Daemon()
             try daemon.addAccount("a", baseURL: stage.upstream.baseURL, key: "sk-up-a")
             try daemon.launch(listen: "0.0.0.0:0")

@@ -46,6 +46,33 @@ import Vocabulary
         #expect(successor.read(from: successor.tail, count: 100).records == (4..<10).map { [UInt8($0)] })
     }
 
+    @Test("Killed after any byte of an append, at any place in the ring: the successor finds the records before it, whole, and goes on")
+    func killPoints() throws {
+        for filled in [0, 3, 63, 64, 65] {
+            let (journal, memory) = try make()
+            // The last places are near the ring's end, where a record starts anew at its beginning.
+            for i in 0..<filled { #expect(journal.append([UInt8](repeating: UInt8(i), count: 1000))) }
+            let (_, end, _) = journal.read(from: 0, count: max(0, filled - 2))
+            journal.acknowledge(through: end)
+            let known = journal.read(from: journal.tail, count: 100).records
+            let before = Array(memory.bytes)
+            #expect(journal.append([UInt8](repeating: 0xEE, count: 700)))
+            let after = Array(memory.bytes)
+            let changed = before.indices.filter { before[$0] != after[$0] && $0 >= 4096 }
+            #expect(!changed.isEmpty && before[..<4096] != after[..<4096])
+            for cut in stride(from: 0, through: changed.count, by: 37) {
+                let torn = try SharedMemory.create("test:torn", count: memory.bytes.count)
+                torn.bytes.copyBytes(from: before)
+                for place in changed[..<cut] { torn.bytes[place] = after[place] }  // the head is the last thing written
+                let successor = Journal(torn)
+                let read = successor.read(from: successor.tail, count: 100)
+                #expect(!read.damaged && read.records == known, "filled \(filled), cut \(cut)")
+                #expect(successor.append([UInt8](repeating: 0xDD, count: 900)))
+                #expect(successor.read(from: successor.tail, count: 100).records == known + [[UInt8](repeating: 0xDD, count: 900)])
+            }
+        }
+    }
+
     @Test("A full journal takes nothing more and loses nothing; a damaged record is noticed")
     func limits() throws {
         let (journal, memory) = try make()
@@ -76,14 +103,45 @@ import Vocabulary
     @Test("A cooldown is never shortened, tells its reason, and is not inherited by the slot's next account")
     func cooldown() throws {
         let board = Scoreboard(try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
         board.claim(account: 1, owner: 11)
-        board.coolDown(account: 1, until: WallTime(milliseconds: 500), isLimit: true)
-        board.coolDown(account: 1, until: WallTime(milliseconds: 400), isLimit: false)
-        #expect(board.cooldownUntil(account: 1) == WallTime(milliseconds: 500) && board.isLimited(account: 1))
+        board.coolDown(account: 1, owner: 11, until: at(500), isLimit: true)
+        board.coolDown(account: 1, owner: 11, until: at(400), isLimit: false)
+        let cooldown = try #require(board.cooldown(account: 1, owner: 11, now: at(100)))
+        #expect(cooldown.until == at(500) && cooldown.isLimit)
+        #expect(board.cooldown(account: 1, owner: 11, now: at(500)) == nil)
         board.claim(account: 1, owner: 11)
-        #expect(board.cooldownUntil(account: 1).milliseconds == 500)
+        #expect(board.cooldown(account: 1, owner: 11, now: at(100)) != nil)
         board.claim(account: 1, owner: 12)
-        #expect(board.cooldownUntil(account: 1).milliseconds == 0)
+        #expect(board.cooldown(account: 1, owner: 12, now: at(100)) == nil)
+    }
+
+    @Test("A turn that outlives its account penalises nobody else")
+    func outlived() throws {
+        let board = Scoreboard(try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
+        board.claim(account: 1, owner: 11)
+        board.claim(account: 1, owner: 12)
+        board.coolDown(account: 1, owner: 11, until: at(900), isLimit: true)
+        #expect(board.cooldown(account: 1, owner: 12, now: at(100)) == nil)
+        #expect(board.unreachable(account: 1, owner: 11, now: at(100)) == 1)
+        #expect(board.failures(account: 1) == 0)
+        board.coolDown(account: 1, owner: 12, until: at(300), isLimit: false)
+        let cooldown = try #require(board.cooldown(account: 1, owner: 12, now: at(100)))
+        #expect(cooldown.until == at(300) && !cooldown.isLimit)
+    }
+
+    @Test("Failures in a row are counted once per cooldown, and an answer forgets them")
+    func failures() throws {
+        let board = Scoreboard(try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
+        board.claim(account: 1, owner: 11)
+        #expect(board.unreachable(account: 1, owner: 11, now: at(1)) == 1)
+        board.coolDown(account: 1, owner: 11, until: at(100), isLimit: false)
+        for _ in 0..<50 { #expect(board.unreachable(account: 1, owner: 11, now: at(50)) == 1) }
+        #expect(board.unreachable(account: 1, owner: 11, now: at(100)) == 2)
+        board.reached(account: 1)
+        #expect(board.unreachable(account: 1, owner: 11, now: at(200)) == 1)
     }
 }
 

@@ -2,13 +2,13 @@ import Routing
 import Testing
 import Vocabulary
 
-private let now = WallTime(milliseconds: 1_000_000)
+private let now = Instant(nanoseconds: 1_000_000_000_000)
 private func candidate(_ id: Int64, eligible: Bool = true, inFlight: Int = 0, used: UInt64 = 0, cools: Int64 = 0, limited: Bool = false)
     -> Candidate
 {
     Candidate(
         accountID: id, isEligible: eligible, inFlight: inFlight, lastUsed: Instant(nanoseconds: used),
-        cooldownUntil: WallTime(milliseconds: cools), isLimited: limited)
+        cooldownUntil: Instant(nanoseconds: UInt64(cools) * 1_000_000), isLimited: limited)
 }
 
 @Suite struct AccountChoiceTests {
@@ -29,7 +29,7 @@ private func candidate(_ id: Int64, eligible: Bool = true, inFlight: Int = 0, us
     func lastResort() {
         let cooling = [candidate(1, cools: 3_000_000), candidate(2, cools: 2_000_000), candidate(3, cools: 1_500_000, limited: true)]
         #expect(Routing.choose(cooling, excluding: [], now: now) == .account(1))
-        #expect(Routing.choose(cooling, excluding: [1, 2], now: now) == .allLimited(until: WallTime(milliseconds: 1_500_000)))
+        #expect(Routing.choose(cooling, excluding: [1, 2], now: now) == .allLimited(until: Instant(nanoseconds: 1_500_000_000_000)))
     }
 
     @Test("None, all tried and all limited are told apart")
@@ -38,6 +38,24 @@ private func candidate(_ id: Int64, eligible: Bool = true, inFlight: Int = 0, us
         #expect(Routing.choose([candidate(1, eligible: false)], excluding: [], now: now) == .noneEligible)
         #expect(Routing.choose([candidate(1)], excluding: [1], now: now) == .allTried)
         let limited = [candidate(1, cools: 1_200_000, limited: true), candidate(2, cools: 1_100_000, limited: true)]
-        #expect(Routing.choose(limited, excluding: [], now: now) == .allLimited(until: WallTime(milliseconds: 1_100_000)))
+        #expect(Routing.choose(limited, excluding: [], now: now) == .allLimited(until: Instant(nanoseconds: 1_100_000_000_000)))
+    }
+
+    @Test("An account that could not be reached gets one turn at a time until it answers, and more only when nobody else is left")
+    func doubtful() {
+        func doubtful(_ id: Int64, inFlight: Int) -> Candidate {
+            Candidate(
+                accountID: id, isEligible: true, inFlight: inFlight, lastUsed: Instant(nanoseconds: 0), cooldownUntil: now,
+                isLimited: false, isDoubtful: true)
+        }
+        #expect(Routing.choose([candidate(1, inFlight: 9), doubtful(2, inFlight: 0)], excluding: [], now: now) == .account(1))
+        #expect(Routing.choose([candidate(1, inFlight: 9), doubtful(2, inFlight: 1)], excluding: [], now: now) == .account(0))
+        #expect(Routing.choose([doubtful(2, inFlight: 1)], excluding: [], now: now) == .account(0))
+    }
+
+    @Test("The pause after failures to connect doubles from 5 s to 5 min")
+    func backoff() {
+        #expect((1...9).map { Backoff.milliseconds(failures: $0) / 1000 } == [5, 10, 20, 40, 80, 160, 300, 300, 300])
+        #expect(Backoff.milliseconds(failures: .max) == 300_000)
     }
 }

@@ -3,7 +3,7 @@ import Testing
 import Vocabulary
 
 @Suite struct ModelCooldownsTests {
-    private func at(_ seconds: Int64) -> WallTime { WallTime(milliseconds: seconds * 1000) }
+    private func at(_ seconds: Int64) -> Instant { Instant(nanoseconds: UInt64(seconds) * 1_000_000_000) }
 
     @Test("A limit is one account's and one model's, ends in time, and is never shortened")
     func scope() {

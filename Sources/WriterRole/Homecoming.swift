@@ -1,0 +1,41 @@
+internal import ControlWire
+internal import Platform
+public import Store
+internal import Vocabulary
+
+#if canImport(Glibc)
+    internal import Glibc
+#endif
+
+/// Stores the usage records that an earlier run, or an orphan of one, left as files in the data directory (docs/decisions/0009).
+public enum Homecoming {
+    /// Stores each file and removes it; a record that is there already is left as it is. `tell` gets a line for whatever is worth one.
+    /// False when a file stays to be tried again.
+    public static func run(_ directory: String, _ store: StoreSession, tell: (String) -> Void) -> Bool {
+        var isWell = true
+        for file in Spool.files(directory: directory) {
+            let (entries, isWhole): ([[UInt8]], Bool)
+            do throws(SystemError) { (entries, isWhole) = try Spool.load(file) } catch {
+                tell("\(error); the usage records in it stay there")
+                isWell = false
+                continue
+            }
+            let records = UsageRecord.decode(entries) { hex, error in tell("a usage record of \(file) can't be read: \(error): \(hex)") }
+            var stored = 0
+            do throws(StoreError) {
+                for start in stride(from: 0, to: records.count, by: Limits.batchRecordsMax) {
+                    stored += try store.append(Array(records[start..<min(records.count, start + Limits.batchRecordsMax)]))
+                }
+            } catch {
+                // The server is of use all the same, and the file is there for the next try.
+                tell("\(file): \(error.message); the usage records in it stay there")
+                isWell = false
+                continue
+            }
+            tell("\(stored) usage records of an earlier run stored from \(file)")
+            // A torn file has told what it has; it is kept for whoever wants to look.
+            if isWhole { unlink(file) } else { rename(file, file + ".torn") }
+        }
+        return isWell
+    }
+}

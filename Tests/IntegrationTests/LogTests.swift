@@ -1,0 +1,87 @@
+import DaemonHarness
+import FakeUpstream
+import Foundation
+import Testing
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+extension Integration {
+    /// Where log lines go must not matter to whoever waits for an answer.
+    @Suite struct Logging {
+        /// A server whose stderr goes to this descriptor, serving on `unix:` in its directory.
+        private static func serve(_ stderr: String, in daemon: Daemon) throws -> (Child, String) {
+            let path = daemon.directory + "/http.sock"
+            let child = try Child(
+                "/bin/sh", ["-c", "exec \"$0\" serve --workers 1 --listen unix:\(path) \(stderr)", Daemon.binary],
+                environment: daemon.environment, errors: daemon.directory + "/log")
+            #expect(
+                eventually(10) { child.poll() != nil || (try? HTTPConnection(unix: path)) != nil }, "it does not start")
+            return (child, path)
+        }
+
+        private static func get(_ path: String, _ target: String, body: String? = nil, seconds: Double = 5) throws -> Answer {
+            let connection = try HTTPConnection(unix: path)
+            defer { connection.close() }
+            try connection.send(body == nil ? "GET" : "POST", target, body: body.map { Array($0.utf8) })
+            return try connection.answer(seconds)
+        }
+
+        /// A pipe that nobody reads: 3,000 refused requests later health, metrics, ctl and SIGTERM work, and whoever reads at last hears
+        /// how much is missing.
+        @Test func nobodyReads() throws {
+            let daemon = try Daemon()
+            let fifo = daemon.directory + "/err"
+            try #require(mkfifo(fifo, 0o600) == 0)
+            let reader = open(fifo, O_RDONLY | O_NONBLOCK)
+            defer { close(reader) }
+            // The pipe is full before the server's first line.
+            let writer = open(fifo, O_WRONLY | O_NONBLOCK)
+            while write(writer, "x", 1) == 1 {}
+            defer { close(writer) }
+            let (child, path) = try Self.serve("2>>\(fifo)", in: daemon)
+            defer { child.signal(SIGKILL) }
+            for _ in 0..<3_000 { #expect(try Self.get(path, "/v1/responses", body: "{}").status == 400) }
+            #expect(try Self.get(path, "/health/live").status == 200)
+            #expect(try daemon.run("ctl", "status").isGood)
+            #expect(try Self.get(path, "/metrics").text.contains("codex_lb_log_lines_dropped_total"))
+            child.signal(SIGTERM)
+            #expect(child.wait(10) == .code(0))
+        }
+
+        /// Where stderr is closed, full or without a reader, the server starts, serves, and no line lands in another file.
+        @Test(arguments: ["2>&-", "2>/dev/full", "2>&1 | true", "0<&- 1>&- 2>&-"]) func noStderr(_ redirection: String) throws {
+            let daemon = try Daemon()
+            let (child, path) = try Self.serve(redirection, in: daemon)
+            defer { child.signal(SIGKILL) }
+            for _ in 0..<50 { #expect(try Self.get(path, "/v1/responses", body: "{}").status == 400) }
+            #expect(try Self.get(path, "/health/live").status == 200)
+            #expect(try daemon.run("accounts", "add", "a", "--base-url", "http://127.0.0.1:1", "--key-file", "-", input: "k\n").isGood)
+            let pid = try #require(
+                daemon.run("ctl", "status", "--json").output.firstMatch(of: /"pid":(\d+)/).flatMap { Int32($0.output.1) })
+            kill(pid, SIGTERM)
+            #expect(eventually(10) { !Daemon.isAlive(pid) })
+        }
+
+        /// One client can't fill the log: 2,000 refusals are 20 lines a second, and lines that say how many were left out.
+        @Test func refusalsAreCounted() throws {
+            let stage = try Stage("a")
+            let connection = try stage.daemon.connect()
+            let start = Date()
+            for _ in 0..<2_000 {
+                try connection.post("/v1/responses", "{}")
+                #expect(try connection.answer().status == 400)
+            }
+            let seconds = Int(Date().timeIntervalSince(start)) + 2
+            #expect(stage.daemon.waitLog("more lines like this were left out"))
+            #expect(stage.daemon.stop() == .code(0))
+            let lines = stage.daemon.log.split(separator: "\n")
+            let written = lines.count { $0.contains(" proxy_error_response ") }
+            #expect(written <= 20 * seconds, "\(written) lines in \(seconds) s")
+            let told = lines.filter { $0.contains("left out") && $0.contains("message=proxy_error_response") }
+                .compactMap { $0.firstMatch(of: /(\d+) more lines/).flatMap { Int($0.output.1) } }
+            #expect(written + told.reduce(0, +) == 2_000, "\(written) written, \(told) told")
+        }
+    }
+}
