@@ -37,6 +37,8 @@ public struct Settings: Sendable, Equatable {
     /// What `Authorization: Bearer` must bring for `/metrics` and the details of `/health/ready`; nil: only direct callers on this host
     /// get them, and only while no key is demanded of them.
     public var metricsToken: String?
+    /// Names of accounts whose clients may choose organization and project themselves.
+    public var accountsPassingOrganization: Set<String>
     /// Bodies and unsent bytes that all workers together hold, bytes; nil: a part of the machine's memory (`Limits.memoryPart`).
     public var memoryBytesMax: Int?
     /// For benchmarks: worker N runs on CPU N + this.
@@ -135,6 +137,8 @@ public struct Settings: Sendable, Equatable {
             // Not shown: it is a secret.
             throw SettingsError("CODEX_LB_METRICS_TOKEN", "give at least 16 visible ASCII characters")
         }
+        accountsPassingOrganization = Set(
+            (value("CODEX_LB_ACCOUNTS_PASSING_ORGANIZATION") ?? "").split(whereSeparator: { $0 == "," || $0 == " " }).map(String.init))
         memoryBytesMax = try read.bytes("CODEX_LB_MEMORY_LIMIT", least: 16 << 20)
         times = TimeLimits()
         for (name, path) in Self.timeNames {

@@ -39,6 +39,8 @@ enum UpstreamRequest {
                 .connection, .upgrade:
                 return
             // Whose account and quota a request is charged to is the account's choice, and a client's credentials are its own.
+            case .openAIOrganization where account.passesOrganization, .openAIProject where account.passesOrganization:
+                break
             case .chatGPTAccountID, .openAIOrganization, .openAIProject, .cookie, .apiKey, .xAPIKey, .googleAPIKey:
                 return
             // A page's address is nobody's business upstream.

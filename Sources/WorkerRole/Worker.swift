@@ -20,17 +20,20 @@ struct RoutedAccount {
     let prefix: String
     /// `Bearer …`
     let authorization: String
+    /// Its clients may choose whom a request is charged to.
+    let passesOrganization: Bool
 
     /// The value of `chatgpt-account-id`; ids that were made up for a login without one are not sent.
     var chatGPTAccountID: String? {
         value.credentials.chatGPTAccountID.flatMap { $0.hasPrefix("email_") || $0.hasPrefix("local_") ? nil : $0 }
     }
 
-    init?(_ account: Account) {
+    init?(_ account: Account, passesOrganization: Bool) {
         guard let (origin, prefix) = Origin.parse(account.baseURL) else { return nil }
         value = account
         (self.origin, self.prefix) = (origin, prefix)
         authorization = "Bearer " + account.credentials.bearer
+        self.passesOrganization = passesOrganization && account.kind == .apiKey
     }
 }
 
@@ -143,7 +146,7 @@ final class Worker {
                     "account has an impossible slot and is left out", metadata: ["account": "\(account.name)", "slot": "\(account.slot)"])
                 return nil
             }
-            let routed = RoutedAccount(account)
+            let routed = RoutedAccount(account, passesOrganization: settings.accountsPassingOrganization.contains(account.name))
             if routed == nil { log.error("account has an unusable base URL and is left out", metadata: ["account": "\(account.name)"]) }
             return routed
         }

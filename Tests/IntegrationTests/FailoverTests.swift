@@ -49,32 +49,6 @@ extension Integration {
             #expect(stage.calls("a") == 1 && stage.calls("b") == 0)
         }
 
-        /// A kept connection that turns out to be closed is replaced once by a fresh one, and the client sees nothing of it.
-        @Test func staleConnection() throws {
-            let stage = try Stage("a")
-            stage.script("a", .ok, .close, .ok)
-            #expect(try stage.turn().types.last == "response.completed")
-            let answer = try stage.turn("req-2")
-            #expect(answer.types.last == "response.completed")
-            let requests = stage.requests("a")
-            #expect(requests.count == 3)
-            #expect(requests[0].connection == requests[1].connection)
-            #expect(requests[2].connection != requests[1].connection)
-            #expect(try stage.daemon.record("req-2")["attempts"] as? Int == 1)
-        }
-
-        /// A fresh connection that is closed after the second try too ends the turn: no endless repetition.
-        @Test func staleConnectionOnlyOnce() throws {
-            let stage = try Stage("a", "b")
-            try stage.daemon.run("accounts", "pause", "b")
-            stage.script("a", .ok, .close, .close, .ok)
-            #expect(eventually(2) { (try? stage.isAvailable("b")) == false })
-            #expect(try stage.turn().types.last == "response.completed")
-            let answer = try stage.turn("req-2", stream: false)
-            #expect(answer.status == 502)
-            #expect(stage.calls("a") == 3)
-        }
-
         /// Refusals for rate and quota move the turn to the next account; the refusing one is skipped until it said it is free again.
         @Test(arguments: [
             (429, "usage_limit_reached", "\"resets_in_seconds\":600"), (429, "rate_limit_exceeded", ""), (400, "rate_limit_exceeded", ""),
@@ -280,6 +254,20 @@ extension Integration {
             gate.open()
             #expect(try connection.event()?.type == "response.failed")
             #expect(stage.calls("b") == 0)
+        }
+
+        /// What is kept back has a limit in bytes too: then the client gets it, long before the time is over.
+        @Test func heldBackBytes() throws {
+            let stage = try Stage("a", environment: ["CODEX_LB_FAILOVER_HOLD_BACK_SECONDS": "60"])
+            let gate = Gate()
+            let padded = "{\"type\":\"response.in_progress\",\"pad\":\"\(String(repeating: "x", count: 8192))\"}"
+            stage.always("a", .stall([Canned.created()] + Array(repeating: padded, count: 12), gate, [Canned.completed()]))
+            let connection = try stage.daemon.connect()
+            try connection.post("/v1/responses", Stage.body())
+            #expect(try connection.head().status == 200)
+            #expect(try connection.event()?.type == "response.created")
+            gate.open()
+            #expect(try connection.answer().types.last == "response.completed")
         }
 
         /// Three accounts that all refuse with 429: the client gets the last upstream's own words.

@@ -10,36 +10,97 @@ extension Integration {
             [("X-Forwarded-For", "192.0.2.7")] + (key.map { [("Authorization", "Bearer \($0)")] } ?? [])
         }
 
-        /// Callers on this host need no key and may send any; others are refused without a good one.
+        /// Without a key callers on this host need none and may send any; from the first key on everybody needs a good one, and the end of
+        /// the last key opens nothing.
         @Test(arguments: Database.both) func whoNeedsOne(_ database: Database) throws {
             let stage = try Stage("a", on: database)
+            #expect(try stage.daemon.post("/v1/responses", Stage.body(), headers: [("Authorization", "Bearer anything")]).status == 200)
+            #expect(stage.daemon.log.contains("no key exists and only loopback listens"))
             let key = try stage.daemon.createKey("laptop")
             #expect(key.hasPrefix("sk-clb-"))
-            #expect(try stage.daemon.post("/v1/responses", Stage.body(), headers: [("Authorization", "Bearer anything")]).status == 200)
-            #expect(try eventually(1) { try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 200 })
-            let wrong: [String?] = [nil, "", "sk-clb-wrong", key + "x", String(key.dropLast()), key.uppercased(), "sk-up-a"]
-            for key in wrong {
-                let answer = try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key))
-                #expect(answer.status == 401, "\(key ?? "no key")")
-                #expect(answer.errorCode == "invalid_api_key")
-                #expect(answer.header("www-authenticate") != nil)
+            #expect(try eventually(2) { try stage.daemon.post("/v1/responses", Stage.body()).status == 401 })
+            #expect(stage.daemon.waitLog("a key exists"))
+            for headers in [Self.remote(key), [("Authorization", "Bearer \(key)")], [("Authorization", "bearer  \(key)")]] {
+                #expect(try stage.daemon.post("/v1/responses", Stage.body(), headers: headers).status == 200)
             }
-            let basic = try stage.daemon.post(
-                "/v1/responses", Stage.body(), headers: [("X-Forwarded-For", "192.0.2.7"), ("Authorization", "Basic \(key)")])
+            let wrong: [String?] = [nil, "", "sk-clb-wrong", key + "x", String(key.dropLast()), key.uppercased(), "sk-up-a", "anything"]
+            for key in wrong {
+                for headers in [Self.remote(key), key.map { [("Authorization", "Bearer \($0)")] } ?? []] {
+                    let answer = try stage.daemon.post("/v1/responses", Stage.body(), headers: headers)
+                    #expect(answer.status == 401, "\(key ?? "no key")")
+                    #expect(answer.errorCode == "invalid_api_key")
+                    #expect(answer.header("www-authenticate") != nil)
+                }
+            }
+            let basic = try stage.daemon.post("/v1/responses", Stage.body(), headers: [("Authorization", "Basic \(key)")])
             #expect(basic.status == 401)
-            #expect(try stage.daemon.get("/v1/models", headers: Self.remote(nil)).status == 401)
-            #expect(try stage.daemon.get("/health/live", headers: Self.remote(nil)).status == 200)
+            #expect(try stage.daemon.get("/v1/models").status == 401)
+            #expect(try stage.daemon.get("/health/live").status == 200)
+            #expect(try stage.daemon.run("keys", "revoke", "laptop").isGood)
+            #expect(try eventually(2) { try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 401 })
+            #expect(try stage.daemon.post("/v1/responses", Stage.body()).status == 401)
         }
 
         /// Every field that tells of a proxy in front makes the caller remote, and so does a foreign name in Host.
         @Test(arguments: [
-            ("Forwarded", "for=192.0.2.1"), ("X-Forwarded-For", "127.0.0.1"), ("X-Real-IP", "192.0.2.1"), ("Host", "evil.example"),
+            ("Forwarded", "for=192.0.2.1"), ("X-Forwarded-For", "127.0.0.1"), ("X-Real-IP", "192.0.2.1"), ("Via", "1.1 nginx"),
+            ("CF-Connecting-IP", "192.0.2.1"), ("True-Client-IP", "192.0.2.1"), ("X-Forwarded-Host", "localhost"), ("Host", "evil.example"),
+            ("Host", "[::1].evil.example"), ("Host", "127.0.0.1.evil.example"),
         ])
         func whatMakesRemote(_ name: String, _ value: String) throws {
             let stage = try Stage("a")
             let answer = try stage.daemon.post("/v1/responses", Stage.body(), headers: [(name, value)])
             #expect(answer.status == 401)
             #expect(stage.calls("a") == 0)
+        }
+
+        /// `always` demands a key before there is one; `never` demands none of anybody, but looks at one that is shown.
+        @Test func rules() throws {
+            let always = try Stage("a", environment: ["CODEX_LB_REQUIRE_KEYS": "always"])
+            #expect(try always.daemon.post("/v1/responses", Stage.body()).status == 401)
+            #expect(always.daemon.log.contains("CODEX_LB_REQUIRE_KEYS=always"))
+            let never = try Stage("a", environment: ["CODEX_LB_REQUIRE_KEYS": "never"])
+            let key = try never.daemon.createKey("laptop")
+            for headers in [[], Self.remote(nil), Self.remote("anything"), [("Host", "llm.example")]] {
+                #expect(try never.daemon.post("/v1/responses", Stage.body(), headers: headers).status == 200, "\(headers)")
+            }
+            #expect(try eventually(2) { try never.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 200 })
+            #expect(try never.daemon.post("/v1/responses", Stage.body(), headers: Self.remote("sk-clb-wrong")).status == 401)
+        }
+
+        /// An address beyond loopback demands keys of callers on this host too, and says so.
+        @Test func exposed() throws {
+            let daemon = try Daemon()
+            try daemon.launch(listen: "0.0.0.0:0")
+            try daemon.waitReady()
+            let port = daemon.address.split(separator: ":").last!
+            let connection = try HTTPConnection("127.0.0.1:\(port)")
+            try connection.post("/v1/responses", Stage.body())
+            #expect(try connection.answer().status == 401)
+            #expect(daemon.log.contains("an address beyond loopback listens"))
+        }
+
+        /// Metrics and the details of health are for direct callers on this host while none must show a key; with a token, for its holder
+        /// alone. No e-mail address is in a label.
+        @Test func whoObserves() throws {
+            let stage = try Stage("a")
+            try stage.daemon.addAccount("me@example.com", baseURL: stage.upstream.baseURL, key: "k")
+            #expect(try eventually(2) { try stage.daemon.get("/metrics").text.contains("account-2") })
+            #expect(try !stage.daemon.get("/metrics").text.contains("example.com"))
+            #expect(try stage.daemon.get("/health/ready").json["checks"] != nil)
+            for headers in [[("X-Forwarded-For", "192.0.2.1")], [("Host", "evil.example")]] {
+                #expect(try stage.daemon.get("/metrics", headers: headers).status == 401)
+                let ready = try stage.daemon.get("/health/ready", headers: headers)
+                #expect(ready.status == 200 && ready.text == "{\"status\":\"ok\"}")
+            }
+            _ = try stage.daemon.createKey("laptop")
+            #expect(try eventually(2) { try stage.daemon.get("/metrics").status == 401 })
+            let token = "a-metrics-token-0123"
+            let other = try Stage("a", environment: ["CODEX_LB_METRICS_TOKEN": token])
+            #expect(try other.daemon.get("/metrics").status == 401)
+            #expect(try other.daemon.get("/metrics", headers: [("Authorization", "Bearer wrong")]).status == 401)
+            #expect(try other.daemon.get("/metrics", headers: [("Authorization", "Bearer \(token)"), ("Via", "1.1 x")]).status == 200)
+            #expect(try other.daemon.get("/health/ready").json["checks"] == nil)
         }
 
         /// A peer from another address of this machine is remote.

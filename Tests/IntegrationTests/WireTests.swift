@@ -20,6 +20,77 @@ extension Integration {
             #expect(try connection.answer().types.last == "response.completed")
         }
 
+        /// A client that pipelines and never reads costs no more than its own limits, and nobody else notices.
+        @Test func pipelinesAndNeverReads() throws {
+            let stage = try Stage("a")
+            let worker = try #require(stage.daemon.pid("worker"))
+            func resident() -> Int {
+                let status = (try? String(contentsOfFile: "/proc/\(worker)/status", encoding: .utf8)) ?? ""
+                let line = status.split(separator: "\n").first { $0.hasPrefix("VmRSS:") }
+                return line.flatMap { Int($0.split(separator: " ")[1]) } ?? 0
+            }
+            _ = try stage.daemon.get("/metrics")
+            let before = resident()
+            let connection = try HTTPConnection(stage.daemon.address, receiveBuffer: 4096)
+            let requests = Array(String(repeating: "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", count: 2000).utf8)
+            var sent = 0
+            while sent < 10 << 20, (try? connection.send(requests, seconds: 1)) != nil { sent += requests.count }
+            #expect(sent < 10 << 20, "it is read no further once its answers wait")
+            #expect(try stage.turn().types.last == "response.completed")
+            #expect(resident() - before < 16 * 1024, "KiB")
+            connection.close()
+        }
+
+        /// Bodies beyond the instance's memory limit get 503 and when to come again; what fits is served.
+        @Test func memoryLimit() throws {
+            let stage = try Stage("a", environment: ["CODEX_LB_MEMORY_LIMIT": "16M"])
+            let large = "{\"model\":\"gpt-5.4\",\"input\":\"\(String(repeating: "x", count: 20 << 20))\"}"
+            for chunked in [false, true] {
+                let connection = try stage.daemon.connect()
+                let head = HTTPConnection.head(
+                    "POST", "/v1/responses", bodyCount: chunked ? nil : large.utf8.count,
+                    headers: chunked ? [("Transfer-Encoding", "chunked")] : [])
+                try connection.send(head)
+                let bytes = Array(large.utf8)
+                try connection.send(chunked ? Array((String(bytes.count, radix: 16) + "\r\n").utf8) + bytes : bytes)
+                let answer = try connection.answer()
+                #expect(answer.status == 503 && answer.errorCode == "server_overloaded")
+                #expect(answer.header("retry-after") != nil)
+            }
+            // Several that fit one by one do not fit together; the room comes back when they are gone.
+            let part = Array(String(repeating: " ", count: 7 << 20).utf8)
+            let held = try (0..<2).map { _ in
+                let connection = try stage.daemon.connect()
+                try connection.send(HTTPConnection.head("POST", "/v1/responses", bodyCount: 8 << 20))
+                try connection.send(part)
+                return connection
+            }
+            #expect(try eventually(5) { try stage.metric("codex_lb_buffered_bytes") ?? 0 >= Double(2 * part.count) })
+            let fits = "{\"model\":\"gpt-5.4\",\"input\":\"\(String(repeating: "x", count: 4 << 20))\"}"
+            #expect(try stage.daemon.post("/v1/responses", fits).status == 503)
+            for connection in held { connection.close() }
+            #expect(try eventually(5) { try stage.metric("codex_lb_buffered_bytes") == 0 })
+            #expect(try stage.daemon.post("/v1/responses", fits).status == 200)
+            #expect(stage.calls("a") == 1)
+        }
+
+        /// Every answer has a date, in the one form that is sent (RFC 9110 §5.6.7), as Foundation reads it.
+        @Test func dates() throws {
+            let stage = try Stage("a")
+            let format = DateFormatter()
+            format.locale = Locale(identifier: "en_US_POSIX")
+            format.timeZone = TimeZone(identifier: "GMT")
+            format.dateFormat = "EEE, dd MMM yyyy HH:mm:ss 'GMT'"
+            for answer in [
+                try stage.turn(), try stage.daemon.get("/health/live"), try stage.daemon.get("/nowhere"),
+                try stage.daemon.send("OPTIONS", "/v1/models"),
+            ] {
+                let date = answer.header("date").flatMap { format.date(from: $0) }
+                #expect(date.map { abs($0.timeIntervalSinceNow) < 5 } == true, "\(answer.header("date") ?? "none")")
+                #expect(answer.headers.count { $0.name == "date" } == 1)
+            }
+        }
+
         /// A connection serves one request after the other.
         @Test func keepAlive() throws {
             let stage = try Stage("a")

@@ -17,9 +17,9 @@ public final class FakeUpstream: @unchecked Sendable {  // its parts: `book` has
     private let loop = EventLoop()
     public let port: UInt16
 
-    public init() throws {
+    public init(address: String = "127.0.0.1") throws {
         signal(SIGPIPE, SIG_IGN)  // libuv writes to connections that the other side has reset
-        let descriptor = try Sockets.listen(.tcp(host: "127.0.0.1", port: 0))
+        let descriptor = try Sockets.listen(.tcp(host: address, port: 0))
         port = UInt16(Sockets.name(of: descriptor).split(separator: ":").last!)!
         let (book, loop) = (book, loop)
         let thread = Thread {
