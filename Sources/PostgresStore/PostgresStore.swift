@@ -152,7 +152,7 @@ public enum PostgresStore {
     }
 
     /// Server processes that work for other connections of codex-lb to this database.
-    public static func otherSessions(_ url: PostgresURL) throws(StoreError) -> [Int] {
+    static func otherSessions(_ url: PostgresURL) throws(StoreError) -> [Int] {
         let connection = try PostgresConnection(PostgresTarget(url, needsWrites: false))
         defer { connection.close() }
         return try connection.rows(
@@ -161,6 +161,16 @@ public enum PostgresStore {
               AND pid <> pg_backend_pid() ORDER BY pid
             """, []
         ) { Int($0.int(0)) }
+    }
+
+    /// Throws when other connections of codex-lb use the database.
+    public static func refuseUsed(_ url: PostgresURL) throws(StoreError) {
+        let users = try otherSessions(url)
+        guard !users.isEmpty else { return }
+        throw StoreError(
+            .busy,
+            "\(url) is used by \(users.count) other connections of codex-lb (server process \(users.prefix(5).map(String.init).joined(separator: ", "))); stop every instance first"
+        )
     }
 
     // MARK: Check

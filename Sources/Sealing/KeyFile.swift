@@ -3,7 +3,15 @@
 #endif
 
 /// `encryption.key`: 32 bytes in base64url on one line, readable by its owner alone.
+///
+/// A rotation makes `encryption.key.new` beside it, which takes its place once the store is sealed with it; the key before stays as
+/// `encryption.key.old.FINGERPRINT`.
 public enum KeyFile {
+    /// Where the key of a rotation is until it takes the place of the one at `path`.
+    public static func next(_ path: String) -> String { path + ".new" }
+    /// Where a rotation leaves the key of this fingerprint.
+    public static func old(_ path: String, _ fingerprint: String) -> String { "\(path).old.\(fingerprint)" }
+
     /// The key of the file; nil when there is no file.
     public static func load(path: String) throws(SealingError) -> SealingKey? {
         let fd = Glibc.open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW)
@@ -47,13 +55,36 @@ public enum KeyFile {
         let line = Array((SealingKey.random().text + "\n").utf8)
         guard write(fd, line, line.count) == line.count, fsync(fd) == 0 else { throw failed("writing") }
         guard link(temporary, path) == 0 || errno == EEXIST else { throw failed("linking") }
-        let directory = path.lastIndex(of: "/").map { String(path[...$0]) } ?? "."
-        let dir = Glibc.open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        if dir >= 0 {
-            defer { close(dir) }
-            guard fsync(dir) == 0 else { throw failed("syncing \(directory)") }
-        }
+        try syncDirectory(of: path)
         guard let key = try load(path: path) else { throw failed("reading it back") }
         return key
+    }
+
+    /// Gives the key at `path` its name as an old one too, so that no moment is without it. Whoever did it already is as good.
+    public static func keepOld(_ path: String) throws(SealingError) -> String? {
+        guard let key = try load(path: path) else { return nil }
+        let kept = old(path, key.fingerprint)
+        guard link(path, kept) == 0 || errno == EEXIST else {
+            throw SealingError(.keyFile, "keeping the encryption key as \(kept): \(String(cString: strerror(errno)))")
+        }
+        try syncDirectory(of: path)
+        return kept
+    }
+
+    /// Puts the key of a rotation in its place. Whoever did it already is as good.
+    public static func takeNext(_ path: String) throws(SealingError) {
+        guard rename(next(path), path) == 0 || errno == ENOENT else {
+            throw SealingError(.keyFile, "renaming \(next(path)) to \(path): \(String(cString: strerror(errno)))")
+        }
+        try syncDirectory(of: path)
+    }
+
+    /// Names in the directory of `path` are on disk. A directory that may not be read is left to the file system.
+    public static func syncDirectory(of path: String) throws(SealingError) {
+        let directory = path.lastIndex(of: "/").map { String(path[...$0]) } ?? "."
+        let dir = Glibc.open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard dir >= 0 else { return }
+        defer { close(dir) }
+        guard fsync(dir) == 0 else { throw SealingError(.keyFile, "syncing \(directory): \(String(cString: strerror(errno)))") }
     }
 }

@@ -72,6 +72,9 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         }
         let vault = try requireVault()
         return try change { () throws(StoreError) in
+            guard try connection.rows(Queries.keyFingerprint).first == vault.fingerprint else {
+                throw StoreError(.wrongKey, "the encryption key of \(place) was rotated just now; run this again")
+            }
             guard try liveAccount(new.name) == nil else { throw StoreError(.constraint, "there is an account \(new.name) already") }
             let taken = Set(try connection.rows("SELECT slot FROM accounts WHERE slot IS NOT NULL", []) { Int($0.int(0)) })
             guard let slot = (0..<Limits.accountsMax).first(where: { !taken.contains($0) }) else {
@@ -198,7 +201,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
 
     /// A change that workers must see: the next version and `body` in one transaction. The version comes first: on a shared database
     /// its row is what makes changes wait for each other.
-    private func change<T>(_ body: () throws(StoreError) -> T) throws(StoreError) -> T {
+    func change<T>(_ body: () throws(StoreError) -> T) throws(StoreError) -> T {
         try connection.transaction { () throws(StoreError) in
             try connection.change(
                 "UPDATE state SET value = CAST(CAST(value AS BIGINT) + 1 AS TEXT) WHERE key = 'snapshot_version'", [])
@@ -206,7 +209,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         }
     }
 
-    private func requireVault() throws(StoreError) -> Vault {
+    func requireVault() throws(StoreError) -> Vault {
         guard let vault else { throw StoreError(.readOnly, "\(place) is open for reading only, without its key") }
         return vault
     }

@@ -21,17 +21,64 @@ public struct Vault: Sendable {
         return try load(sealedWith: sealedWith, keyPath: keyPath, place: connection.place)
     }
 
-    /// The key of the file, which must be the one that the database is sealed with.
+    /// The key of the file, which must be the one that the database is sealed with. When it is the next one (a rotation that was cut after
+    /// its COMMIT), that takes its place.
     public static func load(sealedWith fingerprint: String, keyPath: String, place: String) throws(StoreError) -> Vault {
-        let key = try sealing { () throws(SealingError) in try KeyFile.load(path: keyPath) }
+        func read(_ path: String) throws(StoreError) -> SealingKey? {
+            try sealing { () throws(SealingError) in try KeyFile.load(path: path) }
+        }
+        var key = try read(keyPath)
         if let key, key.fingerprint == fingerprint { return Vault(key: key) }
+        if let next = try read(KeyFile.next(keyPath)), next.fingerprint == fingerprint {
+            // It is the right one wherever it is: a directory that can't be written keeps nobody from using it.
+            _ = try? KeyFile.keepOld(keyPath)  // see above
+            try? KeyFile.takeNext(keyPath)  // see above
+            return Vault(key: next)
+        }
+        // Another process may have put it in its place between the two looks.
+        key = try read(keyPath)
+        if let key, key.fingerprint == fingerprint { return Vault(key: key) }
+        let old = KeyFile.old(keyPath, fingerprint)
+        let isKept = try read(old) != nil
         let what =
             key.map { "\(keyPath) (\($0.fingerprint)) is not the encryption key of \(place)" }
             ?? "\(keyPath) is missing, the encryption key of \(place)"
         throw StoreError(
             .wrongKey,
-            "\(what), which is sealed with key \(fingerprint); put the right file back, or copy it from the instance that shares the database"
+            isKept
+                ? "\(what), which is sealed with key \(fingerprint), the one before a rotation; put that back: cp -p \(old) \(keyPath)"
+                : "\(what), which is sealed with key \(fingerprint); put the right file back, or copy it from the instance that shares the database"
         )
+    }
+
+    /// The key that a rotation goes over to, made when missing: one that an earlier try has left may be in the store already. It is on disk.
+    static func next(keyPath: String) throws(StoreError) -> Vault {
+        try sealing { () throws(SealingError) in
+            let key = try KeyFile.loadOrCreate(path: KeyFile.next(keyPath))
+            try KeyFile.syncDirectory(of: keyPath)
+            return Vault(key: key)
+        }
+    }
+
+    static func keepOld(keyPath: String) throws(StoreError) -> String? {
+        try sealing { () throws(SealingError) in try KeyFile.keepOld(keyPath) }
+    }
+    static func takeNext(keyPath: String) throws(StoreError) {
+        try sealing { () throws(SealingError) in try KeyFile.takeNext(keyPath) }
+    }
+
+    /// The same credentials, sealed with `other`'s key.
+    func move(_ credentials: [UInt8], account id: Int64, to other: Vault) throws(StoreError) -> [UInt8] {
+        try move(credentials, context: Self.credentialsContext(id), to: other)
+    }
+
+    /// The same pepper, sealed with `other`'s key, as it stands in the store.
+    func move(pepper: [UInt8], to other: Vault) throws(StoreError) -> String {
+        Base64URL.encode(try move(Self.sealedPepper(pepper), context: Self.pepperContext, to: other))
+    }
+
+    private func move(_ sealed: [UInt8], context: String, to other: Vault) throws(StoreError) -> [UInt8] {
+        try Self.sealing { () throws(SealingError) in try other.key.seal(key.open(sealed, context: context), context: context) }
     }
 
     /// Gives a database whose schema is there but that holds nothing its first facts.

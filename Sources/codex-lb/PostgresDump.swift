@@ -63,13 +63,7 @@ struct PostgresDump {
         guard access(file, R_OK) == 0 else { throw Self.failed("reading \(file)") }
         let dump = examine(file)
         guard dump.problem.isEmpty else { throw StoreError(.corrupt, "\(file): \(dump.problem); nothing was changed") }
-        let users = try PostgresStore.otherSessions(url)
-        guard users.isEmpty else {
-            throw StoreError(
-                .busy,
-                "\(url) is used by \(users.count) other connections of codex-lb (server process \(users.prefix(5).map(String.init).joined(separator: ", "))); stop every instance first"
-            )
-        }
+        try PostgresStore.refuseUsed(url)
         let server = try PostgresStore.server(url)
         let tool = try Self.tool("pg_restore", for: server)
         let aside = try PostgresStore.history(url).isEmpty ? nil : make(label: Backup.label).path

@@ -25,7 +25,8 @@ struct CodexLB: ParsableCommand {
             """,
         version: "codex-lb \(Version.text)",
         subcommands: [
-            Serve.self, Accounts.self, Keys.self, Requests.self, Ctl.self, Database.self, Role.self, Demo.self, DemoUpstreamCommand.self,
+            Serve.self, Accounts.self, Keys.self, EncryptionKey.self, Requests.self, Ctl.self, Database.self, Role.self, Demo.self,
+            DemoUpstreamCommand.self,
         ])
 
     /// Synchronous on purpose: the main thread runs the loop.

@@ -102,6 +102,64 @@ private let now = WallTime(milliseconds: 1_800_000_000_000)
             }
         }
     }
+
+    @Test("Each transition that is not in the table traps with both names", arguments: Step.illegal)
+    func illegalTransitions(_ step: Step) async {
+        let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+            [state = step.state as String, event = step.event as String] in
+            var turn = try #require(Step.turn(in: state))
+            Step.events[event]!(&turn)
+        }
+        let text = String(decoding: result?.standardErrorContent ?? [], as: UTF8.self)
+        let names = Step.targets[step.event].map { "to=\($0)" } ?? "event=\(step.event)"
+        #expect(text.contains("illegal transition: state=\(step.state) \(names)"), "\(text)")
+    }
+
+    @Test("The legal ones do not", arguments: Step.legal)
+    func legalTransitions(_ step: Step) throws {
+        var turn = try #require(Step.turn(in: step.state))
+        Step.events[step.event]!(&turn)
+        if let target = Step.targets[step.event] { #expect(turn.state.rawValue == target) }
+    }
+}
+
+/// An event that finds a turn in a state.
+struct Step: Sendable, CustomTestStringConvertible {
+    var state: String
+    var event: String
+    var testDescription: String { "\(event) in \(state)" }
+
+    static let states = ["admitted", "selected", "dispatched", "accepted", "visible", "finished"]
+    /// Where an event leads that leads to one state alone.
+    static let targets = [
+        "accountSelected": "selected", "requestDispatched": "dispatched", "responseAccepted": "accepted", "becameVisible": "visible",
+    ]
+    static let events: [String: @Sendable (inout Exchange) -> Void] = [
+        "accountSelected": { $0.accountSelected(7) }, "requestDispatched": { $0.requestDispatched() },
+        "responseAccepted": { $0.responseAccepted() }, "becameVisible": { $0.becameVisible() },
+        "attemptFailed": { _ = $0.attemptFailed(.timedOut, now: now, jitter: 0) },
+    ]
+    /// As the table of docs/states.md has it; `finished` comes from anywhere.
+    private static let allowed = [
+        "accountSelected": ["admitted"], "requestDispatched": ["selected"], "responseAccepted": ["dispatched"],
+        "becameVisible": ["accepted"], "attemptFailed": ["selected", "dispatched", "accepted"],
+    ]
+    private static let all = states.flatMap { state in events.keys.sorted().map { Step(state: state, event: $0) } }
+    static let legal = all.filter { allowed[$0.event]!.contains($0.state) }
+    static let illegal = all.filter { !allowed[$0.event]!.contains($0.state) }
+
+    /// A turn that went straight to this state.
+    static func turn(in state: String) -> Exchange? {
+        var turn = Exchange()
+        let way: [(inout Exchange) -> Void] = [
+            { $0.accountSelected(1) }, { $0.requestDispatched() }, { $0.responseAccepted() }, { $0.becameVisible() }, { $0.finished() },
+        ]
+        for step in way {
+            if turn.state.rawValue == state { return turn }
+            step(&turn)
+        }
+        return turn.state.rawValue == state ? turn : nil
+    }
 }
 
 /// SplitMix64: a seed replays the same turns on any machine.

@@ -50,6 +50,41 @@ extension Integration {
             #expect(try stage.daemon.record("cut")["error_code"] as? String == "proxy_unavailable")
         }
 
+        /// No process of ours may be dumped or read by others of its user: environments and memories hold passwords and keys. Linux shows it
+        /// by giving what is under /proc/PID to root (proc(5), prctl(2) PR_SET_DUMPABLE).
+        @Test func notDumpable() throws {
+            let daemon = try Daemon()
+            if geteuid() == 0 {
+                daemon.runner = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+                let reachable = try Child.capture(daemon.runner[0], daemon.runner.dropFirst() + ["/usr/bin/test", "-x", Daemon.binary])
+                try #require(reachable.isGood, "\(Daemon.binary) can't be reached by other users")
+                chown(daemon.directory, 65_534, 65_534)
+            }
+            func owner(_ pid: Int32, _ file: String) -> UInt32? {
+                var info = stat()
+                return stat("/proc/\(pid)/\(file)", &info) == 0 ? info.st_uid : nil
+            }
+            func begin(_ command: [String]) throws -> Child {
+                let whole = daemon.runner + command
+                return try Child(
+                    whole[0], Array(whole.dropFirst()), environment: daemon.environment, errors: daemon.directory + "/command")
+            }
+            // Any other process of that user belongs to it, or this test would prove nothing.
+            let sleep = try begin(["/bin/sleep", "60"])
+            #expect(eventually(5) { owner(sleep.pid, "environ") == (geteuid() == 0 ? 65_534 : geteuid()) })
+
+            // There is no database yet: it waits.
+            let command = try begin([Daemon.binary, "db", "wait", "--timeout", "60"])
+            #expect(eventually(5) { procText(daemon.directory + "/command").contains("waiting for") })
+            for file in ["environ", "mem", "maps"] { #expect(owner(command.pid, file) == 0, "a command: \(file)") }
+            try daemon.start(workers: 2)
+            let fleet = daemon.fleetPIDs()
+            #expect(fleet.count == 3)
+            for pid in [daemon.supervisorPID] + fleet {
+                for file in ["environ", "mem", "maps"] { #expect(owner(pid, file) == 0, "\(procText("/proc/\(pid)/comm")): \(file)") }
+            }
+        }
+
         /// An idle keep-alive connection does not hold up the stop.
         @Test func idleConnectionsDoNotHold() throws {
             let stage = try Stage("a")
