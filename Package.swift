@@ -125,6 +125,7 @@ let package = Package(
             ]),
         suite("JSONWire"),
         suite("Inflate"),
+        suite("Loop", []),
         suite("Metering"),
     ]
 )

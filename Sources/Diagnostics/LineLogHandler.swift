@@ -60,15 +60,11 @@ public struct LineLogHandler: LogHandler {
         }
     }
 
-    /// Line ends and other controls as spaces: an event is one line, whoever chose its text.
-    static func oneLine(_ text: String) -> String {
-        text.utf8.contains { $0 < 0x20 || $0 == 0x7F }
-            ? String(String.UnicodeScalarView(text.unicodeScalars.map { $0.value < 0x20 || $0.value == 0x7F ? " " : $0 })) : text
-    }
+    /// An event is one line, whoever chose its text.
+    static func oneLine(_ text: String) -> String { text.printable }
 
     static func logfmtValue(_ value: String) -> String {
-        value.isEmpty || value.utf8.contains { $0 <= 0x20 || $0 == UInt8(ascii: "\"") || $0 == UInt8(ascii: "=") || $0 == 0x7F }
-            ? json(value) : value
+        value.isEmpty || value.unicodeScalars.contains { $0 == " " || $0 == "\"" || $0 == "=" || !$0.isPlain } ? json(value) : value
     }
 
     static func json(_ text: String) -> String {
@@ -78,9 +74,7 @@ public struct LineLogHandler: LogHandler {
             case "\"": out += "\\\""
             case "\\": out += "\\\\"
             case "\n": out += "\\n"
-            case _ where scalar.value < 0x20 || scalar.value == 0x7F:
-                let hex = String(scalar.value, radix: 16)
-                out += "\\u" + String(repeating: "0", count: 4 - hex.count) + hex
+            case _ where !scalar.isPlain: out += scalar.escaped
             default: out.unicodeScalars.append(scalar)
             }
         }

@@ -1,6 +1,7 @@
 import ArgumentParser
 import ControlWire
 import Settings
+import Vocabulary
 
 /// Talks to the running supervisor.
 struct Ctl: ParsableCommand {
@@ -102,9 +103,7 @@ enum JSONText {
             switch scalar {
             case "\"": out += "\\\""
             case "\\": out += "\\\\"
-            case _ where scalar.value < 0x20:
-                let hex = String(scalar.value, radix: 16)
-                out += "\\u" + String(repeating: "0", count: 4 - hex.count) + hex
+            case _ where !scalar.isPlain: out += scalar.escaped
             default: out.unicodeScalars.append(scalar)
             }
         }
@@ -112,12 +111,9 @@ enum JSONText {
     }
 }
 
-/// Columns as wide as their longest cell. Controls become `?`: what clients and upstreams wrote must not command the terminal.
+/// Columns as wide as their longest cell. What clients and upstreams wrote must not command the terminal.
 func printTable(_ titles: [String], _ rows: [[String]]) {
-    let rows = rows.map { row in
-        row.map { cell in String(String.UnicodeScalarView(cell.unicodeScalars.map { $0.properties.generalCategory == .control ? "?" : $0 }))
-        }
-    }
+    let rows = rows.map { row in row.map(\.printable) }
     let widths = titles.indices.map { i in ([titles] + rows).map { $0[i].count }.max() ?? 0 }
     for row in [titles] + rows {
         var line = ""

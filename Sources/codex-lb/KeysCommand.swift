@@ -37,7 +37,11 @@ struct Keys: ParsableCommand {
                 command.createClientKey.limitsModels = true
                 command.createClientKey.models = list
             }
-            print(try StoreClient.perform(command, data.settings()).plainKey)
+            let settings = try data.settings()
+            print(try StoreClient.perform(command, settings).plainKey)
+            if settings.keyRule == .auto {
+                complain("from now on every request needs a key, also on this host (CODEX_LB_REQUIRE_KEYS=auto; docs/security.md)")
+            }
         }
 
         /// A span from now, or a UTC date with or without a time.

@@ -47,7 +47,7 @@ extension Integration {
 
         /// Made under load, listed and checked, put back: the database is what it was at the backup; what came after is kept aside.
         @Test(arguments: Database.both) func backUpAndRestore(_ kind: Database) throws {
-            let stage = try Stage("a", on: kind)
+            let stage = try Stage("a", on: kind, environment: ["CODEX_LB_REQUIRE_KEYS": "never"])
             let database = BareDatabase(of: stage.daemon)
             let key = try stage.daemon.createKey("laptop")
             for i in 0..<10 { _ = try stage.turn("before-\(i)") }
@@ -103,7 +103,7 @@ extension Integration {
         /// From SQLite to PostgreSQL and back: everything is the same, a second run adds nothing, and the instance serves on the other
         /// database with its accounts and keys.
         @Test func thereAndBack() throws {
-            let stage = try Stage("a")
+            let stage = try Stage("a", environment: ["CODEX_LB_REQUIRE_KEYS": "never"])
             let key = try stage.daemon.createKey("laptop", "--models", "gpt-5.4")
             _ = try stage.daemon.createKey("old")
             #expect(try stage.daemon.run("keys", "revoke", "old").isGood)

@@ -240,7 +240,8 @@ extension Integration {
 
         /// FAIL_FAST=false: it goes on with the old schema that this build knows, turns are served and stored, and everybody who asks is told.
         @Test(arguments: Database.both) func failsSlowly(_ kind: Database) throws {
-            let stage = try Stage("a", on: kind, environment: ["CODEX_LB_DATABASE_MIGRATIONS_FAIL_FAST": "false"])
+            let stage = try Stage(
+                "a", on: kind, environment: ["CODEX_LB_DATABASE_MIGRATIONS_FAIL_FAST": "false", "CODEX_LB_REQUIRE_KEYS": "never"])
             #expect(stage.daemon.stop() == .code(0))
             // The way back that nobody but a test goes.
             let database = BareDatabase(of: stage.daemon)

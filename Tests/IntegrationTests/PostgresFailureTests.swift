@@ -136,7 +136,7 @@ extension Integration {
         /// Away in the middle: turns go on, keys count as before, readiness says degraded with 200, reads are refused with 503, and when it
         /// is back everything is stored.
         @Test func downInTheMiddle() throws {
-            let (stage, cluster) = try stage()
+            let (stage, cluster) = try stage(["CODEX_LB_REQUIRE_KEYS": "never"])
             let key = try stage.daemon.createKey("laptop")
             let headers = [Self.remote, ("Authorization", "Bearer \(key)")]
             #expect(try eventually(2) { try stage.daemon.get("/v1/usage", headers: headers).status == 200 })
@@ -424,7 +424,9 @@ extension Integration {
 
         /// One connection for everything: reads and changes of accounts have their turn however busy the records keep it.
         @Test func poolOfOne() throws {
-            let (stage, _) = try stage(["CODEX_LB_DATABASE_POOL_SIZE": "1", "CODEX_LB_DATABASE_MAX_OVERFLOW": "0"])
+            let (stage, _) = try stage([
+                "CODEX_LB_DATABASE_POOL_SIZE": "1", "CODEX_LB_DATABASE_MAX_OVERFLOW": "0", "CODEX_LB_REQUIRE_KEYS": "never",
+            ])
             let load = Load(stage, pause: 1_000)
             #expect(eventually(20) { load.count >= 100 })
             for _ in 0..<20 { #expect(try stage.daemon.get("/v1/usage").status == 200) }

@@ -60,6 +60,38 @@ extension Integration {
             try daemon.post("/v1/responses", Stage.body(stream: false), headers: [("X-Request-Id", "tls")])
         }
 
+        /// An answer that comes as a second record of the same packet is nobody's.
+        @Test func recordBehindAnAnswer() throws {
+            let upstream = try SecureUpstream()
+            let daemon = try Daemon(["SSL_CERT_FILE": upstream.certificate])
+            try daemon.addAccount("a", baseURL: "https://localhost:\(upstream.port)/v1", key: "poison")
+            try daemon.start()
+            let client = try daemon.connect()
+            for i in 0..<20 {
+                try client.post("/v1/responses", Stage.body(stream: false), headers: [("X-Request-Id", "own-\(i)")])
+                let answer = try client.answer()
+                #expect(answer.status == 200 && answer.json["id"] as? String == "own-\(i)")
+            }
+        }
+
+        /// A large upload is held once, not in each layer: it goes through TLS in pieces.
+        @Test func largeUpload() throws {
+            let upstream = try SecureUpstream()
+            let daemon = try daemon(upstream)
+            let worker = try #require(daemon.pid("worker"))
+            func peak() -> Int {
+                let status = String(decoding: FileManager.default.contents(atPath: "/proc/\(worker)/status") ?? Data(), as: UTF8.self)
+                let line = status.split(separator: "\n").first { $0.hasPrefix("VmHWM:") }
+                return line.flatMap { Int($0.split(separator: " ")[1]) } ?? 0
+            }
+            #expect(try post(daemon).status == 200)
+            let before = peak()
+            let megabytes = 24
+            let body = "{\"model\":\"gpt-5.4\",\"input\":\"\(String(repeating: "x", count: megabytes << 20))\"}"
+            #expect(try daemon.post("/v1/responses", body, seconds: 60).status == 200)
+            #expect(before > 0 && peak() - before < 2 * megabytes * 1024, "KiB")
+        }
+
         /// A trusted certificate: TLS 1.2 or newer, the name in SNI, and the second connection resumes the session of the first.
         @Test func trusted() throws {
             let upstream = try SecureUpstream()

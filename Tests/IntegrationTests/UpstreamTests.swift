@@ -234,11 +234,13 @@ extension Integration {
 
         /// IPv4 sockets of this machine, from /proc/net/tcp.
         private static func sockets() throws -> [(own: UInt16?, peer: UInt16?, state: Substring, timer: Substring)] {
-            String(decoding: try #require(try FileHandle(forReadingAtPath: "/proc/net/tcp")?.readToEnd()), as: UTF8.self).split(separator: "\n")
-                .dropFirst().map { line in
-                    let fields = line.split(separator: " ")
-                    return (UInt16(fields[1].suffix(4), radix: 16), UInt16(fields[2].suffix(4), radix: 16), fields[3], fields[5])
-                }
+            String(decoding: try #require(try FileHandle(forReadingAtPath: "/proc/net/tcp")?.readToEnd()), as: UTF8.self).split(
+                separator: "\n"
+            )
+            .dropFirst().map { line in
+                let fields = line.split(separator: " ")
+                return (UInt16(fields[1].suffix(4), radix: 16), UInt16(fields[2].suffix(4), radix: 16), fields[3], fields[5])
+            }
         }
 
         /// An address on loopback whose accept queue is full: the kernel drops what would connect, as a dead host does.

@@ -3,7 +3,8 @@
     tls_upstream.py CERTIFICATE KEY OUTPUT
 
 Writes `PORT PROXY_PORT` as the first line of OUTPUT, then one line per event: `request VERSION SNI RESUMED`, `connect TARGET AUTHORIZATION`,
-`failed` for a handshake that did not come to an end. Runs until it is killed.
+`failed` for a handshake that did not come to an end. Runs until it is killed. To the key `poison` it gives an answer with the request's
+id, and in the same packet, as a record of its own, another answer that nobody asked for; the connection stays open.
 """
 
 import socket
@@ -57,6 +58,13 @@ def serve(raw):
             while missing > 0:
                 missing -= len(stream.recv(65536))
             output.write(f"request {stream.version()} {names.get(id(stream))} {stream.session_reused}\n")
+            if "poison" in field(text, "authorization"):
+                own = b'{"id":"%s","output":[]}' % field(text, "x-request-id").encode()
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+                for body in (own, b'{"id":"poison","output":[]}'):
+                    stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+                continue
             stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY)
             stream.unwrap()
             return
