@@ -60,6 +60,8 @@ final class UpstreamConnection: ByteStreamDelegate {
     private(set) var tookAt: Instant
     /// The upstream takes nothing more; what it had answered is still read. RFC 9112 §9.5: an early answer is worth having.
     private var writeProblem: String?
+    /// The kernel told a failure. From then on its reads give 0 as after the upstream's end, which may never have come.
+    private var hasFailed = false
     /// The answer is whole; whether more comes behind it in the same bytes is still to be seen.
     private var isReturning = false
     private var isTakingRecords = false
@@ -305,13 +307,18 @@ final class UpstreamConnection: ByteStreamDelegate {
         fail(writeProblem ?? "the upstream closed the connection")
     }
 
-    func streamFailed(_ stream: ByteStream, _ error: LoopError) { fail(writeProblem ?? error.description) }
+    func streamFailed(_ stream: ByteStream, _ error: LoopError) {
+        hasFailed = true
+        fail(writeProblem ?? error.description)
+    }
 
     func streamWriteFailed(_ stream: ByteStream, _ error: LoopError) {
         switch phase {
         case .head, .body:
             // It may have answered before it stopped to take the request: reading meets that answer, or the end.
             writeProblem = error.description
+            // EPIPE is what a reset is called that follows the upstream's end (Linux, tcp_reset).
+            if !error.isBrokenPipe { hasFailed = true }
             unsent = []
             if !isPaused { stream.startReading() }
         case .idle, .closed:
@@ -335,7 +342,7 @@ final class UpstreamConnection: ByteStreamDelegate {
     private var isUnread: Bool {
         guard isReused else { return false }
         let given = requestBytes - stream.queuedBytes
-        return given == 0 || stream.hasPeerEnded && stream.unacknowledgedBytes >= given
+        return given == 0 || !hasFailed && stream.hasPeerEnded && stream.unacknowledgedBytes >= given
     }
 
     /// Gives the connection up; its user hears nothing more.
