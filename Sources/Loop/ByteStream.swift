@@ -221,17 +221,9 @@ public final class ByteStream {
     }
 
     /// Takes what has arrived, without waiting for the loop.
-    public func takeArrived(into buffer: UnsafeMutableRawBufferPointer) -> Arrived { receive(buffer, Int32(MSG_DONTWAIT)) }
-
-    /// Whether the peer has sent its end and everything before that has been read.
-    public var hasPeerEnded: Bool {
-        var byte: UInt8 = 0
-        return withUnsafeMutableBytes(of: &byte) { recv(descriptor, $0.baseAddress, 1, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT)) == 0 }
-    }
-
-    private func receive(_ buffer: UnsafeMutableRawBufferPointer, _ flags: Int32) -> Arrived {
+    public func takeArrived(into buffer: UnsafeMutableRawBufferPointer) -> Arrived {
         while true {
-            let n = recv(descriptor, buffer.baseAddress, buffer.count, flags)
+            let n = recv(descriptor, buffer.baseAddress, buffer.count, Int32(MSG_DONTWAIT))
             if n > 0 { return .bytes(n) }
             if n < 0, errno == EINTR { continue }
             return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) ? .nothing : .end

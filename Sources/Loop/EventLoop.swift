@@ -18,7 +18,6 @@ public struct LoopError: Error, Equatable, CustomStringConvertible {
     public var isExhaustion: Bool {
         [UV_EMFILE, UV_ENFILE, UV_ENOMEM, UV_ENOBUFS, UV_EADDRNOTAVAIL].contains { $0.rawValue == code }
     }
-    public var isBrokenPipe: Bool { code == UV_EPIPE.rawValue }
     public var isConnectionReset: Bool { code == UV_ECONNRESET.rawValue || code == UV_EPIPE.rawValue }
 }
 

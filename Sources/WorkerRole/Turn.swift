@@ -573,6 +573,7 @@ final class Turn: UpstreamUser, Answering {
         }
         // What was read is paid for: the usage stands at the answer's end, which may be near.
         usageBy = worker.loop.now.adding(milliseconds: Limits.usageAfterClientMilliseconds)
+        worker.clientLeft(self)  // no connection sweeps it any more
         clientDrained()
     }
 

@@ -60,8 +60,6 @@ final class UpstreamConnection: ByteStreamDelegate {
     private(set) var tookAt: Instant
     /// The upstream takes nothing more; what it had answered is still read. RFC 9112 §9.5: an early answer is worth having.
     private var writeProblem: String?
-    /// The kernel told a failure. From then on its reads give 0 as after the upstream's end, which may never have come.
-    private var hasFailed = false
     /// The answer is whole; whether more comes behind it in the same bytes is still to be seen.
     private var isReturning = false
     private var isTakingRecords = false
@@ -304,21 +302,16 @@ final class UpstreamConnection: ByteStreamDelegate {
             keepsAlive = false
             return complete(leftOver: 0)
         }
-        fail(writeProblem ?? "the upstream closed the connection")
+        fail(writeProblem ?? "the upstream closed the connection", atEnd: writeProblem == nil)
     }
 
-    func streamFailed(_ stream: ByteStream, _ error: LoopError) {
-        hasFailed = true
-        fail(writeProblem ?? error.description)
-    }
+    func streamFailed(_ stream: ByteStream, _ error: LoopError) { fail(writeProblem ?? error.description) }
 
     func streamWriteFailed(_ stream: ByteStream, _ error: LoopError) {
         switch phase {
         case .head, .body:
             // It may have answered before it stopped to take the request: reading meets that answer, or the end.
             writeProblem = error.description
-            // EPIPE is what a reset is called that follows the upstream's end (Linux, tcp_reset).
-            if !error.isBrokenPipe { hasFailed = true }
             unsent = []
             if !isPaused { stream.startReading() }
         case .idle, .closed:
@@ -328,21 +321,22 @@ final class UpstreamConnection: ByteStreamDelegate {
 
     func streamDrained(_ stream: ByteStream) { pump() }
 
-    private func fail(_ why: String) {
+    /// `atEnd`: the upstream's orderly end was read, not a failure.
+    private func fail(_ why: String, atEnd: Bool = false) {
         guard !isClosed else { return }
         let user = self.user
-        let progress = answered ? UpstreamProgress.answered : isUnread ? .unread : .sent
+        let progress = answered ? UpstreamProgress.answered : isUnread(atEnd: atEnd) ? .unread : .sent
         close()
         user?.upstreamFailed(why, progress)
     }
 
-    /// Whether it is certain that the upstream read nothing of the request: it had sent its end, and its acknowledgements, up to that end
-    /// or a reset, cover no byte of ours. An upstream that reads and then closes acknowledges what it read with its FIN (RFC 9293 §3.10.7.4);
-    /// a reset alone proves nothing.
-    private var isUnread: Bool {
+    /// Whether it is certain that the upstream read nothing of the request: either no byte was given to the kernel, or it had sent its end,
+    /// and its acknowledgements cover no byte of ours. An upstream that reads and then closes acknowledges with its FIN what it read
+    /// (RFC 9293 §3.10.7.4); a reset proves nothing, for it acknowledges nothing.
+    private func isUnread(atEnd: Bool) -> Bool {
         guard isReused else { return false }
         let given = requestBytes - stream.queuedBytes
-        return given == 0 || !hasFailed && stream.hasPeerEnded && stream.unacknowledgedBytes >= given
+        return given == 0 || atEnd && stream.unacknowledgedBytes >= given
     }
 
     /// Gives the connection up; its user hears nothing more.

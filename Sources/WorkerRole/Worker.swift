@@ -73,6 +73,8 @@ final class Worker {
     private var pepper: [UInt8] = []
     private var connections: [ObjectIdentifier: ClientConnection] = [:]
     private var turns: [ObjectIdentifier: Turn] = [:]
+    /// Those of them whose client has left and whose usage is still awaited.
+    private var clientless: [ObjectIdentifier: Turn] = [:]
     /// By the descriptor of `doors` that each listens on.
     private var listeners: [Int32: Listener] = [:]
     /// Listening sockets of the heritage; none from the drain on.
@@ -360,7 +362,12 @@ final class Worker {
         }
     }
 
-    func ended(_ turn: Turn) { turns[ObjectIdentifier(turn)] = nil }
+    func ended(_ turn: Turn) {
+        turns[ObjectIdentifier(turn)] = nil
+        if !clientless.isEmpty { clientless[ObjectIdentifier(turn)] = nil }
+    }
+
+    func clientLeft(_ turn: Turn) { clientless[ObjectIdentifier(turn)] = turn }
 
     func makeID(_ time: WallTime) -> RecordID { RecordID(time: time, random: (random.next(), random.next())) }
 
@@ -485,6 +492,7 @@ final class Worker {
             buffered += connection.bufferedBytes
         }
         memory.setBuffers(buffered)
+        for turn in clientless.values { turn.sweep(now) }
         pool.sweep(now)
         catalogue.sweep(now)
         store.sweep(now)

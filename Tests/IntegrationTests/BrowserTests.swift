@@ -44,7 +44,8 @@ extension Integration {
             let stage = try Stage("a")
             stage.always("a", .events(Canned.stream, headers: ["Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "x"]))
             for headers in [
-                [], [("Sec-Fetch-Site", "none")], [("Sec-Fetch-Site", "same-origin")], [("Origin", "http://" + stage.daemon.address)],
+                [], [("Sec-Fetch-Site", "none")], [("Sec-Fetch-Site", "same-origin")],
+                [("Host", stage.daemon.address), ("Origin", "http://" + stage.daemon.address)],
             ] {
                 let answer = try stage.daemon.post("/v1/responses", Stage.body(), headers: headers)
                 #expect(answer.status == 200, "\(headers)")

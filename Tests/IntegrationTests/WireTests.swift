@@ -25,12 +25,13 @@ extension Integration {
             let stage = try Stage("a")
             let worker = try #require(stage.daemon.pid("worker"))
             func resident() -> Int {
-                let status = (try? String(contentsOfFile: "/proc/\(worker)/status", encoding: .utf8)) ?? ""
+                let status = String(decoding: FileManager.default.contents(atPath: "/proc/\(worker)/status") ?? Data(), as: UTF8.self)
                 let line = status.split(separator: "\n").first { $0.hasPrefix("VmRSS:") }
                 return line.flatMap { Int($0.split(separator: " ")[1]) } ?? 0
             }
             _ = try stage.daemon.get("/metrics")
             let before = resident()
+            #expect(before > 0)
             let connection = try HTTPConnection(stage.daemon.address, receiveBuffer: 4096)
             let requests = Array(String(repeating: "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", count: 2000).utf8)
             var sent = 0

@@ -58,6 +58,8 @@ public struct Behaviour: Sendable {
         case gate(Gate)
         /// Closes our side after what was written.
         case end
+        /// Closes both sides, as a server does that drops an idle connection.
+        case close
         /// Closes with RST.
         case reset
     }

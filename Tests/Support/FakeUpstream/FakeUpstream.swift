@@ -311,6 +311,8 @@ final class FakeConnection: ByteStreamDelegate {
                 stream.shutdown()
                 isBusy = true  // takes nothing more
                 return
+            case .close:
+                return end()
             case .reset:
                 stream.reset()
                 closed()
