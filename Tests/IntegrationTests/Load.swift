@@ -57,6 +57,22 @@ final class Load: @unchecked Sendable {  // `lock` guards the counters
     }
 }
 
+/// A number that several threads count up.
+final class Counter: @unchecked Sendable {  // `lock` guards the value
+    private let lock = NSLock()
+    private var count = 0
+    func add() {
+        lock.lock()
+        count += 1
+        lock.unlock()
+    }
+    var value: Int {
+        lock.lock()
+        defer { lock.unlock() }
+        return count
+    }
+}
+
 extension Stage {
     /// Every finished turn has exactly one record; nothing is in the store twice.
     func expectOneRecord(of finished: [String], seconds: Double = 15) throws {

@@ -110,6 +110,44 @@ extension Integration {
             #expect(try stage.health() == (200, "ok", "ok"))
         }
 
+        /// A database that stays locked until the journal is full: new turns get 503 with `Retry-After` and are not sent; when the lock is
+        /// gone everything that was taken in is stored, and turns go on.
+        @Test func fullJournal() throws {
+            let stage = try Stage("a")
+            // Turns without an account are records too, and the cheapest.
+            #expect(try stage.daemon.run("accounts", "pause", "a").isGood)
+            #expect(try eventually(5) { try stage.turn(stream: false).errorCode == "no_accounts" })
+            #expect(try eventually(5) { try stage.metric("codex_lb_journal_bytes") == 0 })
+            let database = BareDatabase(of: stage.daemon)
+            let count = { Int(try database.sql("SELECT count(*) FROM usage_records")) ?? -1 }
+            let before = try count()
+            let intruder = try Intruder(stage.daemon, stage.daemon.database, "BEGIN EXCLUSIVE")
+            let connection = try stage.daemon.connect()
+            let (model, id) = (String(repeating: "m", count: 256), String(repeating: "i", count: 128))
+            let body = Array(Stage.body(stream: false, model: model).utf8)
+            let head = HTTPConnection.head("POST", "/v1/responses", bodyCount: body.count, headers: [("X-Request-Id", id)])
+            let batch = [[UInt8]](repeating: Array(head.utf8) + body, count: 50).flatMap { $0 }
+            var (taken, refused): (Int, Answer?) = (0, nil)
+            while refused == nil, taken < 100_000 {
+                try connection.send(batch)
+                for _ in 0..<50 {
+                    let answer = try connection.answer()
+                    if answer.text.contains("journal is full") { refused = answer } else { taken += 1 }
+                }
+            }
+            #expect(refused?.status == 503 && refused?.header("retry-after") != nil, "\(taken) turns: \(String(describing: refused))")
+            #expect(try stage.health().code == 503)
+            #expect(stage.upstream.requests.allSatisfy { $0.method != "POST" })
+            try intruder.end()
+            try eventually(60, every: 0.2) { try count() == before + taken }
+            let stored = try count() - before
+            #expect(stored == taken)
+            #expect(try stage.daemon.run("accounts", "resume", "a").isGood)
+            #expect(try eventually(5) { try stage.turn("again").types.last == "response.completed" })
+            #expect(try eventually(5) { try stage.health() == (200, "ok", "ok") })
+            #expect(!stage.daemon.log.contains("usage record lost"))
+        }
+
         /// Locked for writing when the server starts: it starts all the same, and stores its records when the lock is gone.
         @Test func lockedAtStart() throws {
             let stage = try Stage("a")

@@ -29,7 +29,7 @@ extension Integration {
 
         /// Whoever got a connection before the stop gets an answer: clients that connect, wait a little and ask, through five stops.
         @Test func nobodyIsReset() throws {
-            let (answered, reset) = (Chaos.Counter(), Chaos.Counter())
+            let (answered, reset) = (Counter(), Counter())
             for _ in 0..<5 {
                 let stage = try Stage("a", workers: 2)
                 let before = answered.value

@@ -36,6 +36,19 @@ extension Integration {
             }
         }
 
+        /// The same in the same moment, often: a reset overtakes the acknowledgement of what was read, and proves nothing.
+        @Test func takenAndResetAtOnce() throws {
+            let stage = try Stage("a")
+            for turn in 0..<50 {
+                stage.script("a", .ok, .reset)
+                #expect(try stage.turn("kept-\(turn)").types.last == "response.completed")
+                let answer = try stage.turn("reset-\(turn)", stream: false)
+                #expect(answer.status == 502 && stage.calls("a") == 2 * (turn + 1), "\(answer.text)")
+            }
+            let requests = stage.requests("a")
+            #expect(stride(from: 0, to: requests.count - 1, by: 2).allSatisfy { requests[$0].connection == requests[$0 + 1].connection })
+        }
+
         /// Upstreams that end a kept connection right after its answer lose no turn and get none twice, whenever their end arrives.
         @Test func endedConnectionsCostNothing() throws {
             let stage = try Stage("a")

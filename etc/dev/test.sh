@@ -2,7 +2,8 @@
 # All tests: builds, unit and integration tests in Swift, then the OpenAI SDK from PyPI as a client.
 set -eu
 cd "$(dirname "$0")/../.."
-swift build --build-tests
+# Not --build-tests: that builds every product of every dependency too, protoc among them.
+swift build --product codex-lbPackageTests
 swift build --product codex-lb
 CODEX_LB_TEST_BINARY="$(swift build --show-bin-path)/codex-lb"
 export CODEX_LB_TEST_BINARY

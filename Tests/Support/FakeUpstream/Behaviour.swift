@@ -71,6 +71,11 @@ public struct Behaviour: Sendable {
 
     // MARK: Answers
 
+    /// The answer that `choose` has for a request.
+    public static func chosen(_ choose: @escaping @Sendable (RecordedRequest) -> Behaviour) -> Behaviour {
+        Behaviour { choose($0).steps($0) }
+    }
+
     /// A good answer to whatever was asked.
     public static let ok = Behaviour { Canned.answer($0).steps($0) }
 
