@@ -1,5 +1,6 @@
 import ArgumentParser
 import ControlWire
+import Settings
 import Vocabulary
 
 struct Keys: ParsableCommand {
