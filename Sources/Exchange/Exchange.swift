@@ -67,7 +67,7 @@ public struct Exchange: Sendable {
         mayRetryStale = true
     }
 
-    /// A kept connection turned out to be closed before anything of the answer came: once more on a fresh one, not counted.
+    /// A kept connection had ended before anything of the request was read: once more on a fresh one, not counted.
     public mutating func staleConnectionFound() -> Bool {
         guard state == .dispatched, mayRetryStale else { return false }
         mayRetryStale = false
