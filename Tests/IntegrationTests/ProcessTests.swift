@@ -242,7 +242,7 @@ extension Integration {
         @Test func noSecrets() throws {
             let secret = "sk-up-\(UUID().uuidString)"
             let token = "eyJ-\(UUID().uuidString)"
-            let stage = try Stage()
+            let stage = try Stage(environment: ["CODEX_LB_REQUIRE_KEYS": "never"])
             try stage.daemon.addAccount("a", baseURL: stage.upstream.baseURL, key: secret)
             try stage.daemon.importAccount("live", baseURL: stage.upstream.chatGPTBaseURL, token: token, accountID: "acc")
             let clientKey = try stage.daemon.createKey("laptop")
