@@ -37,7 +37,12 @@ public struct KeyRotation {
     public func run() throws(StoreError) -> Outcome {
         let vault = try store.requireVault()
         willDo(.makeKey)
-        let next = try Vault.next(keyPath: keyPath)
+        var next = try Vault.next(keyPath: keyPath)
+        if next.fingerprint == vault.fingerprint {
+            // Since an earlier rotation nobody could put it in its place; this says why.
+            try Vault.takeNext(keyPath: keyPath)
+            next = try Vault.next(keyPath: keyPath)
+        }
         let accounts = try store.change { () throws(StoreError) in try seal(vault, next) }
         willDo(.keepOld)
         let kept = try Vault.keepOld(keyPath: keyPath)

@@ -112,6 +112,33 @@ extension Integration {
             #expect(Set(stage.requests("a").map(\.connection)).count == 20, "a connection with unasked bytes is not kept")
         }
 
+        /// The same when the next request waits already: the answer fills the read exactly, so that what is behind it comes with the next read
+        /// of the same call, after the connection could have been used again.
+        @Test func bytesBehindAFullRead() throws {
+            let stage = try Stage("a")
+            stage.always(
+                "a",
+                Behaviour { request in
+                    let id = request.header("x-request-id") ?? ""
+                    func answer(_ pad: Int) -> [UInt8] {
+                        Behaviour.whole(200, "{\"id\":\"\(id)\",\"output\":[],\"pad\":\"\(String(repeating: "x", count: pad))\"}", [:])
+                    }
+                    let pad = 64 * 1024 - answer(60_000).count + 60_000
+                    return [.bytes(answer(pad) + Self.poison)]
+                })
+            for i in 0..<10 {
+                let client = try stage.daemon.connect()
+                defer { client.close() }
+                for part in 0..<2 {
+                    try client.post("/v1/responses", Stage.body(stream: false), headers: [("X-Request-Id", "own-\(i)-\(part)")])
+                }
+                for part in 0..<2 {
+                    let answer = try client.answer()
+                    #expect(answer.status == 200 && answer.json["id"] as? String == "own-\(i)-\(part)")
+                }
+            }
+        }
+
         // MARK: Nothing is free
 
         /// A client that leaves after the text: its upstream's word on the usage is waited for, and recorded.
@@ -186,29 +213,44 @@ extension Integration {
 
         // MARK: Our own want
 
-        /// At a small descriptor limit clients wait their turn; no account is blamed for what we lack.
+        /// At a small descriptor limit clients wait their turn, and connections kept for one upstream make room for another's; no account is
+        /// blamed for what we lack.
         @Test func fewDescriptors() throws {
-            let upstream = try FakeUpstream()
+            let names = ["a", "b", "c"]
+            let upstreams = try names.map { _ in try FakeUpstream() }
             let daemon = try Daemon()
             daemon.runner = ["/bin/sh", "-c", "ulimit -n 256; exec \"$0\" \"$@\""]
-            for name in ["a", "b", "c"] { try daemon.addAccount(name, baseURL: upstream.baseURL, key: Stage.key(name)) }
+            for (name, upstream) in zip(names, upstreams) {
+                try daemon.addAccount(name, baseURL: upstream.baseURL, key: Stage.key(name))
+                if name != "a" { #expect(try daemon.run("accounts", "pause", name).isGood) }
+            }
             try daemon.start()
-            let gate = Gate()
-            for name in ["a", "b", "c"] {
+            for (i, (name, upstream)) in zip(names, upstreams).enumerated() {
+                if i > 0 {
+                    #expect(try daemon.run("accounts", "resume", name).isGood)
+                    #expect(try daemon.run("accounts", "pause", names[i - 1]).isGood)
+                    #expect(
+                        try eventually(5) {
+                            _ = try daemon.post("/v1/responses", Stage.body())
+                            return upstream.calls(Stage.key(name)) > 0
+                        })
+                }
+                let gate = Gate()
+                let warm = upstream.calls(Stage.key(name))
                 upstream.always(Stage.key(name), .stall([Canned.created(), Canned.delta("x")], gate, [Canned.completed()]))
+                let clients = try (0..<160).map { n in
+                    let client = try daemon.connect()
+                    try client.post("/v1/responses", Stage.body(), headers: [("X-Request-Id", "few-\(name)-\(n)")])
+                    return client
+                }
+                #expect(upstream.wait(requests: warm + 100))
+                gate.open()
+                let good = clients.count { client in
+                    defer { client.close() }
+                    return (try? client.answer())?.types.last == "response.completed"
+                }
+                #expect(good == clients.count, "\(name)")
             }
-            let clients = try (0..<160).map { i in
-                let client = try daemon.connect()
-                try client.post("/v1/responses", Stage.body(), headers: [("X-Request-Id", "few-\(i)")])
-                return client
-            }
-            #expect(upstream.wait(requests: 100))
-            gate.open()
-            let good = clients.count { client in
-                defer { client.close() }
-                return (try? client.answer())?.types.last == "response.completed"
-            }
-            #expect(good == clients.count)
             #expect(!daemon.log.contains("cools down"))
         }
 
