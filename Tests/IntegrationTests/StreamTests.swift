@@ -57,6 +57,9 @@ extension Integration {
             #expect(String(decoding: tail, as: UTF8.self).contains("response.completed"))
         }
 
+        /// The bar of a worker with 1,000 streams is 30 MiB, of a release build; `make soak` holds one to it. What is not optimised needs more.
+        private static let workerMiB = ProcessInfo.processInfo.environment["CODEX_LB_TEST_RELEASE"] == nil ? 120 : 30
+
         static func residentBytes(_ pid: Int32) -> Int {
             let text = String(decoding: FileManager.default.contents(atPath: "/proc/\(pid)/status") ?? Data(), as: UTF8.self)
             let line = text.split(separator: "\n").first { $0.hasPrefix("VmRSS:") } ?? ""
@@ -200,7 +203,7 @@ extension Integration {
             }
             #expect(try stage.metric("codex_lb_turns_open") == 1000)
             let memory = Self.residentBytes(try #require(stage.daemon.pid("worker")))
-            #expect(memory < 120 << 20, "worker has \(memory >> 20) MiB with 1,000 streams (not optimised)")
+            #expect(memory < Self.workerMiB << 20, "worker has \(memory >> 20) MiB with 1,000 streams")
             gate.open()
             for connection in connections {
                 #expect(try connection.event(30)?.type == "response.output_text.delta")

@@ -251,6 +251,7 @@ extension Integration {
                 }
                 #expect(good == clients.count, "\(name)")
             }
+            #expect(daemon.log.contains("accepting paused"))
             #expect(!daemon.log.contains("cools down"))
         }
 
