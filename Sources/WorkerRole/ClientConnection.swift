@@ -179,7 +179,7 @@ final class ClientConnection: ByteStreamDelegate {
 
     /// Of a client that has sent its end nothing follows what is here: a request that is not whole by now never will be.
     private func endIfHalfClosed() {
-        guard isHalfClosed else { return }
+        guard isHalfClosed, input.isEmpty || !isUnread else { return }
         switch phase {
         case .idle, .head, .body: linger()
         case .answering, .lingering, .closed: break
@@ -544,6 +544,7 @@ final class ClientConnection: ByteStreamDelegate {
         switch phase {
         case .answering, .closed: break  // a client may close its sending side and wait for the answer
         case .lingering: if stream.queuedBytes == 0 { close() }
+        case .idle where !input.isEmpty, .head where isUnread: break  // whole requests wait here until the client has read
         case .idle, .head, .body: linger()
         }
     }
@@ -558,6 +559,7 @@ final class ClientConnection: ByteStreamDelegate {
         case .idle, .head:
             if !isHalfClosed { stream.startReading() }
             advanceInput()
+            if input.isEmpty { endIfHalfClosed() }
         case .body, .answering, .lingering, .closed: break
         }
     }
@@ -644,6 +646,7 @@ final class ClientConnection: ByteStreamDelegate {
     /// to come, is not idle until `idleToo` says so.
     func drain(idleToo: Bool) {
         switch phase {
+        case .idle where !input.isEmpty: break  // requests that wait until the client has read
         case .idle:
             if stream.queuedBytes > 0 { linger() } else if idleToo || hasAsked && stream.unreadBytes == 0 { close() }
         default: keepsAlive = false

@@ -124,8 +124,7 @@ final class Turn: UpstreamUser, Answering {
             return prepare(account.value.kind) { [unowned self] in dispatch(isAgain: isAgain) }
         }
         connecting = worker.pool.connection(to: account.origin, fresh: isAgain) { [weak self] result in
-            guard let self else { return }
-            guard !isSettled, !exchange.isFinished else {
+            guard let self, !isSettled, !exchange.isFinished else {
                 if case .success(let unused) = result { unused.giveBack() }
                 return
             }
@@ -508,7 +507,11 @@ final class Turn: UpstreamUser, Answering {
             wakeAt = .never
             return dispatch()
         }
-        if now >= firstByteBy || connection?.isUploadStalled(now, milliseconds: worker.settings.times.writeStalled) == true {
+        // Once an answer has begun, what of the request is not taken says nothing: the answer's own deadlines bound the turn.
+        let isStalled =
+            exchange.state == .dispatched && responseHead == nil
+            && connection?.isUploadStalled(now, milliseconds: worker.settings.times.writeStalled) == true
+        if now >= firstByteBy || isStalled {
             connection?.close()
             return attemptFailed(.timedOut)
         }

@@ -97,6 +97,9 @@ final class UpstreamConnection: ByteStreamDelegate {
     /// asked for and that would be taken for the answer. An idle connection has nothing to say but TLS's own records.
     func isFit() -> Bool {
         guard !isClosed else { return false }
+        // Records that came with the handshake's last one are with OpenSSL already.
+        if tls != nil { readRecords() }
+        guard !isClosed else { return false }
         return withUnsafeTemporaryAllocation(byteCount: 8 * 1024, alignment: 16) { buffer in
             while true {
                 switch stream.takeArrived(into: buffer) {
@@ -183,8 +186,12 @@ final class UpstreamConnection: ByteStreamDelegate {
     }
 
     private func takeRecords(_ bytes: UnsafeRawBufferPointer) {
+        tls?.receive(bytes)
+        readRecords()
+    }
+
+    private func readRecords() {
         guard let tls else { return }
-        tls.receive(bytes)
         isTakingRecords = true
         defer { isTakingRecords = false }
         let buffer = pool.plaintext
