@@ -47,7 +47,8 @@ public enum ClientAdmission {
 
     /// Nil when the key may ask for the model.
     public static func checkModel(_ model: String, key: ClientKey?) -> ProxyError? {
-        guard let models = key?.models, !models.contains(model) else { return nil }
+        // Byte for byte, as upstreams compare: Swift's == takes other spellings of the same letters for equal.
+        guard let models = key?.models, !models.contains(where: { $0.utf8.elementsEqual(model.utf8) }) else { return nil }
         return ProxyError(
             status: 403, code: "model_not_allowed", type: "permission_error",
             message:

@@ -25,12 +25,12 @@ final class ControlDoor {
     private func open() throws(SystemError) {
         if let slash = path.lastIndex(of: "/") { try Directory.make(String(path[..<slash])) }
         let descriptor = try Sockets.listen(.unix(path: path), mode: 0o600)
-        file = SocketFile(path)
         do throws(LoopError) {
             listener = try Listener(loop, descriptor: descriptor, kind: .unix) { [unowned self] in came($0) }
         } catch {
             throw SystemError(-error.code, "control socket \(path)")
         }
+        file = SocketFile(path)  // last: as long as it isn't ours the sweep tries again
     }
 
     /// Time has passed: answers for a writer that does not, and comes back when somebody cleaned the directory up.

@@ -384,7 +384,7 @@ final class Supervisor {
             status.ageMs = UInt64(now.milliseconds(since: child.since))
             status.restarts = UInt32(child.restarts)
             if child.slot.role == .worker {
-                status.connections = UInt32(max(0, scoreboard.value(.openConnections, worker: child.slot.number)))
+                status.connections = UInt32(clamping: scoreboard.value(.openConnections, worker: child.slot.number))
             }
             return status
         }

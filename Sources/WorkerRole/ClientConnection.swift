@@ -153,7 +153,7 @@ final class ClientConnection: ByteStreamDelegate {
             if input.isEmpty {
                 var offset = 0
                 advance(bytes.bytes, &offset)
-                if offset < bytes.count { input.insert(contentsOf: bytes[offset...], at: 0) }
+                putBack(bytes[offset...])
             } else {
                 input += bytes
                 advanceInput()
@@ -173,8 +173,16 @@ final class ClientConnection: ByteStreamDelegate {
         input = []
         var offset = 0
         advance(whole.span.bytes, &offset)
-        if offset < whole.count { input.insert(contentsOf: whole[offset...], at: 0) }
+        putBack(whole[offset...])
         endIfHalfClosed()
+    }
+
+    /// What could not be taken yet; a connection that ends takes no more.
+    private func putBack(_ rest: some Collection<UInt8>) {
+        switch phase {
+        case .lingering, .closed: break
+        case .idle, .head, .body, .answering: input.insert(contentsOf: rest, at: 0)
+        }
     }
 
     /// Of a client that has sent its end nothing follows what is here: a request that is not whole by now never will be.

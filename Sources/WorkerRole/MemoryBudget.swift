@@ -41,7 +41,7 @@ final class MemoryBudget {
     }
 }
 
-/// One body's share of the budget; given back with it.
+/// What one turn's request, or its answer, takes of the budget; given back with it.
 final class MemoryShare {
     private let budget: MemoryBudget
     private(set) var bytes = 0

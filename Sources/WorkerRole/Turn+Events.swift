@@ -57,11 +57,7 @@ extension Turn {
         case .vendor:
             if request.route == .codexResponses { forward(event, json, mayHold: true) }
         case .itemDone:
-            if isChatGPT, let item = JSONScan.find(json, "item"), itemsBytes < Limits.assembledBodyBytesMax {
-                let bytes = json.extracting(item).withUnsafeBytes { Array($0) }
-                itemsBytes += bytes.count
-                items.append(bytes)
-            }
+            if isChatGPT, let item = JSONScan.find(json, "item") { keep(item: json.extracting(item)) }
             forward(event, json)
         case .other:
             outputEvents += 1
@@ -82,6 +78,22 @@ extension Turn {
             failed(event, json, refusal)
         }
     }
+
+    /// A list with a gap would be told as the whole output: when one item doesn't fit, none is kept.
+    private func keep(item: RawSpan) {
+        guard !itemsLost else { return }
+        guard itemsBytes + item.byteCount <= Limits.assembledBodyBytesMax else {
+            (items, itemsBytes, itemsLost) = ([], 0, true)
+            return
+        }
+        itemsBytes += item.byteCount
+        items.append(item.withUnsafeBytes { Array($0) })
+    }
+
+    private static let outputLost = ProxyError(
+        status: 503, code: "server_overloaded", type: "server_error",
+        message: "The answer's items did not fit into codex-lb's memory (CODEX_LB_MEMORY_LIMIT); ask for a stream, or again later",
+        origin: .ourselves)
 
     /// Passes an event on, in the form the client asked for.
     private func forward(_ event: RawSpan, _ json: RawSpan, mayHold: Bool = false) {
@@ -135,7 +147,7 @@ extension Turn {
             guard let range = JSONScan.find(json, "response") else {
                 return streamBroke(code: "upstream_stream_truncated", message: "The upstream's terminal event has no response")
             }
-            let body = withOutput(json.extracting(range))
+            guard let body = withOutput(json.extracting(range)) else { return fail(Self.outputLost) }
             if request.route == .chatCompletions {
                 let chat = ChatTranslation.chatCompletion(
                     fromResponse: body.span.bytes, model: ask.model, created: request.time.seconds, id: "chatcmpl-" + request.id)
@@ -153,7 +165,10 @@ extension Turn {
             client?.append(out.span.bytes)
             settle(status: 200, errorCode: findings.errorCode ?? "")
         default:
-            if isChatGPT, request.route == .responses, !items.isEmpty, let rebuilt = withRebuiltOutput(json) {
+            if isChatGPT, request.route == .responses, let response = JSONScan.find(json, "response"),
+                lacksOutput(json.extracting(response))
+            {
+                guard let rebuilt = withRebuiltOutput(json, response) else { return streamBroke(Self.outputLost) }
                 if exchange.isInvisible, !sawCreated { beginWithCreated() } else { beginStream() }
                 client?.append(rebuilt.span.bytes)
             } else {
@@ -189,37 +204,31 @@ extension Turn {
         }
     }
 
-    /// The response object with its output filled from the items seen, when its own is empty.
-    private func withOutput(_ response: RawSpan) -> [UInt8] {
-        let isEmpty: Bool
-        if let output = JSONScan.find(response, "output") {
-            isEmpty = JSONScan.elements(response, output) { _ in false }
-        } else {
-            isEmpty = true
-        }
-        if isEmpty, !items.isEmpty {
-            var list: [UInt8] = [UInt8(ascii: "[")]
-            for (i, item) in items.enumerated() {
-                if i > 0 { list.append(UInt8(ascii: ",")) }
-                list += item
-            }
-            list.append(UInt8(ascii: "]"))
-            if let edited = JSONEdit.setting(response, [("output", list)]) { return edited }
-        }
-        return response.withUnsafeBytes { Array($0) }
+    /// Its terminal event tells no output, and the items seen make one.
+    private func lacksOutput(_ response: RawSpan) -> Bool {
+        guard !items.isEmpty || itemsLost else { return false }
+        guard let output = JSONScan.find(response, "output"), JSONScan.kind(response, output) == .array else { return true }
+        return JSONScan.elements(response, output) { _ in false }
     }
 
-    /// The terminal event with a filled output; nil when its own is good.
-    private func withRebuiltOutput(_ json: RawSpan) -> [UInt8]? {
-        guard let range = JSONScan.find(json, "response"), let output = JSONScan.find(json, "response", "output") else { return nil }
-        var count = 0
-        _ = JSONScan.elements(json, output) { _ in
-            count += 1
-            return false
+    /// The response object with its output filled from the items seen, when its own is empty; nil when they were lost.
+    private func withOutput(_ response: RawSpan) -> [UInt8]? {
+        guard lacksOutput(response) else { return response.withUnsafeBytes { Array($0) } }
+        guard !itemsLost else { return nil }
+        var list: [UInt8] = [UInt8(ascii: "[")]
+        for (i, item) in items.enumerated() {
+            if i > 0 { list.append(UInt8(ascii: ",")) }
+            list += item
         }
-        guard count == 0 else { return nil }
-        let response = withOutput(json.extracting(range))
-        guard let edited = JSONEdit.setting(json, [("response", response)]) else { return nil }
+        list.append(UInt8(ascii: "]"))
+        return JSONEdit.setting(response, [("output", list)])
+    }
+
+    /// The terminal event with a filled output; nil when its items were lost.
+    private func withRebuiltOutput(_ json: RawSpan, _ range: Range<Int>) -> [UInt8]? {
+        guard let response = withOutput(json.extracting(range)), let edited = JSONEdit.setting(json, [("response", response)]) else {
+            return nil
+        }
         let name = JSONScan.find(json, "type").flatMap { JSONScan.string(json, $0) } ?? "response.completed"
         return Array("event: \(name)\ndata: ".utf8) + edited + Array("\n\n".utf8)
     }

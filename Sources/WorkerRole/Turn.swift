@@ -34,6 +34,10 @@ final class Turn: UpstreamUser, Answering {
     /// Output items of a stream, for answers whose terminal event leaves them out.
     var items: [[UInt8]] = []
     var itemsBytes = 0
+    /// There was no room for some of them.
+    var itemsLost = false
+    /// What `keptBytes` takes of the instance's memory; nil while it is little.
+    private var kept: MemoryShare?
 
     private var account: RoutedAccount?
     private var connection: UpstreamConnection?
@@ -66,7 +70,7 @@ final class Turn: UpstreamUser, Answering {
         /// Server-sent events of the Responses API, told as a chat stream.
         case chatEvents(ChatStreamTranslator)
         /// A body passed on as it comes; a copy is kept for its usage.
-        case body([UInt8])
+        case body(AnswerCopy)
         /// Server-sent events that become one JSON answer.
         case assembled
     }
@@ -123,7 +127,10 @@ final class Turn: UpstreamUser, Answering {
         if ask.isLongToRewrite(account.value.kind), prepared?.kind != account.value.kind {
             return prepare(account.value.kind) { [unowned self] in dispatch(isAgain: isAgain) }
         }
-        connecting = worker.pool.connection(to: account.origin, fresh: isAgain) { [weak self] result in
+        // A kept connection is given at once, and what follows may already have asked for the next one.
+        var isDone = false
+        let attempt = worker.pool.connection(to: account.origin, fresh: isAgain) { [weak self] result in
+            isDone = true
             guard let self, !isSettled, !exchange.isFinished else {
                 if case .success(let unused) = result { unused.giveBack() }
                 return
@@ -138,15 +145,21 @@ final class Turn: UpstreamUser, Answering {
             case .failure(.exhausted(let why)): attemptFailed(.exhausted(why))
             }
         }
+        if !isDone { connecting = attempt }
     }
 
     /// A large body is rewritten on the thread pool, before there is a connection that would wait for it.
     private func prepare(_ kind: Account.Kind, then next: @escaping () -> Void) {
-        let ask = ask
+        let (ask, memory) = (ask, request.memory)
         worker.bodyWork.run({ Result { () throws(ProxyError) in try ask.upstreamBody(kind) } }) { [weak self] result in
+            // The body stays counted until the thread pool has given it back, also when its client has left.
+            withExtendedLifetime(memory) {}
             guard let self, !exchange.isFinished else { return }
             switch result {
             case .success(let body):
+                guard memory.grow(to: ask.bodyBytes + body.count) else {
+                    return fail(MemoryBudget.overloaded("the request body does not fit twice, as its upstream needs it rewritten"))
+                }
                 prepared = (kind, body)
                 next()
             case .failure(let error): fail(error)
@@ -214,7 +227,8 @@ final class Turn: UpstreamUser, Answering {
         splitter = EventSplitter(eventBytesMax: Limits.eventBytesMax)
         heldBack = []
         sawCreated = false
-        (items, itemsBytes) = ([], 0)
+        (items, itemsBytes, itemsLost) = ([], 0, false)
+        kept = nil
         responseHead = nil
         isPaused = false
         findings = UsageFindings()
@@ -235,7 +249,7 @@ final class Turn: UpstreamUser, Answering {
         acceptedAt = worker.loop.now
         let isEvents = head.fields.first(.contentType)?.lowercased().hasPrefix("text/event-stream") ?? isChatGPT
         if !isEvents {
-            answer = .body([])
+            answer = .body(AnswerCopy())
         } else if !ask.wantsStream, isChatGPT {
             answer = .assembled
         } else if request.route == .chatCompletions, isChatGPT {
@@ -259,8 +273,7 @@ final class Turn: UpstreamUser, Answering {
             answer = .refusal(body)
         case .body(var copy):
             answer = .none
-            let room = max(0, Limits.assembledBodyBytesMax - copy.count)
-            bytes.withUnsafeBytes { copy += $0.prefix(room) }
+            copy.append(bytes)
             answer = .body(copy)
             beginBodyIfNeeded()
             client?.append(bytes)
@@ -279,6 +292,49 @@ final class Turn: UpstreamUser, Answering {
             }
             if attempt == attemptNumber { swap(&feeding, &splitter) }
         }
+        makeRoomForKept()
+    }
+
+    /// Bytes of the answer that are held here.
+    private var keptBytes: Int {
+        let copied =
+            switch answer {
+            case .body(let copy): copy.bytes.count
+            case .refusal(let body): body.count
+            default: 0
+            }
+        return copied + splitter.heldBytes + heldBack.count + itemsBytes
+    }
+
+    /// Counts what is kept. When the instance has no room for it, what the client's answer can do without goes first.
+    private func makeRoomForKept() {
+        guard !exchange.isFinished, !countKept() else { return }
+        switch answer {
+        case .body(var copy):
+            answer = .none
+            copy.giveUp()  // its usage will be an estimate
+            answer = .body(copy)
+        case .events, .chatEvents, .assembled:
+            (items, itemsBytes, itemsLost) = ([], 0, itemsLost || !items.isEmpty)
+            if countKept() { return }
+            return streamBroke(MemoryBudget.overloaded("an event of the answer does not fit"))
+        case .none, .refusal:
+            break  // small, and needed
+        }
+        _ = countKept()
+    }
+
+    private func countKept() -> Bool {
+        let bytes = keptBytes
+        guard bytes > Limits.memoryStepBytes else {
+            kept = nil
+            return true
+        }
+        let share = kept ?? MemoryShare(worker.memory)
+        kept = share
+        if bytes > share.bytes { return share.grow(to: bytes + Limits.memoryStepBytes) }
+        if share.bytes - bytes > 2 * Limits.memoryStepBytes { share.set(bytes + Limits.memoryStepBytes) }
+        return true
     }
 
     func upstreamPaused() {
@@ -308,14 +364,13 @@ final class Turn: UpstreamUser, Answering {
         case .refusal(let body): attemptFailed(.refused(refusal(body)))
         case .body(let copy):
             beginBodyIfNeeded()
-            copy.withUnsafeBytes { raw in
-                switch request.route {
-                case .chatCompletions: UsageTap.chatChunk(raw.bytes, into: &findings)
-                case .embeddings: UsageTap.embeddingsBody(raw.bytes, into: &findings)
-                default: UsageTap.responsesBody(raw.bytes, into: &findings)
-                }
+            let body = copy.bytes.span.bytes
+            switch request.route {
+            case .chatCompletions: UsageTap.chatChunk(body, into: &findings)
+            case .embeddings: UsageTap.embeddingsBody(body, into: &findings)
+            default: UsageTap.responsesBody(body, into: &findings)
             }
-            let failure = copy.withUnsafeBytes { UpstreamRefusal(answer: $0.bytes) }
+            let failure = UpstreamRefusal(answer: body)
             settle(status: responseHead?.status ?? 200, errorCode: failure.map { $0.code.isEmpty ? "upstream_error" : $0.code } ?? "")
             finishAnswer()
         case .events, .chatEvents, .assembled:
@@ -324,6 +379,7 @@ final class Turn: UpstreamUser, Answering {
     }
 
     func upstreamTookRequest() {
+        if exchange.state == .visible { request.memory.set(0) }
         guard exchange.state == .dispatched, responseHead == nil else { return }
         firstByteBy = worker.loop.now.adding(milliseconds: worker.settings.times.firstByte)
     }
@@ -379,7 +435,8 @@ final class Turn: UpstreamUser, Answering {
         noteFirstByte()
         ask.forgetBody()
         prepared = nil
-        request.memory.set(0)
+        // What is still on its way to an upstream that answered early is held until it is out.
+        if connection?.isRequestOut ?? true { request.memory.set(0) }
     }
 
     private func noteFirstByte() {
@@ -479,14 +536,17 @@ final class Turn: UpstreamUser, Answering {
 
     /// A stream that the client has begun to see, or that was accepted and must not be sent again, ends without its end.
     func streamBroke(code: String, message: String) {
+        streamBroke(ProxyError(status: 502, code: code, type: "server_error", message: message, origin: .upstream))
+    }
+
+    func streamBroke(_ error: ProxyError) {
         connection?.close()
         connection = nil
         guard !isSettled else {  // the terminal event is out; only the end of the body is missing
             return finishAnswer()
         }
-        let error = ProxyError(status: 502, code: code, type: "server_error", message: message, origin: .upstream)
         if exchange.isInvisible, !ask.wantsStream || !request.route.isResponses { return fail(error) }
-        settle(status: 200, errorCode: code)
+        settle(status: 200, errorCode: error.code)
         let isFresh = exchange.isInvisible && heldBack.isEmpty
         beginStream()
         let events =
@@ -496,7 +556,7 @@ final class Turn: UpstreamUser, Answering {
                 createdFirst: isFresh && request.route == .responses)
             : ErrorEnvelope.chatFailure(error)
         client?.append(events.span.bytes)
-        logRefused(200, code)
+        logRefused(200, error.code)
         finishAnswer()
     }
 

@@ -53,7 +53,8 @@ final class UpstreamConnection: ByteStreamDelegate {
     /// The request's bytes that neither the kernel nor TLS has: its parts, and how much of the first one has gone.
     private var unsent: [[UInt8]] = []
     private var unsentOffset = 0
-    private var isRequestOut = true
+    /// All of the request has been given to the kernel.
+    private(set) var isRequestOut = true
     /// Bytes of this request, as they travel, that were given to the socket.
     private var requestBytes = 0
     /// When the upstream last took some of the request.

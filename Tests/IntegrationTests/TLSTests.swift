@@ -12,6 +12,7 @@ extension Integration {
             let child: Child
             private(set) var port = ""
             private(set) var proxyPort = ""
+            private(set) var earlyPort = ""
             var certificate: String { directory + "/cert.pem" }
 
             init(names: String = "DNS:localhost,DNS:upstream.test,DNS:refused.test") throws {
@@ -33,7 +34,7 @@ extension Integration {
                     environment: ["PATH": "/usr/bin:/bin"], errors: directory + "/errors")
                 guard eventually(10, { events.contains("\n") }) else { throw HarnessError("tls_upstream.py: \(events)") }
                 let ports = events.split(separator: "\n")[0].split(separator: " ")
-                (port, proxyPort) = (String(ports[0]), String(ports[1]))
+                (port, proxyPort, earlyPort) = (String(ports[0]), String(ports[1]), String(ports[2]))
             }
 
             deinit {
@@ -72,6 +73,17 @@ extension Integration {
                 let answer = try client.answer()
                 #expect(answer.status == 200 && answer.json["id"] as? String == "own-\(i)")
             }
+        }
+
+        /// An answer that comes in the packet of the handshake's last message, before anything was asked, is nobody's.
+        @Test func recordBeforeTheRequest() throws {
+            let upstream = try SecureUpstream()
+            let daemon = try Daemon(["SSL_CERT_FILE": upstream.certificate])
+            try daemon.addAccount("a", baseURL: "https://localhost:\(upstream.earlyPort)/v1", key: "sk-up-a")
+            try daemon.start()
+            let answer = try post(daemon)
+            #expect(answer.status == 502 && !answer.text.contains("poison"), "\(answer.text)")
+            #expect(upstream.lines("request").isEmpty)
         }
 
         /// A large upload is held once, not in each layer: it goes through TLS in pieces.

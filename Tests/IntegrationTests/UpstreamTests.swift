@@ -194,6 +194,45 @@ extension Integration {
             #expect(try client.answer().status == 200)
         }
 
+        /// An upstream that has begun to answer need not take the rest of the request: the answer goes on, whatever of it the client has
+        /// seen; what waits for that upstream stays counted until it is taken.
+        @Test(arguments: [true, false]) func uploadStalledBehindAnAnswer(_ isVisible: Bool) throws {
+            let stage = try Stage(environment: ["CODEX_LB_WRITE_STALLED_TIMEOUT_SECONDS": "1"])
+            let upstream = try PassedListener()
+            try stage.daemon.addAccount("early", baseURL: "http://127.0.0.1:\(upstream.port)/v1", key: "k")
+            #expect(try eventually(2) { try stage.metric("codex_lb_account_available{account=\"early\"}") == 1 })
+            let worker = try #require(stage.daemon.pid("worker"))
+            let client = try stage.daemon.connect()
+            let megabytes = 24
+            let body = "{\"model\":\"gpt-5.4\",\"stream\":\(isVisible),\"input\":\"\(String(repeating: "x", count: megabytes << 20))\"}"
+            try client.post("/v1/responses", body, headers: [("X-Request-Id", "early")])
+            let connection = try upstream.accept()
+            #expect(try connection.waitBytes(1000))
+            let answer = Behaviour.whole(200, Canned.response(), [:])
+            if isVisible {
+                try connection.send(
+                    Behaviour.streamHead([:]) + [Canned.created(), Canned.delta("x")].flatMap { Behaviour.chunk(Behaviour.event($0)) })
+                #expect(try client.event()?.type == "response.created")
+                #expect(try client.event()?.type == "response.output_text.delta")
+                #expect(try stage.metric("codex_lb_buffered_bytes") ?? 0 > Double((megabytes - 8) << 20), "what the upstream has not taken")
+            } else {
+                try connection.send(Array(answer.prefix(answer.count - Canned.response().utf8.count)))
+            }
+            #expect(client.isSilent(1.8), "longer than an upload may stand still")
+            if isVisible {
+                try connection.send(Behaviour.chunk(Behaviour.event(Canned.completed())) + Behaviour.chunkEnd)
+                #expect(try client.event()?.type == "response.completed")
+            } else {
+                try connection.send(Array(Canned.response().utf8))
+                #expect(try client.answer().status == 200)
+            }
+            let record = try stage.daemon.record("early")
+            #expect(record["status"] as? Int == 200 && record["attempts"] as? Int == 1 && record["input_tokens"] as? Int == 100)
+            #expect(stage.daemon.pid("worker") == worker)
+            #expect(try stage.isAvailable("early"))
+            #expect(try eventually(5) { try stage.metric("codex_lb_buffered_bytes") == 0 })
+        }
+
         /// An upstream that refuses a body it has not read, and closes, is heard.
         @Test func earlyRefusalIsHeard() throws {
             let stage = try Stage()

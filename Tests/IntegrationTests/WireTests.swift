@@ -75,6 +75,69 @@ extension Integration {
             #expect(stage.calls("a") == 1)
         }
 
+        /// An answer larger than the memory limit passes; what is kept of it to read its usage is given up, and the record says so.
+        @Test func answerBeyondTheMemoryLimit() throws {
+            let stage = try Stage("a", environment: ["CODEX_LB_MEMORY_LIMIT": "16M"])
+            let worker = try #require(stage.daemon.pid("worker"))
+            func peak() -> Int {
+                let status = String(decoding: FileManager.default.contents(atPath: "/proc/\(worker)/status") ?? Data(), as: UTF8.self)
+                let line = status.split(separator: "\n").first { $0.hasPrefix("VmHWM:") }
+                return line.flatMap { Int($0.split(separator: " ")[1]) } ?? 0
+            }
+            #expect(try stage.turn("warm", stream: false).status == 200)
+            let before = peak()
+            let (start, end) = ("{\"pad\":\"", "\",\"output\":[],\"usage\":{\"input_tokens\":1,\"output_tokens\":1}}")
+            let piece = [UInt8](repeating: UInt8(ascii: "x"), count: 1 << 20)
+            let size = start.utf8.count + 48 * piece.count + end.utf8.count
+            stage.always(
+                "a",
+                Behaviour(steps: [
+                    .bytes(Array("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: \(size)\r\n\r\n\(start)".utf8)),
+                    .times(48, piece), .bytes(Array(end.utf8)),
+                ]))
+            let answer = try stage.turn("large", stream: false, seconds: 60)
+            #expect(answer.status == 200 && answer.body.count == size)
+            #expect(before > 0 && peak() - before < 40 * 1024, "KiB")
+            let record = try stage.daemon.record("large")
+            #expect(record["error_code"] as? String == "usage_estimated" && record["output_tokens"] as? Int == size / 4)
+            #expect(try eventually(5) { try stage.metric("codex_lb_buffered_bytes") == 0 })
+        }
+
+        /// What an answer can't do without, and has no room, ends it with 503 or its event: a long event, and the items of a login's answer.
+        @Test func answerHasNoRoom() throws {
+            let stage = try Stage("a", environment: ["CODEX_LB_MEMORY_LIMIT": "16M"])
+            stage.always("a", .hugeEvent(bytes: 12 << 20))
+            #expect(try stage.turn("fits").types.last == "response.completed")
+            let holder = try stage.daemon.connect()
+            try holder.send(HTTPConnection.head("POST", "/v1/responses", bodyCount: 8 << 20))
+            try holder.send([UInt8](repeating: UInt8(ascii: " "), count: 7 << 20))
+            #expect(try eventually(5) { try stage.metric("codex_lb_buffered_bytes") ?? 0 >= Double(7 << 20) })
+            #expect(try stage.turn("large").failedCode == "server_overloaded")
+            #expect(try stage.daemon.record("large")["error_code"] as? String == "server_overloaded")
+
+            #expect(try stage.daemon.run("accounts", "pause", "a").isGood)
+            try stage.daemon.importAccount("login", baseURL: stage.upstream.chatGPTBaseURL, token: "access-token", accountID: "acc")
+            #expect(try eventually(5) { try stage.isAvailable("login") })
+            let item = {
+                "{\"type\":\"response.output_item.done\",\"item\":{\"type\":\"message\",\"text\":\"\(String(repeating: "x", count: $0))\"}}"
+            }
+            let items = { [Canned.created()] + Array(repeating: item(1 << 20), count: $0) + [Canned.completed(output: "")] }
+            stage.upstream.always("access-token", .events(items(4)))
+            let fits = try stage.turn("four", stream: false)
+            #expect(fits.status == 200 && (fits.json["output"] as? [Any])?.count == 4)
+            stage.upstream.always("access-token", .events(items(20)))
+            let refused = try stage.turn("twenty", stream: false)
+            #expect(refused.status == 503 && refused.errorCode == "server_overloaded")
+            let streamed = try stage.turn("twenty-streamed")
+            #expect(streamed.failedCode == "server_overloaded" && streamed.types.count { $0 == "response.output_item.done" } == 20)
+            for id in ["twenty", "twenty-streamed"] {
+                let record = try stage.daemon.record(id)
+                #expect(record["error_code"] as? String == "server_overloaded" && record["output_tokens"] as? Int == 20)
+            }
+            holder.close()
+            #expect(try eventually(5) { try stage.metric("codex_lb_buffered_bytes") == 0 })
+        }
+
         /// Every answer has a date, in the one form that is sent (RFC 9110 §5.6.7), as Foundation reads it.
         @Test func dates() throws {
             let stage = try Stage("a")
@@ -151,6 +214,24 @@ extension Integration {
             try connection.send(turns)
             for i in 0..<300 { #expect(try connection.answer().header("x-request-id") == "t-\(i)") }
             #expect(stage.calls("a") == 300)
+        }
+
+        /// The same of a client that sends them all, reads late, and meanwhile has sent its end or is drained.
+        @Test(arguments: ["end", "stop"]) func manyPipelinedReadLate(_ how: String) throws {
+            let stage = try Stage("a")
+            let connection = try HTTPConnection(stage.daemon.address, receiveBuffer: 4096)
+            let count = 1500
+            let get = "GET /health/live HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: p-"
+            // All of them fit what the server keeps and the kernel's queues, whether their answers are read or not.
+            try connection.send((0..<count).map { get + "\($0)\r\n\r\n" }.joined())
+            if how == "end" { connection.shutdownWrite() } else { try #require(stage.daemon.child).signal(SIGTERM) }
+            #expect(!connection.isSilent(1))
+            var answered = 0
+            while answered < count, let answer = try? connection.answer(), answer.header("x-request-id") == "p-\(answered)" {
+                answered += 1
+            }
+            #expect(answered == count)
+            #expect(connection.waitEnd())
         }
 
         /// A body where none is expected is read away and not taken for a request.

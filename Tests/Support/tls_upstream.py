@@ -2,9 +2,10 @@
 
     tls_upstream.py CERTIFICATE KEY OUTPUT
 
-Writes `PORT PROXY_PORT` as the first line of OUTPUT, then one line per event: `request VERSION SNI RESUMED`, `connect TARGET AUTHORIZATION`,
+Writes `PORT PROXY_PORT EARLY_PORT` as the first line of OUTPUT, then one line per event: `request VERSION SNI RESUMED`, `connect TARGET AUTHORIZATION`,
 `failed` for a handshake that did not come to an end. Runs until it is killed. To the key `poison` it gives an answer with the request's
-id, and in the same packet, as a record of its own, another answer that nobody asked for; the connection stays open.
+id, and in the same packet, as a record of its own, another answer that nobody asked for; the connection stays open. The server at
+EARLY_PORT sends such an answer behind its Finished, in the same packet, before it reads anything.
 """
 
 import socket
@@ -70,6 +71,33 @@ def serve(raw):
             return
 
 
+def early(raw):
+    """TLS 1.2, where the server's Finished is the handshake's last message."""
+    tls12 = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls12.load_cert_chain(sys.argv[1], sys.argv[2])
+    tls12.maximum_version = ssl.TLSVersion.TLSv1_2
+    received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+    stream = tls12.wrap_bio(received, to_send, server_side=True)
+
+    def until_done(step):
+        while True:
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                raw.sendall(to_send.read())
+                data = raw.recv(65536)
+                if not data:
+                    raise ConnectionError
+                received.write(data)
+
+    until_done(stream.do_handshake)
+    body = b'{"id":"poison","output":[]}'
+    stream.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    raw.sendall(to_send.read())
+    if until_done(lambda: stream.read(65536)):
+        output.write("request early\n")
+
+
 def pump(source, target):
     try:
         while data := source.recv(65536):
@@ -113,6 +141,6 @@ def listen(handler):
     return listener.getsockname()[1]
 
 
-ports = f"{listen(serve)} {listen(proxy)}"
+ports = f"{listen(serve)} {listen(proxy)} {listen(early)}"
 output.write(ports + "\n")
 threading.Event().wait()
