@@ -89,6 +89,8 @@ final class ClientConnection: ByteStreamDelegate {
     private var input: [UInt8] = []
     private var scanned = 0
     private var isAdvancing = false
+    /// Of the bytes that are being advanced through, those behind the present request.
+    private var unadvanced = 0
     private(set) var isHalfClosed = false
     private var probeAt = Instant.never
     private var probesLeft = 0
@@ -194,10 +196,13 @@ final class ClientConnection: ByteStreamDelegate {
         }
     }
 
+    /// Behind the present request there is more: a client that pipelines gets all of its answers, also of a worker that drains.
+    private var isFollowed: Bool { unadvanced > 0 || !input.isEmpty }
+
     /// Takes requests from `bytes` for as long as they can be answered at once.
     private func advance(_ bytes: RawSpan, _ offset: inout Int) {
         isAdvancing = true
-        defer { isAdvancing = false }
+        defer { (isAdvancing, unadvanced) = (false, 0) }
         do throws(WireError) {
             while offset < bytes.byteCount {
                 switch phase {
@@ -212,10 +217,12 @@ final class ClientConnection: ByteStreamDelegate {
                         return
                     }
                     offset += consumed
+                    unadvanced = bytes.byteCount - offset
                     scanned = 0
                     received(head)
                 case .body(let request, var decoder):
                     let isComplete = try takeBody(request, &decoder, bytes, &offset)
+                    unadvanced = bytes.byteCount - offset
                     if case .body = phase { phase = .body(request, decoder) }
                     if isComplete { complete(request) }
                 case .answering, .lingering, .closed:
@@ -268,7 +275,7 @@ final class ClientConnection: ByteStreamDelegate {
     private func received(_ head: RequestHead) {
         let now = worker.loop.now
         hasAsked = true
-        keepsAlive = head.keepsAlive && !worker.isDraining
+        keepsAlive = head.keepsAlive
         isHTTP10 = head.minorVersion == 0
         isHead = head.method == .head
         pageOrigin = nil
@@ -448,7 +455,7 @@ final class ClientConnection: ByteStreamDelegate {
         let isBodiless = status == 204 || status == 304  // RFC 9112 §6.3: what looked like a body would be read as the next answer
         isChunked = length == nil && !isHTTP10 && !isBodiless
         if length == nil, isHTTP10 { keepsAlive = false }
-        if worker.isDraining { keepsAlive = false }
+        if worker.isDraining, !isFollowed { keepsAlive = false }
         HeadWriter.status(status, into: &answerHead)
         answerHead += worker.dateField
         fields(&answerHead)
@@ -515,7 +522,7 @@ final class ClientConnection: ByteStreamDelegate {
         hasBegun = false
         answerBytes = 0
         pending = []
-        if !keepsAlive || worker.isDraining && input.isEmpty { return linger() }
+        if !keepsAlive || worker.isDraining && !isFollowed { return linger() }
         phase = .idle
         deadline = worker.loop.now.adding(milliseconds: worker.settings.times.idle)
         if isAdvancing { return }  // it has the bytes of further requests and goes on with them
@@ -657,7 +664,7 @@ final class ClientConnection: ByteStreamDelegate {
         case .idle where !input.isEmpty: break  // requests that wait until the client has read
         case .idle:
             if stream.queuedBytes > 0 { linger() } else if idleToo || hasAsked && stream.unreadBytes == 0 { close() }
-        default: keepsAlive = false
+        case .head, .body, .answering, .lingering, .closed: break  // an answer that nothing follows ends it
         }
     }
 
