@@ -42,12 +42,14 @@ struct HeadScan {
         while i < end - 2 {
             let nameStart = i
             while isTokenByte(bytes[i]) { i += 1 }
+            let nameEnd = i
+            // Of a response it is mended (RFC 9112 §5.1), of a request never: two readers could take it for two things.
+            if status == 502, i > nameStart { while bytes[i] == 0x20 || bytes[i] == 0x09 { i += 1 } }
             guard bytes[i] == UInt8(ascii: ":"), i > nameStart else {
                 if bytes[nameStart] == 0x20 || bytes[nameStart] == 0x09 { throw fault("folded header line") }
                 if i > nameStart, bytes[i] == 0x20 || bytes[i] == 0x09 { throw fault("space in header name or before its colon") }
                 throw fault("invalid header name")
             }
-            let nameEnd = i
             i += 1
             while bytes[i] == 0x20 || bytes[i] == 0x09 { i += 1 }
             let valueStart = i

@@ -44,6 +44,16 @@ public struct HeaderFields: Sendable {
         fields.filter { $0.known == known }.map { bytes.span.bytes.text($0.value) }
     }
 
+    /// The content codings of the body, the first applied first, without those that change nothing; in lower case.
+    public var contentEncodings: [String] {
+        all(.contentEncoding).flatMap { $0.split(separator: ",") }.map {
+            String($0.drop { $0 == " " || $0 == "\t" }.prefix { $0 != " " && $0 != "\t" }).lowercased()
+        }
+        .filter { !$0.isEmpty && $0 != "identity" }
+    }
+
+    public mutating func remove(_ known: KnownHeader) { fields.removeAll { $0.known == known } }
+
     /// By a name of any case, known or not.
     public func first(named name: String) -> String? {
         let wanted = Array(name.utf8)

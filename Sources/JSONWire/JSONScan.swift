@@ -235,7 +235,8 @@ public enum JSONScan {
         }
         if double >= Double(bounds.upperBound) { return (bounds.upperBound, false) }
         if double <= Double(bounds.lowerBound) { return (bounds.lowerBound, false) }
-        return (min(max(Int64(double), bounds.lowerBound), bounds.upperBound), false)
+        let whole = double.rounded(.towardZero)
+        return (min(max(Int64(whole), bounds.lowerBound), bounds.upperBound), whole == double)
     }
 
     public static func bool(_ bytes: RawSpan, _ value: Range<Int>) -> Bool? {

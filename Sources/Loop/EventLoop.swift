@@ -18,6 +18,9 @@ public struct LoopError: Error, Equatable, CustomStringConvertible {
     public var isExhaustion: Bool {
         [UV_EMFILE, UV_ENFILE, UV_ENOMEM, UV_ENOBUFS, UV_EADDRNOTAVAIL].contains { $0.rawValue == code }
     }
+    /// A reset behind the peer's orderly end, of a read that met no error before: Linux has another code for that (tcp_reset in
+    /// net/ipv4/tcp_input.c: EPIPE in CLOSE_WAIT).
+    public var isResetAfterEnd: Bool { code == UV_EPIPE.rawValue }
     public var isConnectionReset: Bool { code == UV_ECONNRESET.rawValue || code == UV_EPIPE.rawValue }
 }
 

@@ -372,10 +372,7 @@ final class ClientConnection: ByteStreamDelegate {
     private func complete(_ request: ClientRequest) {
         phase = .answering
         deadline = .never
-        let encodings = request.head.fields.all(.contentEncoding).flatMap { $0.split(separator: ",") }.map {
-            $0.trimmingSpaces.lowercased()
-        }
-        .filter { $0 != "identity" && !$0.isEmpty }
+        let encodings = request.head.fields.contentEncodings
         guard request.route.isTurn else { return worker.answer(request, on: self) }
         let (body, route) = (request.body, request.route)
         request.body = []

@@ -157,6 +157,7 @@ private final class ModelFetch: UpstreamUser {
         HeadWriter.field("Host", account.origin.authority, into: &head)
         HeadWriter.field("Authorization", account.authorization, into: &head)
         HeadWriter.field("Accept", "application/json", into: &head)
+        HeadWriter.field("Accept-Encoding", "identity", into: &head)
         HeadWriter.field("User-Agent", "codex-lb/\(Version.text)", into: &head)
         if isChatGPT, let id = account.chatGPTAccountID { HeadWriter.field("chatgpt-account-id", id, into: &head) }
         HeadWriter.end(into: &head)

@@ -12,6 +12,7 @@ extension Turn {
     private enum Kind {
         case opening  // response.created, queued, in_progress: nothing of the answer yet
         case vendor  // codex.*
+        case aside  // pings and the like: nothing of the answer at all
         case completed, failed, error
         case itemDone
         case other
@@ -19,40 +20,63 @@ extension Turn {
 
     func received(event: RawSpan) {
         guard !exchange.isFinished else { return }
-        if hasSettled {
-            // An answer of our making ended with the terminal event.
-            switch answer {
-            case .assembled, .chatEvents: return
-            default: break
-            }
-        }
-        if request.route == .chatCompletions, !isChatGPT { return receivedChat(event) }
-        if let range = EventFields.data(of: event) { return responses(event, event.extracting(range)) }
+        if hasSettled, !isAfterword(event) { return }
+        if let data = EventFields.data(of: event) { return received(event, event.extracting(data)) }
         let joined = EventFields.joinedData(of: event)
-        if joined.isEmpty { return pass(event) }  // a comment or an empty event
-        responses(event, joined.span.bytes)
+        if joined.isEmpty { return pass(event, mayHold: true) }  // comments, `id:`, `retry:`, a bare `event:`
+        received(event, joined.span.bytes)
     }
 
-    private func kind(_ json: RawSpan) -> Kind {
-        guard let type = JSONScan.find(json, "type") else { return .other }
-        if JSONScan.equals(json, type, "response.output_text.delta") { return .other }
-        if JSONScan.equals(json, type, "response.output_item.done") { return .itemDone }
-        if JSONScan.equals(json, type, "response.completed") || JSONScan.equals(json, type, "response.incomplete") { return .completed }
-        if JSONScan.equals(json, type, "response.failed") { return .failed }
-        if JSONScan.equals(json, type, "error") { return .error }
-        if JSONScan.equals(json, type, "response.created") || JSONScan.equals(json, type, "response.in_progress")
-            || JSONScan.equals(json, type, "response.queued")
-        {
-            return .opening
+    private func received(_ event: RawSpan, _ json: RawSpan) {
+        if request.route == .chatCompletions, !isChatGPT { chat(event, json) } else { responses(event, json) }
+    }
+
+    /// What may still follow the terminal event: comments and `[DONE]`, where the answer is the upstream's own. One end is told, not two.
+    private func isAfterword(_ event: RawSpan) -> Bool {
+        guard case .events = answer, request.route != .chatCompletions else { return false }
+        guard let data = EventFields.data(of: event) else { return EventFields.isComment(event) }
+        return Self.isDone(event.extracting(data))
+    }
+
+    /// `[DONE]`, with space around it or none.
+    private static func isDone(_ data: RawSpan) -> Bool {
+        data.withUnsafeBytes { raw in
+            var text = raw[...]
+            while text.first == 0x20 || text.first == 0x09 { text.removeFirst() }
+            while text.last == 0x20 || text.last == 0x09 { text.removeLast() }
+            return text.elementsEqual("[DONE]".utf8)
         }
-        return JSONScan.string(json, type)?.hasPrefix("codex.") == true ? .vendor : .other
+    }
+
+    /// The type stands in the JSON; some upstreams have it in the `event:` line alone.
+    private func kind(_ event: RawSpan, _ json: RawSpan) -> Kind {
+        if let type = JSONScan.find(json, "type"), JSONScan.kind(json, type) == .string {
+            return kind(json, { JSONScan.equals(json, type, $0) }, prefix: { JSONScan.string(json, type)?.hasPrefix($0) == true })
+        }
+        if let error = JSONScan.find(json, "error"), JSONScan.kind(json, error) != .null { return .error }
+        guard let name = EventFields.name(of: event) else { return .aside }
+        let text = event.extracting(name).withUnsafeBytes { String(decoding: $0, as: UTF8.self) }
+        return kind(json, { $0.withUTF8Buffer { text.utf8.elementsEqual($0) } }, prefix: { text.hasPrefix($0) })
+    }
+
+    private func kind(_ json: RawSpan, _ equals: (StaticString) -> Bool, prefix: (String) -> Bool) -> Kind {
+        if equals("response.output_text.delta") { return .other }
+        if equals("response.output_item.done") { return .itemDone }
+        if equals("response.completed") || equals("response.incomplete") || equals("response.cancelled") { return .completed }
+        if equals("response.failed") { return .failed }
+        if equals("error") || equals("response.error") { return .error }
+        if equals("response.created") || equals("response.in_progress") || equals("response.queued") { return .opening }
+        if prefix("response.") { return .other }
+        return prefix("codex.") ? .vendor : .aside
     }
 
     private func responses(_ event: RawSpan, _ json: RawSpan) {
-        switch kind(json) {
+        switch kind(event, json) {
         case .opening:
             sawCreated = true
             if let id = JSONScan.find(json, "response", "id") { findings.responseID = JSONScan.string(json, id) }
+            forward(event, json, mayHold: true)
+        case .aside:
             forward(event, json, mayHold: true)
         case .vendor:
             if request.route == .codexResponses { forward(event, json, mayHold: true) }
@@ -117,20 +141,20 @@ extension Turn {
     /// Passes an event on as it is.
     private func pass(_ event: RawSpan, mayHold: Bool = false) {
         guard case .events = answer else { return }
-        if exchange.isInvisible {
-            if mayHold || EventFields.isComment(event) {
-                event.withUnsafeBytes { heldBack += $0 }
-                if heldBack.count > Limits.heldBackBytesMax { beginStream() }
-                return
-            }
-            if request.route == .responses, !sawCreated { beginWithCreated() } else { beginStream() }
+        if exchange.isInvisible, mayHold {
+            event.withUnsafeBytes { heldBack += $0 }
+            if heldBack.count > Limits.heldBackBytesMax { beginStream() }
+            return
         }
+        if !mayHold { begin() }
         client?.append(event)
     }
 
-    /// SDKs insist on `response.created` as the first event; an upstream that leaves it out gets it put in.
-    private func beginWithCreated() {
+    /// Something of the answer is about to be told. SDKs insist on `response.created` as the first event; where the upstream left it out it
+    /// is put in.
+    private func begin() {
         beginStream()
+        guard request.route == .responses, !sawCreated else { return }
         var out: [UInt8] = Array(
             "event: response.created\ndata: {\"type\":\"response.created\",\"sequence_number\":0,\"response\":{\"id\":".utf8)
         JSONWriter.string(request.id, into: &out)
@@ -169,7 +193,7 @@ extension Turn {
                 lacksOutput(json.extracting(response))
             {
                 guard let rebuilt = withRebuiltOutput(json, response) else { return streamBroke(Self.outputLost) }
-                if exchange.isInvisible, !sawCreated { beginWithCreated() } else { beginStream() }
+                begin()
                 client?.append(rebuilt.span.bytes)
             } else {
                 pass(event)
@@ -192,11 +216,10 @@ extension Turn {
             settle(status: 200, errorCode: error.code)
             if request.route == .responses, JSONScan.find(json, "type").map({ JSONScan.equals(json, $0, "error") }) == true {
                 // The SDK's stream knows `response.failed`; a bare `error` event is told as that.
-                let isFirst = exchange.isInvisible && heldBack.isEmpty
                 beginStream()
                 let events = ErrorEnvelope.failedEvents(
                     error, responseID: findings.responseID ?? request.id, model: ask.model, createdSeconds: request.time.seconds,
-                    createdFirst: isFirst)
+                    createdFirst: !sawCreated)
                 client?.append(events.span.bytes)
             } else {
                 pass(event)
@@ -244,12 +267,9 @@ extension Turn {
         settle(status: 200, errorCode: findings.errorCode ?? "")
     }
 
-    /// A chat stream of an OpenAI-compatible upstream.
-    private func receivedChat(_ event: RawSpan) {
-        guard let range = EventFields.data(of: event) else { return pass(event, mayHold: true) }
-        let json = event.extracting(range)
-        let isDone = json.withUnsafeBytes { $0.elementsEqual("[DONE]".utf8) }
-        if isDone {
+    /// An event of a chat stream of an OpenAI-compatible upstream.
+    private func chat(_ event: RawSpan, _ json: RawSpan) {
+        if Self.isDone(json) {
             pass(event)
             return settle(status: 200, errorCode: findings.errorCode ?? "")
         }
@@ -257,9 +277,20 @@ extension Turn {
         JSONScan.members(json, nil) { key, value in
             if JSONScan.keyEquals(json, key, "usage") { usage = value }
             if JSONScan.keyEquals(json, key, "choices") { choices = value }
+            if findings.modelServed.isEmpty, JSONScan.keyEquals(json, key, "model") {
+                findings.modelServed = JSONScan.string(json, value) ?? ""
+            }
             if JSONScan.keyEquals(json, key, "error") { isFailure = isFailure || JSONScan.kind(json, value) != .null }
             if JSONScan.keyEquals(json, key, "type") { isFailure = isFailure || JSONScan.equals(json, value, "error") }
             return true
+        }
+        var hasChoices = false
+        if let choices {
+            JSONScan.elements(json, choices) { choice in
+                hasChoices = true
+                if let reason = JSONScan.find(json, in: choice, "finish_reason"), JSONScan.kind(json, reason) == .string { isEnding = true }
+                return true
+            }
         }
         if isFailure {
             let refusal = UpstreamRefusal(event: json)
@@ -267,34 +298,42 @@ extension Turn {
                 let verdict = FailoverTable.verdict(.failedEvent(refusal), attemptsOnAccount: 1, now: Clock.wall, jitter: 0)
                 if verdict.next == .nextAccount { return failedBeforeVisible(refusal) }
             }
+            guard findings.errorCode == nil else { return }
             findings.errorCode = refusal.code.isEmpty ? "upstream_error" : refusal.code
-        } else if let usage, JSONScan.kind(json, usage) == .object {
+            return pass(event)
+        }
+        if let usage, JSONScan.kind(json, usage) == .object {
             UsageTap.chatChunk(json, into: &findings)
             // The usage was asked for by us, not by the client: it gets the stream it asked for.
-            if !ask.includesUsage, let choices {
-                var isEmpty = true
-                _ = JSONScan.elements(json, choices) { _ in
-                    isEmpty = false
-                    return false
-                }
-                if isEmpty { return }
-            }
+            if !ask.includesUsage, choices != nil, !hasChoices { return }
         }
-        outputEvents += 1
-        pass(event)
+        if hasChoices { outputEvents += 1 }
+        pass(event, mayHold: !hasChoices)
+    }
+
+    /// An upstream that ends its body right behind its last event, without the blank line, has said all of it when that event is whole.
+    private func takeUnfinishedEvent() {
+        let rest = splitter.held
+        guard !hasSettled, !rest.isEmpty else { return }
+        let data = EventFields.joinedData(of: rest.span.bytes)
+        guard Self.isDone(data.span.bytes) || (try? JSONDocument(data)) != nil else { return }  // cut in the middle
+        splitter = EventSplitter(eventBytesMax: Limits.eventBytesMax)
+        received(event: (rest + [0x0A, 0x0A]).span.bytes)
     }
 
     /// The body ended. After a terminal event that is the good end; before one the stream is cut.
     func endOfEvents() {
+        takeUnfinishedEvent()
         guard !exchange.isFinished else { return worker.ended(self) }
         if hasSettled { return finishAnswer() }
-        if request.route == .chatCompletions, !isChatGPT, findings.usage != nil || exchange.state == .visible && findings.errorCode != nil {
-            settle(status: 200, errorCode: findings.errorCode ?? "")  // an upstream that sends no [DONE]
+        if request.route == .chatCompletions, !isChatGPT, isEnding || findings.usage != nil || findings.errorCode != nil {
+            // An upstream that sends no [DONE]: clients wait for it.
+            if findings.errorCode == nil { pass("data: [DONE]\n\n".utf8Span.span.bytes) }
+            settle(status: 200, errorCode: findings.errorCode ?? "")
             return finishAnswer()
         }
-        let isEmpty = exchange.isInvisible && heldBack.isEmpty
         streamBroke(
-            code: isEmpty || request.route == .codexResponses ? "stream_incomplete" : "upstream_stream_truncated",
+            code: isBare || request.route == .codexResponses ? "stream_incomplete" : "upstream_stream_truncated",
             message: "The upstream's stream ended before the response was complete")
     }
 }

@@ -28,6 +28,8 @@ final class Turn: UpstreamUser, Answering {
     /// Events that are kept back while another account may still be tried.
     var heldBack: [UInt8] = []
     var sawCreated = false
+    /// A chat stream has told why it ends.
+    var isEnding = false
     var responseHead: ResponseHead?
     /// The last attempt's error answer, for the client when no account is left.
     private var refused: (head: ResponseHead, body: [UInt8])?
@@ -65,6 +67,8 @@ final class Turn: UpstreamUser, Answering {
         case none
         /// An error status: its body is read to decide.
         case refusal([UInt8])
+        /// A success that should be events and does not say so: its first byte tells what it is.
+        case undecided
         /// Server-sent events, passed on one by one.
         case events
         /// Server-sent events of the Responses API, told as a chat stream.
@@ -226,7 +230,7 @@ final class Turn: UpstreamUser, Answering {
         answer = .none
         splitter = EventSplitter(eventBytesMax: Limits.eventBytesMax)
         heldBack = []
-        sawCreated = false
+        (sawCreated, isEnding, outputEvents) = (false, false, 0)
         (items, itemsBytes, itemsLost) = ([], 0, false)
         kept = nil
         responseHead = nil
@@ -247,18 +251,34 @@ final class Turn: UpstreamUser, Answering {
         }
         exchange.responseAccepted()
         acceptedAt = worker.loop.now
-        let isEvents = head.fields.first(.contentType)?.lowercased().hasPrefix("text/event-stream") ?? isChatGPT
-        if !isEvents {
-            answer = .body(AnswerCopy())
-        } else if !ask.wantsStream, isChatGPT {
-            answer = .assembled
-        } else if request.route == .chatCompletions, isChatGPT {
-            answer = .chatEvents(
-                ChatStreamTranslator(
-                    model: ask.model, includeUsage: ask.includesUsage, created: request.time.seconds, id: "chatcmpl-" + request.id))
+        let type = head.fields.first(.contentType)?.lowercased() ?? ""
+        if type.hasPrefix("text/event-stream") {
+            answer = eventsMode
+        } else if type.hasPrefix("text/html") {
+            connection?.close()  // some gateway's page: no client of an API reads it
+            attemptFailed(.broken("status \(head.status) with a page of HTML"))
         } else {
-            answer = .events
+            answer = ask.wantsStream || isChatGPT ? .undecided : .body(AnswerCopy())
         }
+    }
+
+    private var eventsMode: AnswerMode {
+        if !ask.wantsStream, isChatGPT { return .assembled }
+        guard request.route == .chatCompletions, isChatGPT else { return .events }
+        return .chatEvents(
+            ChatStreamTranslator(
+                model: ask.model, includeUsage: ask.includesUsage, created: request.time.seconds, id: "chatcmpl-" + request.id))
+    }
+
+    /// White space and a byte order mark mean nothing to either kind.
+    private func decide(_ bytes: RawSpan) {
+        let (blank, first) = bytes.withUnsafeBytes { raw in
+            let rest = raw.dropFirst(raw.starts(with: [0xEF, 0xBB, 0xBF]) ? 3 : 0).drop { $0 == 0x20 || $0 >= 0x09 && $0 <= 0x0D }
+            return (raw.count - rest.count, rest.first)
+        }
+        guard let first else { return }
+        answer = first == UInt8(ascii: "{") || first == UInt8(ascii: "[") ? .body(AnswerCopy()) : eventsMode
+        upstreamSent(bytes.extracting(droppingFirst: blank))
     }
 
     func upstreamSent(_ bytes: RawSpan) {
@@ -266,11 +286,17 @@ final class Turn: UpstreamUser, Answering {
         switch answer {
         case .none:
             break
+        case .undecided:
+            return decide(bytes)
         case .refusal(var body):
             answer = .none  // sole owner while appending
             let room = max(0, Limits.errorBodyBytesMax - body.count)
             bytes.withUnsafeBytes { body += $0.prefix(room) }
             answer = .refusal(body)
+            if bytes.byteCount > room {  // the rest is not worth waiting for
+                connection?.close()
+                return refusedInPart(body)
+            }
         case .body(var copy):
             answer = .none
             copy.append(bytes)
@@ -318,7 +344,7 @@ final class Turn: UpstreamUser, Answering {
             (items, itemsBytes, itemsLost) = ([], 0, itemsLost || !items.isEmpty)
             if countKept() { return }
             return streamBroke(MemoryBudget.overloaded("an event of the answer does not fit"))
-        case .none, .refusal:
+        case .none, .undecided, .refusal:
             break  // small, and needed
         }
         _ = countKept()
@@ -361,6 +387,9 @@ final class Turn: UpstreamUser, Answering {
         connection = nil
         switch answer {
         case .none: break
+        case .undecided:
+            answer = eventsMode
+            endOfEvents()
         case .refusal(let body): attemptFailed(.refused(refusal(body)))
         case .body(let copy):
             beginBodyIfNeeded()
@@ -408,7 +437,7 @@ final class Turn: UpstreamUser, Answering {
     }
 
     private var brokenCode: String {
-        if exchange.isInvisible, !sawCreated { return "upstream_unavailable" }
+        if isBare { return "upstream_unavailable" }
         return request.route == .codexResponses ? "stream_incomplete" : "upstream_stream_truncated"
     }
 
@@ -438,6 +467,9 @@ final class Turn: UpstreamUser, Answering {
         // What is still on its way to an upstream that answered early is held until it is out.
         if connection?.isRequestOut ?? true { request.memory.set(0) }
     }
+
+    /// No event has told anything of the answer yet.
+    var isBare: Bool { !sawCreated && outputEvents == 0 }
 
     private func noteFirstByte() {
         guard firstByteMilliseconds == nil else { return }
@@ -546,14 +578,17 @@ final class Turn: UpstreamUser, Answering {
             return finishAnswer()
         }
         if exchange.isInvisible, !ask.wantsStream || !request.route.isResponses { return fail(error) }
+        if let told = findings.errorCode {  // the upstream's own word is out: one is enough
+            settle(status: 200, errorCode: told)
+            return finishAnswer()
+        }
         settle(status: 200, errorCode: error.code)
-        let isFresh = exchange.isInvisible && heldBack.isEmpty
         beginStream()
         let events =
             request.route.isResponses
             ? ErrorEnvelope.failedEvents(
                 error, responseID: findings.responseID ?? request.id, model: ask.model, createdSeconds: request.time.seconds,
-                createdFirst: isFresh && request.route == .responses)
+                createdFirst: !sawCreated && request.route == .responses)
             : ErrorEnvelope.chatFailure(error)
         client?.append(events.span.bytes)
         logRefused(200, error.code)
@@ -583,11 +618,15 @@ final class Turn: UpstreamUser, Answering {
             connection?.close()
             return refusedInPart(body)
         }
-        if acceptedAt != .never, now.milliseconds(since: acceptedAt) >= worker.settings.times.holdBack, !heldBack.isEmpty,
-            case .events = answer
-        {
-            beginStream()
-            client?.flush()
+        if acceptedAt != .never, now.milliseconds(since: acceptedAt) >= worker.settings.times.holdBack, ask.wantsStream {
+            // Silence is told as such: the client gets its head now and comments from here on.
+            if case .undecided = answer { answer = eventsMode }
+            switch answer {
+            case .events, .chatEvents:
+                beginStream()
+                client?.flush()
+            case .none, .undecided, .refusal, .body, .assembled: break
+            }
         }
         guard connection != nil, !isPaused else { return }
         if isSettled, exchange.state == .visible, now.milliseconds(since: settledAt) >= Limits.afterTerminalMilliseconds {

@@ -1,4 +1,5 @@
 import HTTPWire
+import Inflate
 import Loop
 import TLS
 import Vocabulary
@@ -70,6 +71,17 @@ final class UpstreamConnection: ByteStreamDelegate {
     private var isPaused = false
     /// Plaintext that came while paused (TLS only: the network side stops at once, records already read do not).
     private var waiting: [UInt8] = []
+    /// The upstream's end came while paused, behind what waits.
+    private var hasEnded = false
+    /// Takes off the answer's content coding: none was asked for, but not every upstream listens.
+    private var inflate: Inflate?
+    /// It holds more than its user could take.
+    private var isInflating = false
+    private var packedBytes = 0
+    /// The body's last packed byte has come, with so many bytes behind it; what it holds has not all been given.
+    private var bytesBehindEnd: Int?
+    /// An error answer in a coding that nobody reads here: the status is worth having, the body is not.
+    private var isBodyDropped = false
 
     init(_ origin: Origin, _ stream: ByteStream, _ tls: TLSClient?, _ pool: UpstreamPool) {
         (self.origin, self.stream, self.tls, self.pool) = (origin, stream, tls, pool)
@@ -86,7 +98,7 @@ final class UpstreamConnection: ByteStreamDelegate {
         self.user = user
         self.method = method
         phase = .head
-        (scanned, answered, isPaused) = (0, false, false)
+        (scanned, answered, isPaused, hasEnded) = (0, false, false, false)
         headBytes.removeAll(keepingCapacity: true)
         (unsent, unsentOffset, requestBytes, isRequestOut) = (parts, 0, 0, false)
         tookAt = stream.loop.now
@@ -170,13 +182,16 @@ final class UpstreamConnection: ByteStreamDelegate {
     func resume() {
         guard isPaused else { return }
         isPaused = false
-        if !waiting.isEmpty {
+        unpack()
+        if !isPaused, let behind = bytesBehindEnd { complete(leftOver: behind) }
+        if !isPaused, !isClosed, !waiting.isEmpty {
             let bytes = waiting
             waiting = []
             consume(bytes.span.bytes)
             user?.upstreamPaused()
         }
-        if !isPaused, !isClosed { stream.startReading() }
+        guard !isPaused, !isClosed else { return }
+        if hasEnded { streamEnded(stream) } else { stream.startReading() }
     }
 
     // ByteStreamDelegate
@@ -242,10 +257,11 @@ final class UpstreamConnection: ByteStreamDelegate {
 
     private func takeHead(_ bytes: RawSpan, isCopy: Bool = false) {
         do throws(WireError) {
-            guard let (head, consumed) = try ResponseHead.parse(bytes, scanned: &scanned) else {
+            guard let (parsed, consumed) = try ResponseHead.parse(bytes, scanned: &scanned) else {
                 if !isCopy { bytes.withUnsafeBytes { headBytes += $0 } }
                 return
             }
+            var head = parsed
             guard head.status != 101 else { return fail("the upstream switched protocols unasked") }
             if (100..<200).contains(head.status) {  // interim: not the answer yet
                 scanned = 0
@@ -256,11 +272,59 @@ final class UpstreamConnection: ByteStreamDelegate {
             headBytes = []
             keepsAlive = head.keepsAlive
             let decoder = BodyDecoder(head.framing(toMethod: method))
+            guard takeCoding(of: &head) else { return }
             phase = .body(decoder)
             user?.upstreamResponded(head)
             if case .body = phase { takeBody(decoder, bytes, consumed) }
         } catch {
             fail(error.reason)
+        }
+    }
+
+    /// The user gets the body without its coding, and a head that says so. False: it can't be read, and has failed.
+    private func takeCoding(of head: inout ResponseHead) -> Bool {
+        (inflate, isInflating, packedBytes, bytesBehindEnd, isBodyDropped) = (nil, false, 0, nil, false)
+        let encodings = head.fields.contentEncodings
+        if encodings.isEmpty { return true }
+        do throws(InflateError) { inflate = try Inflate(encodings) } catch {
+            guard head.status >= 300 else {
+                fail("the answer's \(error), and none was asked for")
+                return false
+            }
+            isBodyDropped = true
+        }
+        head.fields.remove(.contentEncoding)
+        head.fields.remove(.contentLength)
+        return true
+    }
+
+    private func give(_ bytes: RawSpan) {
+        if isBodyDropped { return }
+        guard let inflate else {
+            user?.upstreamSent(bytes)
+            return
+        }
+        packedBytes += bytes.byteCount
+        inflate.feed(bytes.withUnsafeBytes { Array($0) })
+        unpack()
+    }
+
+    /// Gives what the packed bytes hold, for as long as it is taken.
+    private func unpack() {
+        guard let inflate else { return }
+        isInflating = true
+        do throws(InflateError) {
+            while !isPaused, !isClosed {
+                let count = try inflate.next(into: pool.unpacked)
+                if count == 0 {
+                    isInflating = false
+                    return
+                }
+                user?.upstreamSent(UnsafeRawBufferPointer(rebasing: pool.unpacked[..<count]).bytes)
+                user?.upstreamPaused()
+            }
+        } catch {
+            fail("the answer is \(error)")
         }
     }
 
@@ -271,7 +335,7 @@ final class UpstreamConnection: ByteStreamDelegate {
             while let piece = try decoder.next(bytes, &offset) {
                 switch piece {
                 case .data(let range):
-                    user?.upstreamSent(bytes.extracting(range))
+                    give(bytes.extracting(range))
                     if isClosed { return }
                     if isPaused, offset < bytes.byteCount, !decoder.isComplete {
                         phase = .body(decoder)
@@ -279,6 +343,11 @@ final class UpstreamConnection: ByteStreamDelegate {
                         return
                     }
                 case .end:
+                    if isInflating {
+                        phase = .body(decoder)
+                        bytesBehindEnd = bytes.byteCount - offset
+                        return
+                    }
                     return complete(leftOver: bytes.byteCount - offset)
                 }
             }
@@ -289,11 +358,13 @@ final class UpstreamConnection: ByteStreamDelegate {
     }
 
     private func complete(leftOver: Int) {
+        if let inflate, packedBytes > 0, !inflate.isComplete { return fail("the answer ends in the middle of its packed data") }
+        (inflate, bytesBehindEnd) = (nil, nil)
         let user = self.user
         self.user = nil
         phase = .idle
         // An answer that came before its request was taken whole leaves the rest of that request on the way.
-        if keepsAlive, leftOver == 0, waiting.isEmpty, isRequestOut, writeProblem == nil {
+        if keepsAlive, !hasEnded, leftOver == 0, waiting.isEmpty, isRequestOut, writeProblem == nil {
             idleSince = stream.loop.now
             isPaused = false
             // A later record of the same read may hold bytes that nobody asked for: nobody gets the connection before that is known.
@@ -306,6 +377,10 @@ final class UpstreamConnection: ByteStreamDelegate {
     }
 
     func streamEnded(_ stream: ByteStream) {
+        if isPaused {
+            hasEnded = true  // what waits comes first
+            return
+        }
         if case .body(let decoder) = phase, decoder.endsAtClose, tls == nil || tls!.isPeerClosed {
             keepsAlive = false
             return complete(leftOver: 0)
@@ -313,7 +388,9 @@ final class UpstreamConnection: ByteStreamDelegate {
         fail(writeProblem ?? "the upstream closed the connection", atEnd: writeProblem == nil)
     }
 
-    func streamFailed(_ stream: ByteStream, _ error: LoopError) { fail(writeProblem ?? error.description) }
+    func streamFailed(_ stream: ByteStream, _ error: LoopError) {
+        fail(writeProblem ?? error.description, atEnd: writeProblem == nil && error.isResetAfterEnd)
+    }
 
     func streamWriteFailed(_ stream: ByteStream, _ error: LoopError) {
         switch phase {
@@ -329,7 +406,7 @@ final class UpstreamConnection: ByteStreamDelegate {
 
     func streamDrained(_ stream: ByteStream) { pump() }
 
-    /// `atEnd`: the upstream's orderly end was read, not a failure.
+    /// `atEnd`: the upstream's orderly end came, not a failure alone.
     private func fail(_ why: String, atEnd: Bool = false) {
         guard !isClosed else { return }
         let user = self.user
@@ -352,7 +429,7 @@ final class UpstreamConnection: ByteStreamDelegate {
         guard !isClosed else { return }
         phase = .closed
         user = nil
-        (waiting, unsent) = ([], [])
+        (waiting, unsent, inflate) = ([], [], nil)
         stream.close()
         pool.closed(self)
     }

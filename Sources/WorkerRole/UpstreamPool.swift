@@ -28,6 +28,8 @@ final class UpstreamPool {
     private var attempts: [ObjectIdentifier: ConnectAttempt] = [:]
     /// Where TLS records are decrypted into; lives only during a callback.
     let plaintext = UnsafeMutableRawBufferPointer.allocate(byteCount: 64 * 1024, alignment: 16)
+    /// Where answers are unpacked into; the same.
+    let unpacked = UnsafeMutableRawBufferPointer.allocate(byteCount: 64 * 1024, alignment: 16)
     var counted: (_ reused: Bool) -> Void = { _ in }
 
     init(_ loop: EventLoop, proxy: OutboundProxy?, connectMilliseconds: Int, connectionsMax: Int) {

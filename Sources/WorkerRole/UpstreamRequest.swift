@@ -29,9 +29,10 @@ enum UpstreamRequest {
             HeadWriter.field("Accept", "text/event-stream", into: &out)
             if let id = account.chatGPTAccountID { HeadWriter.field("chatgpt-account-id", id, into: &out) }
         }
+        // What comes is read here; packed answers are unpacked, but nobody need pack them.
+        HeadWriter.field("Accept-Encoding", "identity", into: &out)
         let isNative = isNative(request.head.fields)
         if !isNative { HeadWriter.field("User-Agent", "codex-lb/\(Version.text)", into: &out) }
-        var hasRequestID = false
         request.head.fields.forEachEndToEnd { known, name, value in
             switch known {
             case .host, .authorization, .contentLength, .transferEncoding, .contentType, .contentEncoding, .acceptEncoding, .expect,
@@ -51,7 +52,7 @@ enum UpstreamRequest {
             case .userAgent, .originator:
                 if !isNative { return }
             case .requestID:
-                hasRequestID = true
+                return  // the one that the client is told
             default:
                 if name.hasPrefix(ignoringCase: "x-forwarded-") || name.hasPrefix(ignoringCase: "cf-")
                     || name.hasPrefix(ignoringCase: "x-codex-lb-")
@@ -65,7 +66,7 @@ enum UpstreamRequest {
             }
             HeadWriter.field(name, value, into: &out)
         }
-        if !hasRequestID { HeadWriter.field("X-Request-Id", request.id, into: &out) }
+        HeadWriter.field("X-Request-Id", request.id, into: &out)
         HeadWriter.end(into: &out)
         return out
     }

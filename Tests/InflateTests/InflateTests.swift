@@ -91,3 +91,26 @@ func hex(_ text: String) -> [UInt8] {
         #expect(throws: InflateError.malformed("gzip")) { try Inflate.decode(Self.plain, encodings: ["gzip"], bytesMax: 1000) }
     }
 }
+
+extension InflateTests {
+    /// The same bytes in any pieces and through any room give the same.
+    @Test(arguments: cases + [Case(encodings: ["gzip"], body: gzipZeros), Case(encodings: ["zstd"], body: zstdZeros)])
+    func inPieces(_ c: Case) throws {
+        let whole = try Inflate.decode(c.body, encodings: c.encodings, bytesMax: 1 << 20)
+        for (piece, room) in [(1, 1), (1, 1000), (3, 7), (c.body.count, 1), (c.body.count, 4096)] where whole.count < 1000 || room > 1 {
+            let inflate = try Inflate(c.encodings)
+            var out: [UInt8] = []
+            var buffer = [UInt8](repeating: 0, count: room)
+            for start in stride(from: 0, to: c.body.count, by: piece) {
+                if start > 0, !c.encodings.allSatisfy({ $0 == "identity" }) { #expect(!inflate.isComplete) }
+                inflate.feed(Array(c.body[start..<min(start + piece, c.body.count)]))
+                while true {
+                    let count = try buffer.withUnsafeMutableBytes { try inflate.next(into: $0) }
+                    if count == 0 { break }
+                    out += buffer[..<count]
+                }
+            }
+            #expect(out == whole && inflate.isComplete, "pieces of \(piece), room \(room)")
+        }
+    }
+}
