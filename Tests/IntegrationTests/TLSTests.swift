@@ -86,6 +86,20 @@ extension Integration {
             #expect(upstream.lines("request").isEmpty)
         }
 
+        /// What one read brings is more than the client takes at once, and the upstream's end comes with it: all of it is passed on.
+        @Test func endBehindWhatWaits() throws {
+            let upstream = try SecureUpstream()
+            let daemon = try Daemon(["SSL_CERT_FILE": upstream.certificate])
+            try daemon.addAccount("a", baseURL: "https://localhost:\(upstream.port)/v1", key: "packed")
+            try daemon.start()
+            let client = try HTTPConnection(daemon.address, receiveBuffer: 16384)
+            try client.post("/v1/responses", Stage.body(), headers: [("X-Request-Id", "packed")])
+            #expect(try client.head().status == 200)
+            let text = String(decoding: try client.body(30), as: UTF8.self)
+            #expect(text.components(separatedBy: "output_text.delta").count == 301 && text.contains("response.completed"))
+            #expect(try daemon.record("packed")["input_tokens"] as? Int == 1)
+        }
+
         /// A large upload is held once, not in each layer: it goes through TLS in pieces.
         @Test func largeUpload() throws {
             let upstream = try SecureUpstream()

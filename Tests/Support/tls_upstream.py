@@ -4,10 +4,12 @@
 
 Writes `PORT PROXY_PORT EARLY_PORT` as the first line of OUTPUT, then one line per event: `request VERSION SNI RESUMED`, `connect TARGET AUTHORIZATION`,
 `failed` for a handshake that did not come to an end. Runs until it is killed. To the key `poison` it gives an answer with the request's
-id, and in the same packet, as a record of its own, another answer that nobody asked for; the connection stays open. The server at
+id, and in the same packet, as a record of its own, another answer that nobody asked for; the connection stays open. To the key `packed` it gives 20 MB of events in
+some 20 KB of gzip, and its end right behind. The server at
 EARLY_PORT sends such an answer behind its Finished, in the same packet, before it reads anything.
 """
 
+import gzip
 import socket
 import ssl
 import sys
@@ -17,6 +19,11 @@ BODY = (
     b'{"id":"resp_tls","object":"response","created_at":1,"status":"completed","model":"gpt-5.4","output":[],"error":null,'
     b'"usage":{"input_tokens":1,"input_tokens_details":{"cached_tokens":0},"output_tokens":1,"output_tokens_details":{"reasoning_tokens":0},"total_tokens":2}}'
 )
+EVENT = b'data: {"type":"response.output_text.delta","delta":"%s"}\n\n' % (b"y" * 65000)
+PACKED = gzip.compress(
+    b'data: {"type":"response.created","response":{"id":"r"}}\n\n' + EVENT * 300 + b'data: {"type":"response.completed","response":' + BODY + b"}\n\n"
+)
+PACKED_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(PACKED)
 output = open(sys.argv[3], "w", buffering=1)
 names = {}
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -66,6 +73,10 @@ def serve(raw):
                     stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
                 stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
                 continue
+            if "packed" in field(text, "authorization"):
+                stream.sendall(PACKED_HEAD + PACKED)
+                stream.unwrap()
+                return
             stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY)
             stream.unwrap()
             return
