@@ -17,6 +17,8 @@ public struct Verdict: Sendable, Equatable {
         case limited(milliseconds: Int, scope: Scope = .account)
         /// Its credentials are refused.
         case unauthorized(milliseconds: Int)
+        /// Its upstream does not know the asked model, or does not let it be used.
+        case lacksModel
         /// Its login is dead: only an operator can mend that.
         case reauthRequired(milliseconds: Int)
     }
@@ -31,6 +33,11 @@ public enum FailoverTable {
     ]
     /// Of one model alone.
     static let modelCodes: Set<String> = ["model_cooldown", "model_rate_limit_exceeded", "model_limit_reached"]
+    /// Of an account that does not have the model; another may.
+    static let lackingModelCodes: Set<String> = [
+        "model_not_found", "model_not_available", "model_not_supported", "unsupported_model", "model_not_allowed", "deployment_not_found",
+        "DeploymentNotFound", "no_plan_support_for_model",
+    ]
     static let quotaCodes: Set<String> = [
         "insufficient_quota", "usage_not_included", "quota_exceeded", "billing_hard_limit_reached", "billing_not_active",
         "insufficient_credits", "insufficient_balance", "payment_required",
@@ -80,6 +87,16 @@ public enum FailoverTable {
         return requested > limit
     }
 
+    /// "The model `x` does not exist or you do not have access to it", "… model is not supported when using Codex with a ChatGPT account".
+    static func lacksModel(_ refusal: UpstreamRefusal) -> Bool {
+        guard refusal.status < 400 || [400, 403, 404].contains(refusal.status) else { return false }
+        if lackingModelCodes.contains(refusal.code) { return true }
+        let text = refusal.message.cut(utf8: 4096).lowercased()
+        guard text.contains("model") else { return false }
+        return text.contains("not supported when using codex") || text.contains("does not exist or you do not have access")
+            || text.contains("does not have access to model") || refusal.status == 404 && text.contains("model not found")
+    }
+
     private static func number(after mark: String, in text: String) -> Double? {
         guard let place = text.firstRange(of: mark) else { return nil }
         return Double(text[place.upperBound...].prefix { $0.isNumber })
@@ -119,6 +136,7 @@ public enum FailoverTable {
         if status == 402 || quotaCodes.contains(refusal.code) {
             return Verdict(next: .nextAccount, penalty: .limited(milliseconds: wait(refusal, now, else: quotaCooldownMilliseconds)))
         }
+        if lacksModel(refusal) { return Verdict(next: .nextAccount, penalty: .lacksModel) }
         if isCausedByRequest(refusal) { return Verdict(next: .surface, penalty: .none) }
         let isModel = modelCodes.contains(refusal.code)
         guard status == 429 || isModel || rateCodes.contains(refusal.code) else { return nil }
@@ -142,8 +160,6 @@ public enum FailoverTable {
         case _ where gatewayStatus.contains(refusal.status):
             let asked = min(wait(refusal, now, else: errorCooldownMilliseconds), gatewayCooldownMillisecondsMax)
             return Verdict(next: .nextAccount, penalty: .errors(milliseconds: asked))
-        case 400 where refusal.message.contains("model is not supported when using Codex"):
-            return Verdict(next: attemptsOnAccount < 2 ? .nextAccount : .surface, penalty: .none)
         default:
             return Verdict(next: .surface, penalty: .none)
         }

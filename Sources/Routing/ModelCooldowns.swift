@@ -31,6 +31,8 @@ public struct ModelCooldowns: Sendable {
         return nil
     }
 
+    public mutating func forget(account: Int64, model: String) { ends[Key(account: account, model: model)] = nil }
+
     /// The operator resumed the account, or it has new credentials.
     public mutating func forget(account: Int64) { ends = ends.filter { $0.key.account != account } }
 }

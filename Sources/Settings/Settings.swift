@@ -41,6 +41,8 @@ public struct Settings: Sendable, Equatable {
     public var accountsPassingOrganization: Set<String>
     /// Bodies and unsent bytes that all workers together hold, bytes; nil: a part of the machine's memory (`Limits.memoryPart`).
     public var memoryBytesMax: Int?
+    /// `client_version` of requests for ChatGPT's list of models.
+    public var codexClientVersion: String
     /// For benchmarks: worker N runs on CPU N + this.
     public var pinFirstCPU: Int?
 
@@ -140,6 +142,11 @@ public struct Settings: Sendable, Equatable {
         accountsPassingOrganization = Set(
             (value("CODEX_LB_ACCOUNTS_PASSING_ORGANIZATION") ?? "").split(whereSeparator: { $0 == "," || $0 == " " }).map(String.init))
         memoryBytesMax = try read.bytes("CODEX_LB_MEMORY_LIMIT", least: 16 << 20)
+        codexClientVersion = value("CODEX_LB_CODEX_CLIENT_VERSION") ?? Version.codexClient
+        guard !codexClientVersion.isEmpty, codexClientVersion.utf8.allSatisfy({ (48...57).contains($0) || $0 == 46 }) else {
+            throw SettingsError(
+                "CODEX_LB_CODEX_CLIENT_VERSION", "\"\(codexClientVersion)\"; give numbers and dots, as \(Version.codexClient)")
+        }
         times = TimeLimits()
         for (name, path) in Self.timeNames {
             times[keyPath: path] = try read.milliseconds(name, times[keyPath: path])

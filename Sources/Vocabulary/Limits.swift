@@ -89,6 +89,19 @@ public enum Limits {
     public static let dnsCacheMilliseconds = 30_000
     public static let dnsCacheEntriesMax = 256
 
+    // Models
+    /// An upstream that has not told its models by then is asked again later; its clients have long been answered without it.
+    public static let modelListMilliseconds = 10_000
+    /// A list is asked for anew when it is so old; after failures sooner, with a pause that doubles.
+    public static let modelListKeptMilliseconds = 300_000
+    public static let modelListRetryMilliseconds = 15_000
+    /// Once some account's models are known, a client waits so long at most for those of others that were never told.
+    public static let modelListWaitMilliseconds = 1_000
+    public static let modelListBytesMax = 4 * 1024 * 1024
+    public static let modelsListedMax = 4_096
+    /// An account whose upstream does not know a model is not asked for it for so long, while another may have it.
+    public static let modelRefusedMilliseconds = 600_000
+
     // The turn
     /// `response.created` and its like are kept back this long at most, to keep the right to fail over.
     public static let holdBackMilliseconds = 500

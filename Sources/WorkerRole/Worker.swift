@@ -92,6 +92,7 @@ final class Worker {
     private var random = IDGenerator()
     /// Of this worker alone: the others learn of a model's limit by a refusal of their own.
     private var modelCooldowns = ModelCooldowns()
+    var modelOffers = ModelOffers()
     lazy var catalogue = ModelCatalogue(self)
     private var store: (any StoreLink)!
     private var supervisor: SupervisorLink!
@@ -164,7 +165,7 @@ final class Worker {
         if previous?.clientKeys.isEmpty != new.clientKeys.isEmpty { keyRuleApplies(hasKeys: !new.clientKeys.isEmpty) }
         clientKeys = Dictionary(new.clientKeys.map { ($0.digest, $0) }, uniquingKeysWith: { a, _ in a })
         pepper = new.pepper
-        if previous?.accounts != new.accounts { catalogue.forget() }
+        if previous?.accounts != new.accounts { catalogue.accountsChanged(accounts) }
         scoreboard.set(.snapshotVersion, worker: slot, Int(new.version))
         storeSeen()
         if !isReady { becomeReady() }
@@ -380,7 +381,11 @@ final class Worker {
     func choose(for route: Route, model: String, excluding tried: [Int64]) -> AccountChoice {
         let now = loop.now
         let hasModelLimits = !modelCooldowns.isEmpty
-        let candidates = accounts.map { account in
+        let serving = accounts.filter { $0.value.state == .active && route.upstreamPath($0.value.kind) != nil }
+        var lacking = modelOffers.isEmpty ? [] : modelOffers.lacking(model, among: serving.map(\.value.id), now: now)
+        // Where everybody lacks it one account may say so, in its own words.
+        if lacking.count == serving.count, tried.isEmpty { lacking = [] }
+        let candidates = serving.map { account in
             let slot = account.value.slot
             var cooldown = scoreboard.cooldown(account: slot, owner: account.value.id, now: now)
             if hasModelLimits, let until = modelCooldowns.until(account: account.value.id, model: model, now: now),
@@ -390,14 +395,14 @@ final class Worker {
             }
             return Candidate(
                 accountID: account.value.id,
-                isEligible: account.value.state == .active && route.upstreamPath(account.value.kind) != nil,
+                isEligible: !lacking.contains(account.value.id),
                 inFlight: scoreboard.inFlight(account: slot), lastUsed: scoreboard.lastUsed(account: slot),
                 cooldownUntil: cooldown?.until ?? now, isLimited: cooldown?.isLimit ?? false,
                 isDoubtful: scoreboard.failures(account: slot) > 0)
         }
         switch Routing.choose(candidates, excluding: tried, now: now) {
-        case .account(let index): return .account(accounts[index])
-        case .noneEligible: return .noneEligible
+        case .account(let index): return .account(serving[index])
+        case .noneEligible: return serving.isEmpty ? .noneEligible : .allTried
         case .allTried: return .allTried
         case .allLimited(let until):
             // Clients are told whole seconds, rounded up: what is lost between two clocks must not make one more.
@@ -426,6 +431,13 @@ final class Worker {
         var (milliseconds, isLimit): (Int, Bool)
         switch penalty {
         case .none: return
+        case .lacksModel:
+            modelOffers.refused(
+                account: owner, model: model, until: now.adding(milliseconds: Limits.modelRefusedMilliseconds), now: now)
+            log.notice(
+                "account does not offer the model",
+                metadata: ["account": "\(account.value.name)", "model": "\(model)", "request_id": "\(requestID)"])
+            return catalogue.refresh()
         case .errors(let ms): (milliseconds, isLimit) = (ms, false)
         case .limited(let ms, let scope):
             (milliseconds, isLimit) = (ms, true)

@@ -224,9 +224,91 @@ extension Integration {
                 path: "/backend-api/codex/models", .status(200, "{\"models\":[{\"slug\":\"gpt-5.4-codex\",\"display_name\":\"x\"}]}"))
             #expect(try eventually(1) { try stage.metric("codex_lb_account_available{account=\"live\"}") == 1 })
             let answer = try stage.daemon.get("/backend-api/codex/models?client_version=0.150.0")
-            let slugs = (answer.json["models"] as? [[String: Any]])?.compactMap { ($0["slug"] ?? $0["id"]) as? String }
-            #expect(Set(slugs ?? []) == ["gpt-5.4", "gpt-5.4-codex"])
+            let slugs = (answer.json["models"] as? [[String: Any]])?.compactMap { $0["slug"] as? String }
+            #expect(slugs == ["gpt-5.4-codex"], "what Codex can't read would cost it the whole list")
+            let ids = (answer.json["data"] as? [[String: Any]])?.compactMap { $0["id"] as? String }
+            #expect(Set(ids ?? []) == ["gpt-5.4", "gpt-5.4-codex"])
             #expect(stage.upstream.requests("t").first?.header("chatgpt-account-id") == "acc")
+            #expect(stage.upstream.requests("t").first?.path == "/backend-api/codex/models?client_version=0.163.0", "not our version")
+        }
+
+        /// Lists in the shapes that upstreams have, and what is none: it takes nothing away and is no empty list.
+        @Test func modelListShapes() throws {
+            let lists: [(body: String, ids: [String])] = [
+                ("{\"data\":[{\"id\":\"m1\"}]}", ["m1"]), ("[{\"id\":\"m2\"},{\"id\":\"m3\"}]", ["m2", "m3"]), ("[\"m4\"]", ["m4"]),
+                ("{\"models\":[{\"name\":\"m5\"},{\"display_name\":\"nameless\"},{\"slug\":\"m6\"}]}", ["m5", "m6"]),
+                ("{\"data\":[],\"object\":\"list\"}", []), ("<html>Sign in</html>", []), ("{\"error\":\"no\"}", []), ("", []),
+                ("{\"data\":[{\"id\":\"m7\"}]", []),
+            ]
+            let names = lists.indices.map { "a\($0)" }
+            let upstream = try FakeUpstream()
+            let daemon = try Daemon()
+            for (name, list) in zip(names, lists) {
+                try daemon.addAccount(name, baseURL: upstream.baseURL, key: Stage.key(name))
+                upstream.always(path: "/v1/models", bearer: Stage.key(name), .status(200, list.body))
+            }
+            try daemon.start()
+            let answer = try daemon.get("/v1/models")
+            let ids = (answer.json["data"] as? [[String: Any]])?.compactMap { $0["id"] as? String }
+            #expect(ids == lists.flatMap(\.ids))
+            for name in names.prefix(5) { #expect(try daemon.run("accounts", "pause", name).isGood) }
+            #expect(try eventually(5) { try daemon.get("/v1/models").status == 502 }, "nothing is known, and that is said")
+        }
+
+        /// One upstream that never answers delays the first list by a second, and no other.
+        @Test func muteUpstreamListsNothing() throws {
+            let stage = try Stage("a", "b")
+            let gate = Gate()
+            stage.upstream.always(path: "/v1/models", bearer: "sk-up-b", .silence(gate))
+            for most in [3.0, 3.0, 3.0] {
+                let start = Date()
+                let answer = try stage.daemon.get("/v1/models")
+                #expect((answer.json["data"] as? [Any])?.count == 1)
+                #expect(Date().timeIntervalSince(start) < most)
+            }
+            gate.open()
+        }
+
+        // MARK: Who offers what
+
+        private static func offering(_ model: String) -> Behaviour {
+            .chosen { request in
+                request.json["model"] as? String == model
+                    ? .ok
+                    : .error(404, code: "model_not_found", message: "The model `x` does not exist or you do not have access to it.")
+            }
+        }
+
+        /// Two accounts with different models: every turn goes to the one that has its model, after one refusal at most, and after none
+        /// once the lists are known.
+        @Test(arguments: [false, true]) func modelsGoWhereTheyAre(_ isListed: Bool) throws {
+            let stage = try Stage("a", "b")
+            for name in ["a", "b"] {
+                stage.always(name, Self.offering("model-\(name)"))
+                stage.upstream.always(path: "/v1/models", bearer: Stage.key(name), .status(200, Canned.models("model-\(name)")))
+            }
+            if isListed { #expect((try stage.daemon.get("/v1/models").json["data"] as? [Any])?.count == 2) }
+            for _ in 0..<10 {
+                for name in ["a", "b"] {
+                    #expect(try stage.daemon.post("/v1/responses", Stage.body(stream: false, model: "model-\(name)")).status == 200)
+                }
+            }
+            for name in ["a", "b"] {
+                let strays = stage.requests(name).count { $0.json["model"] as? String != "model-\(name)" }
+                #expect(isListed ? strays == 0 : strays <= 1)
+                #expect(try stage.isAvailable(name), "it is no fault of the account's")
+            }
+        }
+
+        /// A model that nobody has: the client gets the upstream's own word, and not every account is asked every time.
+        @Test func nobodyHasTheModel() throws {
+            let stage = try Stage("a", "b")
+            for name in ["a", "b"] { stage.always(name, Self.offering("other")) }
+            for i in 0..<5 {
+                let answer = try stage.daemon.post("/v1/responses", Stage.body(stream: false, model: "nowhere"))
+                #expect(answer.status == 404 && answer.errorCode == "model_not_found")
+                #expect(stage.calls("a") + stage.calls("b") == 2 + i)
+            }
         }
 
         /// No such path: 404. The wrong method: 405 with Allow.
