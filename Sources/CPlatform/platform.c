@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <malloc.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -118,6 +119,12 @@ int codexlb_pin(int cpu) {
 }
 
 void codexlb_name_thread(const char *name) { prctl(PR_SET_NAME, name, 0, 0, 0); }
+void codexlb_tune_allocator(void) {
+    mallopt(M_MMAP_THRESHOLD, 256 * 1024);
+    mallopt(M_TRIM_THRESHOLD, 1024 * 1024);
+    mallopt(M_ARENA_MAX, 2);
+}
+
 void codexlb_forbid_dumps(void) { prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); }
 
 void codexlb_become_idle(void) {

@@ -94,7 +94,7 @@ extension Account {
             credentials: Credentials(
                 bearer: m.bearer, refreshToken: m.hasRefreshToken ? m.refreshToken : nil, idToken: m.hasIDToken ? m.idToken : nil,
                 chatGPTAccountID: m.hasChatgptAccountID ? m.chatgptAccountID : nil),
-            createdAt: WallTime(milliseconds: m.createdAtMs))
+            createdAt: WallTime(milliseconds: m.createdAtMs), changedAt: WallTime(milliseconds: m.changedAtMs))
     }
 }
 
@@ -111,7 +111,7 @@ extension AccountMessage {
     public init(withoutSecrets a: Account) {
         self.init()
         (id, slot, name, baseURL, createdAtMs) = (a.id, UInt32(a.slot), a.name, a.baseURL, a.createdAt.milliseconds)
-        (kind, state) = (a.kind.rawValue, a.state.rawValue)
+        (kind, state, changedAtMs) = (a.kind.rawValue, a.state.rawValue, a.changedAt.milliseconds)
         if let id = a.credentials.chatGPTAccountID { chatgptAccountID = id }
     }
 }

@@ -101,7 +101,7 @@ public nonisolated struct Frame: Sendable {
     set {body = .snapshot(newValue)}
   }
 
-  /// command line → supervisor → writer, and the answer the same way back.
+  /// command line → supervisor → writer, and the answer the same way back; worker → writer, without an answer.
   public var storeCommand: StoreCommand {
     get {
       if case .storeCommand(let v)? = body {return v}
@@ -152,7 +152,7 @@ public nonisolated struct Frame: Sendable {
     case usageAck(UsageAck)
     /// writer → worker: the present state of accounts, keys and settings.
     case snapshot(SnapshotMessage)
-    /// command line → supervisor → writer, and the answer the same way back.
+    /// command line → supervisor → writer, and the answer the same way back; worker → writer, without an answer.
     case storeCommand(StoreCommand)
     case storeReply(StoreReply)
     /// command line → supervisor.
@@ -439,6 +439,9 @@ public nonisolated struct AccountMessage: Sendable {
 
   public var createdAtMs: Int64 = 0
 
+  /// Of its credentials, state or place.
+  public var changedAtMs: Int64 = 0
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -641,6 +644,14 @@ public nonisolated struct AddAccount: Sendable {
   /// Clears the value of `chatgptAccountID`. Subsequent reads from it will return its default value.
   public mutating func clearChatgptAccountID() {self._chatgptAccountID = nil}
 
+  /// A login that is known already gets these credentials; without name_given whatever its account is called.
+  public var renews: Bool = false
+
+  public var nameGiven: Bool = false
+
+  /// The account of this name, whoever's it is, gets them.
+  public var replaces: Bool = false
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -659,9 +670,23 @@ public nonisolated struct SetAccountState: Sendable {
 
   public var state: String = String()
 
+  /// From a worker, instead of the name: the account of this id, if it is still active and as it was then.
+  public var id: Int64 {
+    get {_id ?? 0}
+    set {_id = newValue}
+  }
+  /// Returns true if `id` has been explicitly set.
+  public var hasID: Bool {self._id != nil}
+  /// Clears the value of `id`. Subsequent reads from it will return its default value.
+  public mutating func clearID() {self._id = nil}
+
+  public var unchangedSinceMs: Int64 = 0
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
+
+  fileprivate var _id: Int64? = nil
 }
 
 public nonisolated struct RemoveAccount: Sendable {
@@ -764,6 +789,9 @@ public nonisolated struct StoreReply: Sendable {
   public var plainKey: String = String()
 
   public var usage: [UsageRow] = []
+
+  /// add_account only: an account that was there has new credentials.
+  public var renewed: Bool = false
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1530,7 +1558,7 @@ nonisolated extension UsageRecordMessage: SwiftProtobuf.Message, SwiftProtobuf._
 
 nonisolated extension AccountMessage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".AccountMessage"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}slot\0\u{1}name\0\u{1}kind\0\u{1}state\0\u{3}base_url\0\u{1}bearer\0\u{3}refresh_token\0\u{3}id_token\0\u{3}chatgpt_account_id\0\u{3}created_at_ms\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}slot\0\u{1}name\0\u{1}kind\0\u{1}state\0\u{3}base_url\0\u{1}bearer\0\u{3}refresh_token\0\u{3}id_token\0\u{3}chatgpt_account_id\0\u{3}created_at_ms\0\u{3}changed_at_ms\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -1549,6 +1577,7 @@ nonisolated extension AccountMessage: SwiftProtobuf.Message, SwiftProtobuf._Mess
       case 9: try { try decoder.decodeSingularStringField(value: &self._idToken) }()
       case 10: try { try decoder.decodeSingularStringField(value: &self._chatgptAccountID) }()
       case 11: try { try decoder.decodeSingularInt64Field(value: &self.createdAtMs) }()
+      case 12: try { try decoder.decodeSingularInt64Field(value: &self.changedAtMs) }()
       default: break
       }
     }
@@ -1592,6 +1621,9 @@ nonisolated extension AccountMessage: SwiftProtobuf.Message, SwiftProtobuf._Mess
     if self.createdAtMs != 0 {
       try visitor.visitSingularInt64Field(value: self.createdAtMs, fieldNumber: 11)
     }
+    if self.changedAtMs != 0 {
+      try visitor.visitSingularInt64Field(value: self.changedAtMs, fieldNumber: 12)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -1607,6 +1639,7 @@ nonisolated extension AccountMessage: SwiftProtobuf.Message, SwiftProtobuf._Mess
     if lhs._idToken != rhs._idToken {return false}
     if lhs._chatgptAccountID != rhs._chatgptAccountID {return false}
     if lhs.createdAtMs != rhs.createdAtMs {return false}
+    if lhs.changedAtMs != rhs.changedAtMs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -1907,7 +1940,7 @@ nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension AddAccount: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".AddAccount"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}kind\0\u{3}base_url\0\u{1}bearer\0\u{3}refresh_token\0\u{3}id_token\0\u{3}chatgpt_account_id\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}kind\0\u{3}base_url\0\u{1}bearer\0\u{3}refresh_token\0\u{3}id_token\0\u{3}chatgpt_account_id\0\u{1}renews\0\u{3}name_given\0\u{1}replaces\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -1922,6 +1955,9 @@ nonisolated extension AddAccount: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       case 5: try { try decoder.decodeSingularStringField(value: &self._refreshToken) }()
       case 6: try { try decoder.decodeSingularStringField(value: &self._idToken) }()
       case 7: try { try decoder.decodeSingularStringField(value: &self._chatgptAccountID) }()
+      case 8: try { try decoder.decodeSingularBoolField(value: &self.renews) }()
+      case 9: try { try decoder.decodeSingularBoolField(value: &self.nameGiven) }()
+      case 10: try { try decoder.decodeSingularBoolField(value: &self.replaces) }()
       default: break
       }
     }
@@ -1953,6 +1989,15 @@ nonisolated extension AddAccount: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     try { if let v = self._chatgptAccountID {
       try visitor.visitSingularStringField(value: v, fieldNumber: 7)
     } }()
+    if self.renews != false {
+      try visitor.visitSingularBoolField(value: self.renews, fieldNumber: 8)
+    }
+    if self.nameGiven != false {
+      try visitor.visitSingularBoolField(value: self.nameGiven, fieldNumber: 9)
+    }
+    if self.replaces != false {
+      try visitor.visitSingularBoolField(value: self.replaces, fieldNumber: 10)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -1964,6 +2009,9 @@ nonisolated extension AddAccount: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if lhs._refreshToken != rhs._refreshToken {return false}
     if lhs._idToken != rhs._idToken {return false}
     if lhs._chatgptAccountID != rhs._chatgptAccountID {return false}
+    if lhs.renews != rhs.renews {return false}
+    if lhs.nameGiven != rhs.nameGiven {return false}
+    if lhs.replaces != rhs.replaces {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -1971,7 +2019,7 @@ nonisolated extension AddAccount: SwiftProtobuf.Message, SwiftProtobuf._MessageI
 
 nonisolated extension SetAccountState: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".SetAccountState"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}state\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}state\0\u{1}id\0\u{3}unchanged_since_ms\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -1981,17 +2029,29 @@ nonisolated extension SetAccountState: SwiftProtobuf.Message, SwiftProtobuf._Mes
       switch fieldNumber {
       case 1: try { try decoder.decodeSingularStringField(value: &self.name) }()
       case 2: try { try decoder.decodeSingularStringField(value: &self.state) }()
+      case 3: try { try decoder.decodeSingularInt64Field(value: &self._id) }()
+      case 4: try { try decoder.decodeSingularInt64Field(value: &self.unchangedSinceMs) }()
       default: break
       }
     }
   }
 
   public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
     if !self.name.isEmpty {
       try visitor.visitSingularStringField(value: self.name, fieldNumber: 1)
     }
     if !self.state.isEmpty {
       try visitor.visitSingularStringField(value: self.state, fieldNumber: 2)
+    }
+    try { if let v = self._id {
+      try visitor.visitSingularInt64Field(value: v, fieldNumber: 3)
+    } }()
+    if self.unchangedSinceMs != 0 {
+      try visitor.visitSingularInt64Field(value: self.unchangedSinceMs, fieldNumber: 4)
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -1999,6 +2059,8 @@ nonisolated extension SetAccountState: SwiftProtobuf.Message, SwiftProtobuf._Mes
   public static func ==(lhs: SetAccountState, rhs: SetAccountState) -> Bool {
     if lhs.name != rhs.name {return false}
     if lhs.state != rhs.state {return false}
+    if lhs._id != rhs._id {return false}
+    if lhs.unchangedSinceMs != rhs.unchangedSinceMs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -2183,7 +2245,7 @@ nonisolated extension ListUsage: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
 
 nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".StoreReply"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}accounts\0\u{3}client_keys\0\u{3}plain_key\0\u{1}usage\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}accounts\0\u{3}client_keys\0\u{3}plain_key\0\u{1}usage\0\u{1}renewed\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -2196,6 +2258,7 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       case 3: try { try decoder.decodeRepeatedMessageField(value: &self.clientKeys) }()
       case 4: try { try decoder.decodeSingularStringField(value: &self.plainKey) }()
       case 5: try { try decoder.decodeRepeatedMessageField(value: &self.usage) }()
+      case 6: try { try decoder.decodeSingularBoolField(value: &self.renewed) }()
       default: break
       }
     }
@@ -2217,6 +2280,9 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if !self.usage.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.usage, fieldNumber: 5)
     }
+    if self.renewed != false {
+      try visitor.visitSingularBoolField(value: self.renewed, fieldNumber: 6)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -2226,6 +2292,7 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if lhs.clientKeys != rhs.clientKeys {return false}
     if lhs.plainKey != rhs.plainKey {return false}
     if lhs.usage != rhs.usage {return false}
+    if lhs.renewed != rhs.renewed {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

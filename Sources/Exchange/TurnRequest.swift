@@ -14,6 +14,8 @@ public struct TurnRequest: Sendable {
     public let route: Route
     /// Of the body as it was read, unpacked.
     public let bodyBytes: Int
+    /// What is held for it.
+    public let memoryBytes: Int
     /// Nil once it can't be asked for any more.
     private var document: JSONDocument?
 
@@ -55,6 +57,7 @@ public struct TurnRequest: Sendable {
         wantsStream = route == .codexResponses ? true : route == .embeddings ? false : stream ?? false
         includesUsage = try Self.includesUsage(document, fields["stream_options"])
         self.document = document
+        memoryBytes = document.memoryBytes
     }
 
     private static func includesUsage(_ document: JSONDocument, _ options: JSONDocument.Value?) throws(ProxyError) -> Bool {

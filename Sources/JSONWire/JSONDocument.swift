@@ -25,6 +25,9 @@ public struct JSONDocument: Sendable {
         self.bytes = bytes
     }
 
+    /// What the document takes of memory: its bytes and its index.
+    public var memoryBytes: Int { bytes.count + index.memoryBytes }
+
     public var root: Value { Value(range: index.root, container: 0) }
 
     public func kind(_ value: Value) -> JSONScan.Kind { JSONScan.kind(bytes.span.bytes, value.range) }

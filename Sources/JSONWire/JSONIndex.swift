@@ -12,6 +12,7 @@ struct JSONIndex: Sendable {
         var next: UInt32
     }
     private(set) var containers: [Container] = []
+    var memoryBytes: Int { containers.capacity * MemoryLayout<Container>.stride }
     /// The document without the spaces around it.
     private(set) var root: Range<Int> = 0..<0
 

@@ -270,7 +270,7 @@ public enum JSONScan {
     }
 
     /// Behind the value that starts at `start`, which must not be a space. Inside it only brackets and strings are looked at.
-    static func valueEnd(_ bytes: RawSpan, _ start: Int) -> Int? {
+    public static func valueEnd(_ bytes: RawSpan, _ start: Int) -> Int? {
         guard start < bytes.byteCount else { return nil }
         switch bytes[start] {
         case Ascii.quote: return stringEnd(bytes, start)

@@ -241,6 +241,14 @@ public final class ByteStream {
         return ioctl(descriptor, UInt(FIONREAD), &n) == 0 ? Int(n) : 0
     }
 
+    /// The kernel has given the connection up: its peer vanished or reset it, whether or not anybody has read of it.
+    public var isLost: Bool {
+        var info = tcp_info()
+        var size = socklen_t(MemoryLayout<tcp_info>.size)
+        guard kind == .tcp, getsockopt(descriptor, Int32(IPPROTO_TCP), TCP_INFO, &info, &size) == 0 else { return false }
+        return info.tcpi_state == UInt8(TCP_CLOSE)
+    }
+
     /// Sends our end after everything queued; reading goes on.
     public func shutdown() {
         guard !isClosed else { return }

@@ -143,6 +143,7 @@ public enum Process {
 
     public static func name(_ name: String) { codexlb_name_thread(name) }
     public static func forbidDumps() { codexlb_forbid_dumps() }
+    public static func tuneAllocator() { codexlb_tune_allocator() }
     /// Pins the calling thread to one CPU; for benchmarks.
     public static func pin(toCPU cpu: Int) { _ = codexlb_pin(Int32(cpu)) }
     /// Descriptors this process may have open (RLIMIT_NOFILE, raised to its hard limit).

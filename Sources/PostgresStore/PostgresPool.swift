@@ -110,6 +110,25 @@ public final class PostgresPool {
         }
     }
 
+    /// Takes an account out of routing whose credentials its upstream refuses for good, if it is still active and as it was at `changedAt`;
+    /// gives its id if so. One statement, for a worker that shares the database: the version is counted up first, as in every change.
+    public func needsLogin(account id: Int64, changedAt: WallTime, now: WallTime, _ done: @escaping (Result<[Int64], StoreError>) -> Void) {
+        let query = Query<Int64>(
+            """
+            WITH v AS (
+                UPDATE state SET value = CAST(CAST(value AS BIGINT) + 1 AS TEXT) WHERE key = 'snapshot_version' RETURNING value
+            )
+            UPDATE accounts SET state = $1, changed_at_ms = $2
+            WHERE id = $3 AND state = $4 AND changed_at_ms = $5 AND removed_at_ms IS NULL AND EXISTS (SELECT 1 FROM v) RETURNING id
+            """,
+            [
+                .text(Account.State.reauthRequired.rawValue), .int(now.milliseconds), .int(id), .text(Account.State.active.rawValue),
+                .int(changedAt.milliseconds),
+            ]
+        ) { $0.int(0) }
+        rows(query, done)
+    }
+
     /// The snapshot's version and the schema's revision, of this moment.
     public func facts(_ done: @escaping (Result<(version: Int64, revision: String), StoreError>) -> Void) {
         run([PostgresStatement(Queries.version), PostgresStatement(Queries.revision)], milliseconds: Self.statementMilliseconds) { answer in

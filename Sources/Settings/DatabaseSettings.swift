@@ -1,5 +1,9 @@
 internal import Vocabulary
 
+#if canImport(Glibc)
+    internal import Glibc
+#endif
+
 /// How the store is opened, kept and looked after.
 public struct DatabaseSettings: Sendable, Equatable {
     public enum CheckMode: String, Sendable, CaseIterable { case quick, full, off }
@@ -118,13 +122,21 @@ struct SettingsReader {
 
     /// `~` is the home directory; what is relative starts at the working directory.
     func absolute(_ path: String, _ name: String) throws(SettingsError) -> String {
-        let expanded = path == "~" ? home : path.hasPrefix("~/") ? home + path.dropFirst(1) : path
+        let expanded = try path == "~" ? home(name) : path.hasPrefix("~/") ? home(name) + path.dropFirst(1) : path
         if expanded.hasPrefix("/") { return Self.trimmed(expanded) }
         guard let here = value("PWD"), here.hasPrefix("/") else { throw SettingsError(name, "\"\(path)\" must be an absolute path") }
         return Self.trimmed(here + "/" + expanded)
     }
 
-    private var home: String { value("HOME") ?? "/" }
+    /// `HOME`, which services and cron jobs may lack; then what the password database has.
+    private func home(_ name: String) throws(SettingsError) -> String {
+        if let told = value("HOME"), told.hasPrefix("/") { return told }
+        if let entry = getpwuid(getuid()), let directory = entry.pointee.pw_dir {
+            let path = String(cString: directory)
+            if path.hasPrefix("/"), path != "/" { return path }
+        }
+        throw SettingsError(name, "this user has no home directory (HOME is unset); set \(name) to an absolute path")
+    }
 
     private static func trimmed(_ path: String) -> String {
         var parts: [Substring] = []

@@ -8,15 +8,18 @@ public enum EnvironmentFile {
 
     /// The settings of this program in the file; other names belong to other programs and are left out.
     ///
-    /// Blank lines and lines that start with `#` are comments; `export ` before a name and quotes around a value are taken off.
+    /// Blank lines and lines that start with `#` are comments; a byte order mark, `export` before a name and quotes around a value are taken
+    /// off. In double quotes `\\"`, `\\\\` and `\\$` stand for their second character. Behind a value only a comment may follow.
     public static func parse(_ text: String, file: String) throws(SettingsError) -> [String: String] {
         var out: [String: String] = [:]
         var number = 0
-        for raw in text.split(separator: "\n", omittingEmptySubsequences: false) {
+        guard !text.utf8.contains(0) else { throw SettingsError(file, "is not UTF-8; save it as UTF-8") }
+        let text = text.hasPrefix("\u{FEFF}") ? text.dropFirst() : text[...]
+        for raw in text.split(omittingEmptySubsequences: false, whereSeparator: \.isNewline) {
             number += 1
             var line = trimmed(raw)
             if line.isEmpty || line.hasPrefix("#") { continue }
-            if line.hasPrefix("export ") { line = trimmed(line.dropFirst(7)) }
+            if line.hasPrefix("export"), line.dropFirst(6).first?.isWhitespace == true { line = trimmed(line.dropFirst(6)) }
             guard let equals = line.firstIndex(of: "=") else {
                 guard line.hasPrefix("CODEX_LB_") else { continue }
                 throw SettingsError("\(file):\(number)", "\"\(line.prefix { $0 != " " })\" has no value; expected NAME=VALUE")
@@ -28,16 +31,41 @@ public enum EnvironmentFile {
             }
             var value = trimmed(line[line.index(after: equals)...])
             if let quote = value.first, quote == "\"" || quote == "'" {
-                guard let end = value.dropFirst().firstIndex(of: quote) else {
+                guard let (inside, rest) = quoted(value.dropFirst(), quote) else {
                     throw SettingsError("\(file):\(number)", "the value of \(name) lacks its closing \(quote)")
                 }
-                value = value[value.index(after: value.startIndex)..<end]
-            } else if let comment = value.firstRange(of: " #") {
-                value = trimmed(value[..<comment.lowerBound])
+                let behind = trimmed(rest)
+                guard behind.isEmpty || behind.hasPrefix("#") && rest.first != "#" else {
+                    throw SettingsError("\(file):\(number)", "something follows the closing \(quote) of \(name)")
+                }
+                out[String(name)] = inside
+                continue
+            }
+            if let comment = value.indices.dropFirst().first(where: { value[$0] == "#" && value[value.index(before: $0)].isWhitespace }) {
+                value = trimmed(value[..<comment])
+            }
+            if let odd = value.first, "\u{201C}\u{201D}\u{2018}\u{2019}".contains(odd) {
+                throw SettingsError("\(file):\(number)", "the value of \(name) is in typographic quotes; use \" or '")
             }
             out[String(name)] = String(value)
         }
         return out
+    }
+
+    /// What stands before the closing quote, and what behind it.
+    private static func quoted(_ text: Substring, _ quote: Character) -> (inside: String, rest: Substring)? {
+        var inside = ""
+        var rest = text
+        while let c = rest.popFirst() {
+            if c == quote { return (inside, rest) }
+            if quote == "\"", c == "\\", let next = rest.first, "\"\\$".contains(next) {
+                rest.removeFirst()
+                inside.append(next)
+            } else {
+                inside.append(c)
+            }
+        }
+        return nil
     }
 
     private static func trimmed(_ text: Substring) -> Substring {

@@ -21,7 +21,7 @@ public enum Queries {
     public static func accounts(named name: String? = nil) -> Query<SealedAccount> {
         Query(
             """
-            SELECT id, slot, name, kind, state, base_url, created_at_ms, credentials FROM accounts
+            SELECT id, slot, name, kind, state, base_url, created_at_ms, credentials, changed_at_ms FROM accounts
             WHERE removed_at_ms IS NULL AND (CAST($1 AS TEXT) IS NULL OR name = $1) ORDER BY name
             """, [SQLValue(name)]
         ) { row throws(StoreError) in
@@ -36,7 +36,8 @@ public enum Queries {
             }
             let account = Account(
                 id: row.int(0), slot: slot, name: name, kind: kind, state: state, baseURL: row.text(5),
-                credentials: Account.Credentials(bearer: ""), createdAt: WallTime(milliseconds: row.int(6)))
+                credentials: Account.Credentials(bearer: ""), createdAt: WallTime(milliseconds: row.int(6)),
+                changedAt: WallTime(milliseconds: row.int(8)))
             return SealedAccount(account: account, sealed: row.blob(7))
         }
     }

@@ -6,8 +6,18 @@ public struct NewAccount: Sendable, Equatable {
     public var kind: Account.Kind
     public var baseURL: String
     public var credentials: Account.Credentials
-    public init(name: String, kind: Account.Kind, baseURL: String, credentials: Account.Credentials) {
-        (self.name, self.kind, self.baseURL, self.credentials) = (name, kind, baseURL, credentials)
+    /// What becomes of an account that is there already.
+    public enum Known: Sendable, Equatable {
+        /// It stays: the new one is refused.
+        case refused
+        /// A login gets the new credentials when it is the same person's in the same workspace; without `byName` whatever it is called.
+        case renewed(byName: Bool)
+        /// The account of this name gets them, whoever's it was.
+        case replaced
+    }
+    public var known: Known
+    public init(name: String, kind: Account.Kind, baseURL: String, credentials: Account.Credentials, known: Known = .refused) {
+        (self.name, self.kind, self.baseURL, self.credentials, self.known) = (name, kind, baseURL, credentials, known)
     }
 }
 
@@ -58,7 +68,10 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
 
     // MARK: Accounts
 
-    public func addAccount(_ new: NewAccount, now: WallTime) throws(StoreError) -> Account {
+    public func addAccount(_ new: NewAccount, now: WallTime) throws(StoreError) -> Account { try putAccount(new, now: now).account }
+
+    /// Adds an account, or gives one that is there new credentials (`renewed`), as `new.known` says.
+    public func putAccount(_ new: NewAccount, now: WallTime) throws(StoreError) -> (account: Account, renewed: Bool) {
         try StoreName.check(new.name, of: "account")
         var base = new.baseURL
         while base.hasSuffix("/") { base.removeLast() }
@@ -75,7 +88,17 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             guard try connection.rows(Queries.keyFingerprint).first == vault.fingerprint else {
                 throw StoreError(.wrongKey, "the encryption key of \(place) was rotated just now; run this again")
             }
-            guard try liveAccount(new.name) == nil else { throw StoreError(.constraint, "there is an account \(new.name) already") }
+            if var account = try known(new, vault) {
+                (account.kind, account.state, account.baseURL) = (new.kind, .active, base)
+                (account.credentials, account.changedAt) = (new.credentials, now)
+                try connection.change(
+                    "UPDATE accounts SET kind = $1, state = $2, base_url = $3, credentials = $4, changed_at_ms = $5 WHERE id = $6",
+                    [
+                        .text(new.kind.rawValue), .text(Account.State.active.rawValue), .text(base),
+                        .blob(try vault.seal(new.credentials, account: account.id)), .int(now.milliseconds), .int(account.id),
+                    ])
+                return (account, true)
+            }
             let taken = Set(try connection.rows("SELECT slot FROM accounts WHERE slot IS NOT NULL", []) { Int($0.int(0)) })
             guard let slot = (0..<Limits.accountsMax).first(where: { !taken.contains($0) }) else {
                 throw StoreError(.constraint, "there are \(Limits.accountsMax) accounts already, the most there can be; remove one first")
@@ -94,9 +117,46 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             // The seal is bound to the row, whose number is known only now.
             let sealed = try vault.seal(new.credentials, account: id)
             try connection.change("UPDATE accounts SET credentials = $1 WHERE id = $2", [.blob(sealed), .int(id)])
-            return Account(
-                id: id, slot: slot, name: new.name, kind: new.kind, state: .active, baseURL: base, credentials: new.credentials,
-                createdAt: now)
+            return (
+                Account(
+                    id: id, slot: slot, name: new.name, kind: new.kind, state: .active, baseURL: base, credentials: new.credentials,
+                    createdAt: now, changedAt: now), false
+            )
+        }
+    }
+
+    /// The account that `new` gives new credentials; nil when it is a new one.
+    private func known(_ new: NewAccount, _ vault: Vault) throws(StoreError) -> Account? {
+        let named = try connection.rows(Queries.accounts(named: new.name)).first
+        switch new.known {
+        case .refused:
+            if let named {
+                throw StoreError(
+                    .constraint, "there is an account \(named.account.name) already; give --replace to change its key and base URL")
+            }
+            return nil
+        case .replaced:
+            return named?.account
+        case .renewed(let byName):
+            let identity = LoginIdentity(new.credentials)
+            var same: Account?
+            for entry in try connection.rows(Queries.accounts()) where entry.account.kind == .chatGPT {
+                if LoginIdentity(try vault.credentials(of: entry)) == identity { same = entry.account }
+            }
+            if let same, !byName || same.name == new.name { return same }
+            if let same {
+                throw StoreError(
+                    .constraint,
+                    "this login is the account \(same.name) already; leave --name out to renew it, or remove it first: codex-lb accounts remove \(same.name)"
+                )
+            }
+            if let named {
+                throw StoreError(
+                    .constraint,
+                    "the account \(named.account.name) is another login (another person's, or of another workspace); give this one a name of its own with --name, or --replace to put it in that one's place"
+                )
+            }
+            return nil
         }
     }
 
@@ -108,6 +168,24 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
                 "UPDATE accounts SET state = $1, changed_at_ms = $2 WHERE id = $3",
                 [.text(state.rawValue), .int(now.milliseconds), .int(account.id)])
             return account
+        }
+    }
+
+    /// Takes an account out of routing whose credentials its upstream refuses for good; false when it has changed since `changedAt`.
+    public func needsLogin(account id: Int64, changedAt: WallTime, now: WallTime) throws(StoreError) -> Bool {
+        let accounts = try connection.rows(Queries.accounts()).map(\.account)
+        guard accounts.contains(where: { $0.id == id && $0.state == .active && $0.changedAt == changedAt }) else { return false }
+        return try change { () throws(StoreError) in
+            try !connection.rows(
+                """
+                UPDATE accounts SET state = $1, changed_at_ms = $2
+                WHERE id = $3 AND state = $4 AND changed_at_ms = $5 AND removed_at_ms IS NULL RETURNING id
+                """,
+                [
+                    .text(Account.State.reauthRequired.rawValue), .int(now.milliseconds), .int(id), .text(Account.State.active.rawValue),
+                    .int(changedAt.milliseconds),
+                ]
+            ) { $0.int(0) }.isEmpty
         }
     }
 

@@ -127,6 +127,16 @@ public struct Vault: Sendable {
         return try Self.sealing { () throws(SealingError) in try key.open(Self.sealedPepper(stored), context: Self.pepperContext) }
     }
 
+    func credentials(of entry: SealedAccount) throws(StoreError) -> Account.Credentials {
+        let packed = try Self.sealing { () throws(SealingError) in
+            try key.open(entry.sealed, context: Self.credentialsContext(entry.account.id))
+        }
+        guard let credentials = Account.Credentials(packed: packed) else {
+            throw StoreError(.corrupt, "the credentials of the account \(entry.account.name) can't be read; restore a backup")
+        }
+        return credentials
+    }
+
     /// A snapshot out of the rows that were read in one transaction.
     public func snapshot(
         version: Int64?, accounts: [SealedAccount], keys: [ClientKey], pepper: [UInt8]?, settings: [(String, String)]
@@ -134,13 +144,7 @@ public struct Vault: Sendable {
         var opened: [Account] = []
         for entry in accounts {
             var account = entry.account
-            let packed = try Self.sealing { () throws(SealingError) in
-                try key.open(entry.sealed, context: Self.credentialsContext(account.id))
-            }
-            guard let credentials = Account.Credentials(packed: packed) else {
-                throw StoreError(.corrupt, "the credentials of the account \(account.name) can't be read; restore a backup")
-            }
-            account.credentials = credentials
+            account.credentials = try credentials(of: entry)
             opened.append(account)
         }
         return Snapshot(

@@ -40,12 +40,16 @@ public struct Account: Sendable, Equatable {
     public var baseURL: String
     public var credentials: Credentials
     public var createdAt: WallTime
+    /// Of its state, credentials or place.
+    public var changedAt: WallTime
 
     public init(
-        id: Int64, slot: Int, name: String, kind: Kind, state: State, baseURL: String, credentials: Credentials, createdAt: WallTime
+        id: Int64, slot: Int, name: String, kind: Kind, state: State, baseURL: String, credentials: Credentials, createdAt: WallTime,
+        changedAt: WallTime
     ) {
         (self.id, self.slot, self.name, self.kind) = (id, slot, name, kind)
-        (self.state, self.baseURL, self.credentials, self.createdAt) = (state, baseURL, credentials, createdAt)
+        (self.state, self.baseURL, self.credentials) = (state, baseURL, credentials)
+        (self.createdAt, self.changedAt) = (createdAt, changedAt)
     }
 }
 

@@ -38,6 +38,12 @@ public enum Limits {
     public static let memoryPart = 4
     /// What is asked to be counted piece by piece is counted in steps of this, bytes.
     public static let memoryStepBytes = 64 * 1024
+    /// Where writes are put together: what a long one needed beyond this is given back after it.
+    public static let scratchBytesMax = 256 * 1024
+    /// The end of an answer that no copy is kept of: the usage stands there.
+    public static let usageTailBytes = 64 * 1024
+    /// What an output item costs beside its bytes.
+    public static let itemOverheadBytes = 64
     /// Room for a body of known length is made at once when this much of it has come: growing by copies would hold up the loop.
     public static let bodyReservedBytes = 1 << 20
 

@@ -32,7 +32,7 @@ final class ClientRequest {
     ) {
         (self.head, self.route, self.recordID, self.id) = (head, route, recordID, id)
         (self.time, self.start, self.key) = (time, start, key)
-        memory = MemoryShare(budget)
+        memory = MemoryShare(budget, for: .request)
     }
 
     /// Makes room for `count` bytes more; false when the instance has none.
@@ -89,6 +89,8 @@ final class ClientConnection: ByteStreamDelegate {
     private var input: [UInt8] = []
     private var scanned = 0
     private var isAdvancing = false
+    /// The drain deadline has passed: nothing more is answered.
+    private var isCut = false
     /// Of the bytes that are being advanced through, those behind the present request.
     private var unadvanced = 0
     private(set) var isHalfClosed = false
@@ -196,8 +198,17 @@ final class ClientConnection: ByteStreamDelegate {
         }
     }
 
-    /// Behind the present request there is more: a client that pipelines gets all of its answers, also of a worker that drains.
-    private var isFollowed: Bool { unadvanced > 0 || !input.isEmpty }
+    /// Behind the present request there is more: a client that pipelines gets all of its answers, also of a worker that drains, until its
+    /// deadline. What a worker that drains has not read yet counts too.
+    private var isFollowed: Bool {
+        guard !isCut else { return false }
+        return unadvanced > 0 || !Self.isBlank(input[...]) || worker.isDraining && !isHalfClosed && stream.unreadBytes > 0
+    }
+
+    /// Nothing, or (the beginning of) the empty line that may stand before a request (RFC 9112 §2.2).
+    private static func isBlank(_ bytes: ArraySlice<UInt8>) -> Bool {
+        bytes.isEmpty || bytes.elementsEqual([13]) || bytes.elementsEqual([13, 10])
+    }
 
     /// Takes requests from `bytes` for as long as they can be answered at once.
     private func advance(_ bytes: RawSpan, _ offset: inout Int) {
@@ -209,6 +220,11 @@ final class ClientConnection: ByteStreamDelegate {
                 case .idle, .head:
                     if isUnread { return }
                     if case .idle = phase {
+                        let rest = bytes.extracting(droppingFirst: offset).withUnsafeBytes { Array($0.prefix(3)) }
+                        if Self.isBlank(rest[...]) {  // no request has begun
+                            if rest.count == 2 { offset += 2 }
+                            return
+                        }
                         phase = .head
                         scanned = 0
                         deadline = worker.loop.now.adding(milliseconds: worker.settings.times.head)
@@ -217,12 +233,12 @@ final class ClientConnection: ByteStreamDelegate {
                         return
                     }
                     offset += consumed
-                    unadvanced = bytes.byteCount - offset
+                    unadvanced = Self.meaning(bytes, offset)
                     scanned = 0
                     received(head)
                 case .body(let request, var decoder):
                     let isComplete = try takeBody(request, &decoder, bytes, &offset)
-                    unadvanced = bytes.byteCount - offset
+                    unadvanced = Self.meaning(bytes, offset)
                     if case .body = phase { phase = .body(request, decoder) }
                     if isComplete { complete(request) }
                 case .answering, .lingering, .closed:
@@ -232,6 +248,12 @@ final class ClientConnection: ByteStreamDelegate {
         } catch {
             refuse(error)
         }
+    }
+
+    /// Bytes from `offset` on that are (the beginning of) another request.
+    private static func meaning(_ bytes: RawSpan, _ offset: Int) -> Int {
+        let rest = bytes.extracting(droppingFirst: offset)
+        return rest.byteCount <= 2 && isBlank(rest.withUnsafeBytes { Array($0) }[...]) ? 0 : rest.byteCount
     }
 
     /// A request that can't be read: answered, then the connection ends, since nobody knows where the next one begins.
@@ -333,7 +355,7 @@ final class ClientConnection: ByteStreamDelegate {
                 ProxyError(
                     status: 413, code: "payload_too_large", type: "invalid_request_error", message: error.reason, origin: .downstream))
         }
-        if head.framing != .none, !worker.memory.hasRoom(0) {
+        if head.framing != .none, !worker.memory.hasRoom(0, for: .request) {
             worker.scoreboard.add(.admissionRefused, worker: worker.slot)
             return answerAtOnce(MemoryBudget.overloaded("no further request body is taken"))
         }
@@ -374,11 +396,11 @@ final class ClientConnection: ByteStreamDelegate {
         deadline = .never
         let encodings = request.head.fields.contentEncodings
         guard request.route.isTurn else { return worker.answer(request, on: self) }
-        let (body, route) = (request.body, request.route)
+        let body = request.body
         request.body = []
         let finish: (Result<TurnRequest, ProxyError>) -> Void = { [weak self] result in
             guard let self, case .answering = phase else { return }
-            if case .success(let ask) = result, ask.bodyBytes > Limits.memoryStepBytes, !request.memory.grow(to: ask.bodyBytes) {
+            if case .success(let ask) = result, ask.memoryBytes > Limits.memoryStepBytes, !request.memory.resize(to: ask.memoryBytes) {
                 return respond(MemoryBudget.overloaded("the request body does not fit"), requestID: request.id)
             }
             worker.startTurn(request, result, self)
@@ -387,10 +409,27 @@ final class ClientConnection: ByteStreamDelegate {
         if body.count <= inline {
             // A small body may unpack to a large one: then the attempt ends early and the thread pool does it.
             let (reading, isLarger) = Self.read(
-                body, encodings, route, bytesMax: encodings.isEmpty ? inline : min(inline, route.bodyBytesMax))
+                body, encodings, request.route, bytesMax: encodings.isEmpty ? inline : min(inline, request.route.bodyBytesMax))
             if !isLarger { return finish(reading) }
         }
-        worker.bodyWork.run({ Self.read(body, encodings, route, bytesMax: route.bodyBytesMax).reading }, then: finish)
+        unpack(request, body, encodings, room: encodings.isEmpty ? body.count : max(1 << 20, 8 * body.count), then: finish)
+    }
+
+    /// Reads a body on the thread pool. What a packed one unpacks to has its room before it is unpacked: more is tried with more.
+    private func unpack(
+        _ request: ClientRequest, _ body: [UInt8], _ encodings: [String], room: Int,
+        then finish: @escaping (Result<TurnRequest, ProxyError>) -> Void
+    ) {
+        let route = request.route
+        let room = min(room, route.bodyBytesMax)
+        guard encodings.isEmpty || request.memory.resize(to: body.count + room) else {
+            return respond(MemoryBudget.overloaded("the request body does not fit when it is unpacked"), requestID: request.id)
+        }
+        worker.bodyWork.run({ Self.read(body, encodings, route, bytesMax: room) }) { [weak self] reading, isLarger in
+            guard isLarger, room < route.bodyBytesMax else { return finish(reading) }
+            guard let self, case .answering = phase else { return }
+            unpack(request, body, encodings, room: 4 * room, then: finish)
+        }
     }
 
     /// Unpacks and reads a request's body; `isLarger`: more than `bytesMax` came out.
@@ -487,6 +526,7 @@ final class ClientConnection: ByteStreamDelegate {
         if case .closed = phase { return }
         worker.scratch.removeAll(keepingCapacity: true)
         hasBegun = true
+        defer { if worker.scratch.capacity > Limits.scratchBytesMax { worker.scratch = [] } }
         if !answerHead.isEmpty {
             worker.scratch += answerHead
             answerHead = []
@@ -621,6 +661,8 @@ final class ClientConnection: ByteStreamDelegate {
                 deadline = now.adding(milliseconds: worker.settings.times.bodyProgress)
             }
         case .answering:
+            // Behind its end the loop hears nothing more of it: that the kernel has given it up is to be asked for.
+            if isHalfClosed, stream.isLost { return close() }
             probe(now)
             answering?.sweep(now)
         case .closed:
@@ -658,7 +700,7 @@ final class ClientConnection: ByteStreamDelegate {
     /// to come, is not idle until `idleToo` says so.
     func drain(idleToo: Bool) {
         switch phase {
-        case .idle where !input.isEmpty: break  // requests that wait until the client has read
+        case .idle where !Self.isBlank(input[...]): break  // requests that wait until the client has read
         case .idle:
             if stream.queuedBytes > 0 { linger() } else if idleToo || hasAsked && stream.unreadBytes == 0 { close() }
         case .head, .body, .answering, .lingering, .closed: break  // an answer that nothing follows ends it
@@ -667,6 +709,7 @@ final class ClientConnection: ByteStreamDelegate {
 
     /// The drain deadline has passed.
     func cut() {
+        (isCut, keepsAlive, input) = (true, false, [])
         if let answering { answering.cut() } else { close() }
     }
 }

@@ -141,6 +141,18 @@ final class DatabaseLink: StoreLink {
         pool.rows(Queries.totals(ofKey: key)) { result in done(result.map { $0[0] }) }
     }
 
+    // MARK: Accounts
+
+    func needsLogin(_ account: Account) {
+        pool.needsLogin(account: account.id, changedAt: account.changedAt, now: Clock.wall) { [weak self] result in
+            guard let self else { return }
+            switch result {
+            case .success: pollAt = worker.loop.now
+            case .failure(let error): complain(error)  // the next turn that meets it says so again
+            }
+        }
+    }
+
     // MARK: Health
 
     /// The database answers; that does not help while it does not take records.

@@ -63,6 +63,8 @@ protocol StoreLink: AnyObject {
     /// To be called some times a second.
     func sweep(_ now: Instant)
     func totals(ofKey key: Int64?, _ done: @escaping (Result<UsageTotals, StoreError>) -> Void)
+    /// An account's credentials are refused for good: it is taken out of routing, unless it has changed meanwhile.
+    func needsLogin(_ account: Account)
     /// The schema's revision; empty when this side does not know it.
     var revision: String { get }
     /// Whether the store is asked regularly, so that its silence means something.
@@ -169,6 +171,15 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
 
     func totals(ofKey key: Int64?, _ done: @escaping (Result<UsageTotals, StoreError>) -> Void) {
         reads.first(Queries.totals(ofKey: key), done)
+    }
+
+    func needsLogin(_ account: Account) {
+        guard isConnected else { return }  // the next turn that meets it says so again
+        send {
+            $0.storeCommand.setAccountState.id = account.id
+            $0.storeCommand.setAccountState.state = Account.State.reauthRequired.rawValue
+            $0.storeCommand.setAccountState.unchangedSinceMs = account.changedAt.milliseconds
+        }
     }
 
     /// Sends what the journal holds beyond what was sent.

@@ -39,6 +39,7 @@ enum LocalRoutes {
         let board = worker.scoreboard
         let now = Clock.now
         let active = worker.accounts.filter { $0.value.state == .active }
+        let needingLogin = worker.accounts.filter { $0.value.state == .reauthRequired }
         let limited = active.filter { board.cooldown(account: $0.value.slot, owner: $0.value.id, now: now)?.isLimit == true }
         let waiting = worker.usageJournal.usedBytes
         let hasRoom = worker.usageJournal.hasRoom()
@@ -55,8 +56,9 @@ enum LocalRoutes {
             return client.respond(code, "application/json", Array("{\"status\":\"\(status)\"}".utf8), requestID: request.id)
         }
         let body =
-            "{\"status\":\"\(status)\",\"checks\":{\"database\":\"\(database)\",\"accounts\":\"\(active.isEmpty ? "none active" : "ok")\"},"
-            + "\"accounts\":{\"configured\":\(worker.accounts.count),\"active\":\(active.count),\"limited\":\(limited.count)},"
+            "{\"status\":\"\(status)\",\"checks\":{\"database\":\"\(database)\",\"accounts\":\"\(active.isEmpty ? "none active" : needingLogin.isEmpty ? "ok" : "login needed")\"},"
+            + "\"accounts\":{\"configured\":\(worker.accounts.count),\"active\":\(active.count),\"limited\":\(limited.count),"
+            + "\"reauth_required\":\(needingLogin.count)},"
             + "\"journal\":{\"bytes\":\(waiting),\"capacity\":\(worker.usageJournal.capacity)},\"snapshot_version\":\(worker.snapshot?.version ?? 0),"
             + "\"schema\":{\"revision\":\"\(schema > 0 ? Schema.name(schema) : "")\",\"expected\":\"\(Schema.head.id)\"}}"
         client.respond(code, "application/json", Array(body.utf8), requestID: request.id)

@@ -16,8 +16,13 @@ final class MemoryBudget {
         (self.scoreboard, self.slot, self.bytesMax) = (scoreboard, slot, bytesMax)
     }
 
+    /// Who asks for room. Requests leave a quarter for answers: what is paid for already must not give way to what only begins.
+    enum Use { case request, answer }
+
     /// Whether the instance may hold so many bytes more.
-    func hasRoom(_ bytes: Int) -> Bool { scoreboard.sum(.bufferedBytes) <= bytesMax - bytes }
+    func hasRoom(_ bytes: Int, for use: Use) -> Bool {
+        scoreboard.sum(.bufferedBytes) <= (use == .request ? bytesMax / 4 * 3 : bytesMax) - bytes
+    }
 
     fileprivate func changed(by bytes: Int) {
         bodies += bytes
@@ -44,15 +49,20 @@ final class MemoryBudget {
 /// What one turn's request, or its answer, takes of the budget; given back with it.
 final class MemoryShare {
     private let budget: MemoryBudget
+    private let use: MemoryBudget.Use
     private(set) var bytes = 0
 
-    init(_ budget: MemoryBudget) { self.budget = budget }
+    init(_ budget: MemoryBudget, for use: MemoryBudget.Use) { (self.budget, self.use) = (budget, use) }
     deinit { budget.changed(by: -bytes) }
 
     /// False, and unchanged, when the instance has no room for the growth.
     func grow(to bytes: Int) -> Bool {
-        guard bytes > self.bytes else { return true }
-        guard budget.hasRoom(bytes - self.bytes) else { return false }
+        bytes <= self.bytes || resize(to: bytes)
+    }
+
+    /// The same, and gives back what is too much.
+    func resize(to bytes: Int) -> Bool {
+        guard bytes <= self.bytes || budget.hasRoom(bytes - self.bytes, for: use) else { return false }
         set(bytes)
         return true
     }

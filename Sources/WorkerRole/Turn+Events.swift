@@ -81,7 +81,7 @@ extension Turn {
         case .vendor:
             if request.route == .codexResponses { forward(event, json, mayHold: true) }
         case .itemDone:
-            if isChatGPT, let item = JSONScan.find(json, "item") { keep(item: json.extracting(item)) }
+            if needsItems, let item = JSONScan.find(json, "item") { keep(item: json.extracting(item)) }
             forward(event, json)
         case .other:
             outputEvents += 1
@@ -103,20 +103,32 @@ extension Turn {
         }
     }
 
+    /// A login's terminal event may leave the output out; then what is told whole needs the items that came before it.
+    private var needsItems: Bool {
+        guard isChatGPT else { return false }
+        switch answer {
+        case .assembled: return true
+        case .events: return request.route == .responses
+        case .none, .undecided, .refusal, .body, .chatEvents: return false
+        }
+    }
+
     /// A list with a gap would be told as the whole output: when one item doesn't fit, none is kept.
     private func keep(item: RawSpan) {
         guard !itemsLost else { return }
-        guard itemsBytes + item.byteCount <= Limits.assembledBodyBytesMax else {
+        let cost = item.byteCount + Limits.itemOverheadBytes
+        guard itemsBytes + cost <= Limits.assembledBodyBytesMax else {
             (items, itemsBytes, itemsLost) = ([], 0, true)
             return
         }
-        itemsBytes += item.byteCount
+        itemsBytes += cost
         items.append(item.withUnsafeBytes { Array($0) })
     }
 
     private static let outputLost = ProxyError(
         status: 503, code: "server_overloaded", type: "server_error",
-        message: "The answer's items did not fit into codex-lb's memory (CODEX_LB_MEMORY_LIMIT); ask for a stream, or again later",
+        message:
+            "The answer's items did not fit into codex-lb's memory (CODEX_LB_MEMORY_LIMIT), so its end can't be told whole. Try again later",
         origin: .ourselves)
 
     /// Passes an event on, in the form the client asked for.
@@ -201,6 +213,7 @@ extension Turn {
             // What was appended goes out at the end of this call: after the record.
             settle(status: 200, errorCode: findings.errorCode ?? "")
         }
+        (items, itemsBytes) = ([], 0)
     }
 
     private func failed(_ event: RawSpan, _ json: RawSpan, _ refusal: UpstreamRefusal) {

@@ -161,7 +161,7 @@ final class Turn: UpstreamUser, Answering {
             guard let self, !exchange.isFinished else { return }
             switch result {
             case .success(let body):
-                guard memory.grow(to: ask.bodyBytes + body.count) else {
+                guard memory.grow(to: ask.memoryBytes + body.count) else {
                     return fail(MemoryBudget.overloaded("the request body does not fit twice, as its upstream needs it rewritten"))
                 }
                 prepared = (kind, body)
@@ -356,7 +356,7 @@ final class Turn: UpstreamUser, Answering {
             kept = nil
             return true
         }
-        let share = kept ?? MemoryShare(worker.memory)
+        let share = kept ?? MemoryShare(worker.memory, for: .answer)
         kept = share
         if bytes > share.bytes { return share.grow(to: bytes + Limits.memoryStepBytes) }
         if share.bytes - bytes > 2 * Limits.memoryStepBytes { share.set(bytes + Limits.memoryStepBytes) }
@@ -393,13 +393,14 @@ final class Turn: UpstreamUser, Answering {
         case .refusal(let body): attemptFailed(.refused(refusal(body)))
         case .body(let copy):
             beginBodyIfNeeded()
-            let body = copy.bytes.span.bytes
+            let tail = copy.isWhole ? [] : copy.usageInTail
+            let body = copy.isWhole ? copy.bytes.span.bytes : tail.span.bytes
             switch request.route {
             case .chatCompletions: UsageTap.chatChunk(body, into: &findings)
             case .embeddings: UsageTap.embeddingsBody(body, into: &findings)
             default: UsageTap.responsesBody(body, into: &findings)
             }
-            let failure = UpstreamRefusal(answer: body)
+            let failure = copy.isWhole ? UpstreamRefusal(answer: body) : nil
             settle(status: responseHead?.status ?? 200, errorCode: failure.map { $0.code.isEmpty ? "upstream_error" : $0.code } ?? "")
             finishAnswer()
         case .events, .chatEvents, .assembled:
@@ -603,10 +604,12 @@ final class Turn: UpstreamUser, Answering {
             return dispatch()
         }
         // Once an answer has begun, what of the request is not taken says nothing: the answer's own deadlines bound the turn.
-        let isStalled =
-            exchange.state == .dispatched && responseHead == nil
-            && connection?.isUploadStalled(now, milliseconds: worker.settings.times.writeStalled) == true
-        if now >= firstByteBy || isStalled {
+        let isStalled = connection?.isUploadStalled(now, milliseconds: worker.settings.times.writeStalled) == true
+        if isStalled, responseHead != nil {
+            connection?.giveUpRequest()
+            if exchange.state == .visible { request.memory.set(0) }
+        }
+        if now >= firstByteBy || isStalled && exchange.state == .dispatched && responseHead == nil {
             connection?.close()
             return attemptFailed(.timedOut)
         }
@@ -762,9 +765,10 @@ final class Turn: UpstreamUser, Answering {
     /// An answer that told no usage was not free: neither one whose client left before its end nor one of an upstream that never tells.
     /// The record says that its numbers are a guess: four bytes of the request, or one event or four bytes of the answer, to a token.
     private func estimateUsage(_ errorCode: String) {
-        guard findings.usage == nil, isClientGone || errorCode.isEmpty else { return }
+        // What we ended for want of memory was asked for and worked on all the same.
+        guard findings.usage == nil, isClientGone || errorCode.isEmpty || errorCode == "server_overloaded" else { return }
         switch (exchange.state, answer) {
-        case (.dispatched, .none), (.accepted, _), (.visible, _): break
+        case (.dispatched, .none) where isClientGone, (.accepted, _), (.visible, _): break
         default: return
         }
         var output = outputEvents

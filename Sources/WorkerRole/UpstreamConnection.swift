@@ -166,6 +166,13 @@ final class UpstreamConnection: ByteStreamDelegate {
     /// Whether the upstream is slow to take the request.
     func isUploadStalled(_ now: Instant, milliseconds: Int) -> Bool { !isRequestOut && now.milliseconds(since: tookAt) >= milliseconds }
 
+    /// The upstream has answered and takes no more of the request: what is left of it is kept no longer.
+    func giveUpRequest() {
+        (unsent, isRequestOut) = ([], true)
+        keepsAlive = false
+        if writeProblem == nil { writeProblem = "the upstream took no more of the request" }
+    }
+
     /// Gives it to the pool unused.
     func giveBack() {
         isReused = true

@@ -445,9 +445,14 @@ final class Worker {
         case .unauthorized(let ms), .reauthRequired(let ms): (milliseconds, isLimit) = (ms, false)
         }
         if case .reauthRequired = penalty {
+            store.needsLogin(account.value)
             log.error(
                 "account needs a new login",
-                metadata: ["account": "\(account.value.name)", "mend": "codex-lb accounts import", "request_id": "\(requestID)"])
+                metadata: [
+                    "account": "\(account.value.name)",
+                    "mend": account.value.kind == .chatGPT ? "codex-lb accounts import" : "codex-lb accounts add --replace",
+                    "request_id": "\(requestID)",
+                ])
         }
         switch failure {
         case .notConnected, .untrusted:
@@ -535,6 +540,7 @@ final class Worker {
             exitBy = now.adding(milliseconds: 2_000)
             if !turns.isEmpty { log.warning("drain deadline reached, open turns are cut", metadata: ["turns": "\(turns.count)"]) }
             for connection in connections.values { connection.cut() }
+            for turn in turns.values { turn.cut() }  // those whose clients have left
         }
         if turns.isEmpty, connections.isEmpty, storeBy == .never { storeBy = now.adding(milliseconds: Self.storeMilliseconds) }
         if turns.isEmpty || now >= exitBy, connections.isEmpty || now >= exitBy, usageJournal.isEmpty || now >= min(exitBy, storeBy) {
@@ -575,6 +581,7 @@ public enum WorkerRole {
     public static func run(heritage: Heritage, settings: Settings, log: Logger) -> Int32 {
         Process.name("codex-lb:worker")
         Process.forbidDumps()
+        Process.tuneAllocator()
         if let first = settings.pinFirstCPU { Process.pin(toCPU: first + heritage.slot) }
         let loop = EventLoop(threads: Limits.threadsMax)
         do {

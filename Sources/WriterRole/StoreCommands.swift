@@ -20,9 +20,14 @@ public enum StoreCommands {
                 let credentials = Account.Credentials(
                     bearer: m.bearer, refreshToken: m.hasRefreshToken ? m.refreshToken : nil, idToken: m.hasIDToken ? m.idToken : nil,
                     chatGPTAccountID: m.hasChatgptAccountID ? m.chatgptAccountID : nil)
-                let account = try session.addAccount(
-                    NewAccount(name: m.name, kind: kind, baseURL: m.baseURL, credentials: credentials), now: now)
+                let known: NewAccount.Known = m.replaces ? .replaced : m.renews ? .renewed(byName: m.nameGiven) : .refused
+                let (account, renewed) = try session.putAccount(
+                    NewAccount(name: m.name, kind: kind, baseURL: m.baseURL, credentials: credentials, known: known), now: now)
                 reply.accounts = [AccountMessage(withoutSecrets: account)]
+                reply.renewed = renewed
+            case .setAccountState(let m) where m.hasID:
+                hasChanged = try session.needsLogin(
+                    account: m.id, changedAt: WallTime(milliseconds: m.unchangedSinceMs), now: now)
             case .setAccountState(let m):
                 guard let state = Account.State(rawValue: m.state) else { throw StoreError(.invalid, "no such state: \(m.state)") }
                 reply.accounts = [AccountMessage(withoutSecrets: try session.setAccountState(m.name, state, now: now))]

@@ -212,12 +212,19 @@ final class Writer {
 
     // MARK: Commands
 
-    func received(_ command: StoreCommand, correlation: UInt64) {
+    /// `correlation` nil: from a worker, which waits for no answer.
+    func received(_ command: StoreCommand, correlation: UInt64?) {
         queue.run({ session in StoreCommands.perform(command, on: session, now: Clock.wall) }) { [self] outcome in
             if let new = outcome.snapshot {
                 snapshot = new
                 let message = SnapshotMessage(new)
                 for worker in workers.values { worker.send { $0.snapshot = message } }
+            }
+            guard let correlation else {
+                if !outcome.reply.error.isEmpty {
+                    log.error("a worker's word could not be stored", metadata: ["error": "\(outcome.reply.error)"])
+                }
+                return
             }
             supervisor.send {
                 $0.correlation = correlation
@@ -300,6 +307,7 @@ final class WorkerLink: ByteStreamDelegate {
                 switch frame.body {
                 case .hello: writer.greeted(self)
                 case .usageBatch(let batch): writer.received(batch, from: self)
+                case .storeCommand(let command): writer.received(command, correlation: nil)
                 default: break  // a newer worker may say more
                 }
             }

@@ -1,6 +1,7 @@
 import ArgumentParser
 import ControlWire
 import JSONWire
+import Settings
 import Vocabulary
 
 #if canImport(Glibc)
@@ -17,6 +18,7 @@ struct Accounts: ParsableCommand {
         @Argument(help: "A name of your choice.") var name: String
         @Option(name: .customLong("base-url"), help: "For example https://api.openai.com/v1") var baseURL: String
         @Option(name: .customLong("key-file"), help: "File with the API key, or - for standard input.") var keyFile: String
+        @Flag(name: .long, help: "Give the account of this name, if there is one, this key and base URL.") var replace = false
         @OptionGroup var data: DataOptions
 
         func run() throws {
@@ -24,37 +26,46 @@ struct Accounts: ParsableCommand {
             var command = StoreCommand()
             command.addAccount.name = name
             command.addAccount.kind = Account.Kind.apiKey.rawValue
-            command.addAccount.baseURL = try checkedBaseURL(baseURL)
+            let settings = try data.settings()
+            command.addAccount.baseURL = try BaseURL.checked(baseURL, .apiKey, listen: settings.listen)
             command.addAccount.bearer = key
-            _ = try StoreClient.perform(command, data.settings())
-            print("account \(name) added")
+            command.addAccount.replaces = replace
+            let reply = try StoreClient.perform(command, settings)
+            print("account \(name) \(reply.renewed ? "has its new key" : "added")")
         }
     }
 
     struct Import: ParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Import a ChatGPT login from Codex CLI's auth.json.", discussion: "Codex keeps the file at ~/.codex/auth.json.")
+            abstract: "Import a ChatGPT login from Codex CLI's auth.json, or renew one that is known.",
+            discussion: """
+                Codex keeps the file at ~/.codex/auth.json. A login that is known (the same person in the same workspace) gets the file's tokens. \
+                A second workspace of the same e-mail address needs a name of its own: --name.
+                """)
         @Argument(help: "The file.") var file: String
         @Option(name: .long, help: "A name of your choice (default: the login's e-mail address).") var name: String?
         @Option(name: .customLong("base-url"), help: "The ChatGPT backend.") var baseURL = "https://chatgpt.com/backend-api"
+        @Flag(name: .long, help: "Put this login in the place of the account of this name, whoever's it is.") var replace = false
         @OptionGroup var data: DataOptions
 
         func run() throws {
             let login = try AuthFile(readFile(file, what: "auth.json", bytesMax: 1 << 20), file: file)
-            guard let name = name ?? login.email else {
+            guard let called = name ?? login.email else {
                 complain("\(file) tells no e-mail address to name the account by; give one with --name")
                 throw ExitCode(2)
             }
             var command = StoreCommand()
-            command.addAccount.name = name
+            let settings = try data.settings()
+            command.addAccount.name = called
             command.addAccount.kind = Account.Kind.chatGPT.rawValue
-            command.addAccount.baseURL = try checkedBaseURL(baseURL)
+            command.addAccount.baseURL = try BaseURL.checked(baseURL, .chatGPT, listen: settings.listen)
+            (command.addAccount.renews, command.addAccount.nameGiven, command.addAccount.replaces) = (true, name != nil, replace)
             command.addAccount.bearer = login.accessToken
             command.addAccount.refreshToken = login.refreshToken
             command.addAccount.idToken = login.idToken
             if let id = login.accountID { command.addAccount.chatgptAccountID = id }
-            _ = try StoreClient.perform(command, data.settings())
-            print("account \(name) imported")
+            let reply = try StoreClient.perform(command, settings)
+            print("account \(reply.accounts.first?.name ?? called) \(reply.renewed ? "renewed" : "imported")")
         }
     }
 
@@ -119,87 +130,6 @@ struct Accounts: ParsableCommand {
         _ = try StoreClient.perform(command, data.settings())
         print("account \(name) \(said)")
     }
-}
-
-/// The tokens of a Codex login, snake or camel case; unknown members are ignored.
-struct AuthFile {
-    var accessToken: String
-    var refreshToken: String
-    var idToken: String
-    var accountID: String?
-    var email: String?
-
-    init(_ bytes: [UInt8], file: String) throws {
-        func refuse(_ why: String) -> ExitCode {
-            complain("\(file) is no auth.json of a ChatGPT login: \(why)")
-            return ExitCode(1)
-        }
-        let document: JSONValue
-        do throws(JSONError) { document = try JSONValue(parsing: bytes.span.bytes) } catch {
-            throw refuse("\(error.reason) at byte \(error.offset)")
-        }
-        guard let tokens = document["tokens"], tokens.objectValue != nil else {
-            throw refuse("\"tokens\" is missing (log in with: codex login; an API key is added with: codex-lb accounts add)")
-        }
-        func token(_ snake: String, _ camel: String) throws -> String {
-            guard let text = (tokens[snake] ?? tokens[camel])?.stringValue, !text.isEmpty else {
-                throw refuse("\"tokens.\(snake)\" is missing")
-            }
-            return text
-        }
-        accessToken = try token("access_token", "accessToken")
-        refreshToken = try token("refresh_token", "refreshToken")
-        idToken = try token("id_token", "idToken")
-        accountID = (tokens["account_id"] ?? tokens["accountId"])?.stringValue
-        // The claims are only read, not trusted: the upstream checks the token itself.
-        let claims = Self.claims(idToken)
-        email = claims?["email"]?.stringValue
-        if accountID == nil { accountID = claims?["https://api.openai.com/auth"]?["chatgpt_account_id"]?.stringValue }
-    }
-
-    static func claims(_ token: String) -> JSONValue? {
-        let parts = token.split(separator: ".", omittingEmptySubsequences: false)
-        guard parts.count >= 2 else { return nil }
-        var bits: UInt32 = 0
-        var count = 0
-        var bytes: [UInt8] = []
-        for c in parts[1].utf8 {
-            let value: UInt32
-            switch c {
-            case UInt8(ascii: "A")...UInt8(ascii: "Z"): value = UInt32(c) - 65
-            case UInt8(ascii: "a")...UInt8(ascii: "z"): value = UInt32(c) - 71
-            case UInt8(ascii: "0")...UInt8(ascii: "9"): value = UInt32(c) + 4
-            case UInt8(ascii: "-"), UInt8(ascii: "+"): value = 62
-            case UInt8(ascii: "_"), UInt8(ascii: "/"): value = 63
-            case UInt8(ascii: "="): continue
-            default: return nil
-            }
-            bits = bits << 6 | value
-            count += 6
-            if count >= 8 {
-                count -= 8
-                bytes.append(UInt8(truncatingIfNeeded: bits >> UInt32(count)))
-            }
-        }
-        return try? JSONValue(parsing: bytes.span.bytes)  // a token without readable claims just has no e-mail address
-    }
-}
-
-/// `http(s)://host[:port][/path]` without a slash at the end.
-func checkedBaseURL(_ url: String) throws -> String {
-    var text = url
-    while text.hasSuffix("/") { text.removeLast() }
-    let rest = text.hasPrefix("https://") ? text.dropFirst(8) : text.hasPrefix("http://") ? text.dropFirst(7) : ""
-    let authority = rest.prefix { $0 != "/" }
-    let port = authority.lastIndex(of: ":").map { authority.hasSuffix("]") ? "0" : authority[authority.index(after: $0)...] } ?? "0"
-    guard UInt16(port) != nil, !authority.hasPrefix(":"), !rest.isEmpty, !rest.hasPrefix("/"), !rest.contains("@"), !rest.contains("?"),
-        !rest.contains("#"),
-        rest.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F })
-    else {
-        complain("base URL \"\(url)\": expected https://HOST[:PORT][/PATH], for example https://api.openai.com/v1")
-        throw ExitCode(2)
-    }
-    return text
 }
 
 func readFile(_ path: String, what: String, bytesMax: Int) throws -> [UInt8] {

@@ -60,7 +60,7 @@ import Vocabulary
         let account = Account(
             id: 4, slot: 2, name: "a", kind: .chatGPT, state: .paused, baseURL: "https://x/y",
             credentials: .init(bearer: "b", refreshToken: "r", idToken: nil, chatGPTAccountID: "c"),
-            createdAt: WallTime(milliseconds: 5))
+            createdAt: WallTime(milliseconds: 5), changedAt: WallTime(milliseconds: 6))
         let key = ClientKey(
             id: 1, name: "k", digest: [1, 2], prefix: "sk-clb-A", models: [], expiresAt: WallTime(milliseconds: 9), revokedAt: nil,
             createdAt: WallTime(milliseconds: 1))

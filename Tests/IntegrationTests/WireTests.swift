@@ -59,7 +59,7 @@ extension Integration {
                 #expect(answer.header("retry-after") != nil)
             }
             // Several that fit one by one do not fit together; the room comes back when they are gone.
-            let part = Array(String(repeating: " ", count: 7 << 20).utf8)
+            let part = Array(String(repeating: " ", count: 5 << 20).utf8)
             let held = try (0..<2).map { _ in
                 let connection = try stage.daemon.connect()
                 try connection.send(HTTPConnection.head("POST", "/v1/responses", bodyCount: 8 << 20))
@@ -86,20 +86,30 @@ extension Integration {
             }
             #expect(try stage.turn("warm", stream: false).status == 200)
             let before = peak()
-            let (start, end) = ("{\"pad\":\"", "\",\"output\":[],\"usage\":{\"input_tokens\":1,\"output_tokens\":1}}")
-            let piece = [UInt8](repeating: UInt8(ascii: "x"), count: 1 << 20)
-            let size = start.utf8.count + 48 * piece.count + end.utf8.count
-            stage.always(
-                "a",
-                Behaviour(steps: [
-                    .bytes(Array("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: \(size)\r\n\r\n\(start)".utf8)),
-                    .times(48, piece), .bytes(Array(end.utf8)),
-                ]))
-            let answer = try stage.turn("large", stream: false, seconds: 60)
-            #expect(answer.status == 200 && answer.body.count == size)
-            #expect(before > 0 && peak() - before < 40 * 1024, "KiB")
-            let record = try stage.daemon.record("large")
-            #expect(record["error_code"] as? String == "usage_estimated" && record["output_tokens"] as? Int == size / 4)
+            // The usage of an answer that is too large to keep is found at its end; without one there it is an estimate.
+            let ends = [
+                "\",\"output\":[],\"usage\":{\"input_tokens\":7,\"output_tokens\":3},\"metadata\":{\"usage\":\"no\"}}", "\",\"output\":[]}",
+            ]
+            for (id, end) in zip(["large", "silent"], ends) {
+                let start = "{\"pad\":\""
+                let piece = [UInt8](repeating: UInt8(ascii: "x"), count: 1 << 20)
+                let size = start.utf8.count + 48 * piece.count + end.utf8.count
+                stage.always(
+                    "a",
+                    Behaviour(steps: [
+                        .bytes(Array("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: \(size)\r\n\r\n\(start)".utf8)),
+                        .times(48, piece), .bytes(Array(end.utf8)),
+                    ]))
+                let answer = try stage.turn(id, stream: false, seconds: 60)
+                #expect(answer.status == 200 && answer.body.count == size)
+                #expect(before > 0 && peak() - before < 40 * 1024, "KiB")
+                let record = try stage.daemon.record(id)
+                if id == "large" {
+                    #expect(record["input_tokens"] as? Int == 7 && record["output_tokens"] as? Int == 3)
+                } else {
+                    #expect(record["error_code"] as? String == "usage_estimated" && record["output_tokens"] as? Int == size / 4)
+                }
+            }
             #expect(try eventually(5) { try stage.metric("codex_lb_buffered_bytes") == 0 })
         }
 
@@ -113,7 +123,8 @@ extension Integration {
             try holder.send([UInt8](repeating: UInt8(ascii: " "), count: 7 << 20))
             #expect(try eventually(5) { try stage.metric("codex_lb_buffered_bytes") ?? 0 >= Double(7 << 20) })
             #expect(try stage.turn("large").failedCode == "server_overloaded")
-            #expect(try stage.daemon.record("large")["error_code"] as? String == "server_overloaded")
+            let broken = try stage.daemon.record("large")
+            #expect(broken["error_code"] as? String == "server_overloaded_usage_estimated" && broken["input_tokens"] as? Int ?? 0 > 0)
 
             #expect(try stage.daemon.run("accounts", "pause", "a").isGood)
             try stage.daemon.importAccount("login", baseURL: stage.upstream.chatGPTBaseURL, token: "access-token", accountID: "acc")
@@ -238,6 +249,129 @@ extension Integration {
             }
             #expect(answered == count)
             #expect(connection.waitEnd())
+        }
+
+        /// A drain that comes to its deadline cuts what is open and begins nothing more of what waits behind it.
+        @Test func deadlineEndsPipelines() throws {
+            let stage = try Stage("a", environment: ["CODEX_LB_SHUTDOWN_DRAIN_TIMEOUT_SECONDS": "1"])
+            let gate = Gate()
+            stage.always("a", .silence(gate))
+            let connection = try stage.daemon.connect()
+            try connection.send((0..<4).map { Self.request(id: "q-\($0)") }.joined())
+            #expect(stage.upstream.wait(requests: 1))
+            try #require(stage.daemon.child).signal(SIGTERM)
+            let answer = try connection.answer(10)
+            #expect(answer.header("x-request-id") == "q-0" && answer.text.contains("proxy_unavailable"))
+            #expect(connection.waitEnd(5))
+            #expect(try #require(stage.daemon.child).wait(15) == .code(0))
+            #expect(stage.calls("a") == 1)
+            #expect(try stage.daemon.records().compactMap { $0["request_id"] as? String } == ["q-0"])
+            gate.open()
+        }
+
+        /// An empty line behind a request is none: it holds up no stop, and nobody is told that a request was late.
+        @Test(arguments: ["\r\n", "\r", ""]) func blankBehindARequest(_ blank: String) throws {
+            let stage = try Stage("a", environment: ["CODEX_LB_HEAD_TIMEOUT_SECONDS": "1"])
+            let connection = try stage.daemon.connect()
+            let gate = Gate()
+            for behind in [false, true] {
+                stage.script("a", .stall([Canned.created()], gate, [Canned.completed()]))
+                try connection.send(Self.request(id: "blank") + (behind ? "" : blank))
+                #expect(try connection.head().status == 200)
+                if behind { try connection.send(blank) }
+                gate.open()
+                _ = try connection.body()
+                #expect(connection.isSilent(1.6), "no 408")
+                if blank == "\r" { try connection.send("\n") }
+            }
+            let last = Gate()
+            stage.script("a", .stall([Canned.created()], last, [Canned.completed()]))
+            try connection.send(Self.request(id: "last") + blank)
+            #expect(try connection.head().status == 200)
+            try #require(stage.daemon.child).signal(SIGTERM)
+            #expect(eventually(5) { (try? HTTPConnection(stage.daemon.address)) == nil })
+            last.open()
+            let start = Date()
+            #expect(try String(decoding: connection.body(), as: UTF8.self).contains("response.completed"))
+            #expect(try #require(stage.daemon.child).wait(15) == .code(0))
+            #expect(Date().timeIntervalSince(start) < 5)
+        }
+
+        /// What a client has pipelined and a worker that drains has not read yet is answered too.
+        @Test func unreadIsAnsweredInADrain() throws {
+            let stage = try Stage("a")
+            let gate = Gate()
+            stage.script("a", .stall([Canned.created()], gate, [Canned.completed()]))
+            let connection = try stage.daemon.connect()
+            let pad = String(repeating: "x", count: 1000)
+            let gets = (0..<120).map { "GET /health/live HTTP/1.1\r\nHost: localhost\r\nX-Pad: \(pad)\r\nX-Request-Id: g-\($0)\r\n\r\n" }
+            try connection.send(Self.request(id: "first"))
+            #expect(try connection.head().status == 200)
+            // So many that no more is read, up to the end of one of them; the others stay in the kernel.
+            let read = gets[..<80].joined()
+            try connection.send(read)
+            #expect(try eventually(5) { try stage.metric("codex_lb_buffered_bytes") ?? 0 >= Double(read.utf8.count) })
+            try connection.send(gets[80...].joined())
+            try #require(stage.daemon.child).signal(SIGTERM)
+            #expect(eventually(5) { (try? HTTPConnection(stage.daemon.address)) == nil })
+            gate.open()
+            _ = try connection.body()
+            for i in 0..<120 { #expect(try connection.answer().header("x-request-id") == "g-\(i)") }
+            #expect(connection.waitEnd())
+        }
+
+        /// A body that unpacks to more than there is room for is refused before it takes it.
+        @Test func packedBodiesAndTheMemoryLimit() throws {
+            let stage = try Stage("a", environment: ["CODEX_LB_MEMORY_LIMIT": "16M"])
+            let worker = try #require(stage.daemon.pid("worker"))
+            func peak() -> Int {
+                let status = String(decoding: FileManager.default.contents(atPath: "/proc/\(worker)/status") ?? Data(), as: UTF8.self)
+                let line = status.split(separator: "\n").first { $0.hasPrefix("VmHWM:") }
+                return line.flatMap { Int($0.split(separator: " ")[1]) } ?? 0
+            }
+            let packed = try Shapes.packed(
+                Array("{\"model\":\"gpt-5.4\",\"input\":\"\(String(repeating: "x", count: 100 << 20))\"}".utf8), "gzip")
+            let before = peak()
+            let clients = try (0..<4).map { _ in
+                let client = try stage.daemon.connect()
+                try client.send("POST", "/v1/responses", body: packed, headers: [("Content-Encoding", "gzip")])
+                return client
+            }
+            for client in clients {
+                let answer = try client.answer(30)
+                #expect(answer.status == 503 && answer.errorCode == "server_overloaded")
+            }
+            #expect(before > 0 && peak() - before < 40 * 1024, "KiB")
+            let fits = try Shapes.packed(
+                Array("{\"model\":\"gpt-5.4\",\"input\":\"\(String(repeating: "x", count: 3 << 20))\"}".utf8), "gzip")
+            let client = try stage.daemon.connect()
+            try client.send("POST", "/v1/responses", body: fits, headers: [("Content-Encoding", "gzip")])
+            #expect(try client.answer().status == 200)
+            #expect(try eventually(5) { try stage.metric("codex_lb_buffered_bytes") == 0 })
+        }
+
+        /// What others only ask for does not break an answer that is on its way, nor cost it its usage.
+        @Test func requestsGiveWayToAnswers() throws {
+            let stage = try Stage("a", environment: ["CODEX_LB_MEMORY_LIMIT": "16M"])
+            let holders = try (0..<4).map { _ in
+                let holder = try stage.daemon.connect()
+                try holder.send(HTTPConnection.head("POST", "/v1/responses", bodyCount: 4 << 20))
+                try? holder.send([UInt8](repeating: UInt8(ascii: " "), count: 3_900_000), seconds: 2)  // one of them is refused
+                return holder
+            }
+            #expect(try eventually(5) { try stage.metric("codex_lb_buffered_bytes") ?? 0 > Double(10 << 20) })
+            let text = String(repeating: "y", count: 2 << 20)
+            stage.always(
+                "a",
+                .events([Canned.created(), Canned.delta("x"), Canned.completed(output: "{\"type\":\"message\",\"text\":\"\(text)\"}")]))
+            #expect(try stage.turn("streamed").types.last == "response.completed")
+            stage.always("a", .status(200, Canned.response(output: "{\"type\":\"message\",\"text\":\"\(text)\"}")))
+            #expect(try stage.turn("whole", stream: false).status == 200)
+            for id in ["streamed", "whole"] {
+                let record = try stage.daemon.record(id)
+                #expect(record["input_tokens"] as? Int == 100 && record["error_code"] as? String ?? "" == "")
+            }
+            withExtendedLifetime(holders) {}
         }
 
         /// A body where none is expected is read away and not taken for a request.

@@ -140,6 +140,27 @@ import Testing
             ])
     }
 
+    @Test(
+        "As editors and shells leave it",
+        arguments: [
+            ("\u{FEFF}CODEX_LB_X=1", "1"), ("CODEX_LB_X=1\r\nCODEX_LB_Y=2\r\n", "1"), ("export\tCODEX_LB_X=1", "1"),
+            ("export  CODEX_LB_X = 1", "1"),
+            ("\u{A0}CODEX_LB_X\u{A0}=\u{A0}1\u{A0}", "1"), ("CODEX_LB_X=1\t# why", "1"), ("CODEX_LB_X=a#b", "a#b"),
+            ("CODEX_LB_X='a # b' # why", "a # b"),
+            ("CODEX_LB_X=\"a\\\"b\\\\c\\$d\\n\"", "a\"b\\c$d\\n"), ("CODEX_LB_X='a\\b'", "a\\b"), ("CODEX_LB_X=# nothing", "# nothing"),
+            ("exportCODEX_LB_X=2\nCODEX_LB_X=1", "1"),
+        ])
+    func odd(_ text: String, _ value: String) throws {
+        #expect(try EnvironmentFile.parse(text, file: ".env")["CODEX_LB_X"] == value)
+    }
+
+    @Test(
+        "What would be read as something else is refused",
+        arguments: ["CODEX_LB_X=\u{201C}a\u{201D}", "CODEX_LB_X=\"a\" b", "CODEX_LB_X='a'#b", "C\0O\0"])
+    func misread(_ text: String) {
+        #expect { try EnvironmentFile.parse(text, file: "/e/.env") } throws: { "\($0)".hasPrefix("/e/.env") }
+    }
+
     @Test("A line that can't be read is named by file and number", arguments: ["CODEX_LB_X", "\n\nCODEX_LB_X=\"open", "CODEX_LB_x=1"])
     func bad(_ text: String) {
         #expect { try EnvironmentFile.parse(text, file: "/e/.env") } throws: {

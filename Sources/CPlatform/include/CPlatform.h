@@ -36,6 +36,8 @@ int codexlb_pin(int cpu);
 void codexlb_name_thread(const char *name);
 /// Lowest priority for CPU (nice 19) and disk (ioprio_set(2), idle class).
 void codexlb_become_idle(void);
+/// Gives large blocks back to the kernel when they are freed: glibc would raise its threshold with each, and keep what one large body needed.
+void codexlb_tune_allocator(void);
 /// Keeps the process's memory out of core files and away from ptrace by others.
 void codexlb_forbid_dumps(void);
 #endif
