@@ -23,8 +23,9 @@ extension Turn {
         if hasSettled, !isAfterword(event) { return }
         if let data = EventFields.data(of: event) { return received(event, event.extracting(data)) }
         let joined = EventFields.joinedData(of: event)
-        if joined.isEmpty { return pass(event, mayHold: true) }  // comments, `id:`, `retry:`, a bare `event:`
-        received(event, joined.span.bytes)
+        if !joined.isEmpty { return received(event, joined.span.bytes) }
+        // A bare `event:`, `id:` or `retry:` is no event (WHATWG HTML §9.2.6), but OpenAI's SDK takes it for one without JSON and fails.
+        if EventFields.isComment(event) { pass(event, mayHold: true) }
     }
 
     private func received(_ event: RawSpan, _ json: RawSpan) {
