@@ -1,9 +1,5 @@
 internal import Vocabulary
 
-#if canImport(Glibc)
-    internal import Glibc
-#endif
-
 /// How the store is opened, kept and looked after.
 public struct DatabaseSettings: Sendable, Equatable {
     public enum CheckMode: String, Sendable, CaseIterable { case quick, full, off }
@@ -128,14 +124,9 @@ struct SettingsReader {
         return Self.trimmed(here + "/" + expanded)
     }
 
-    /// `HOME`, which services and cron jobs may lack; then what the password database has.
     private func home(_ name: String) throws(SettingsError) -> String {
         if let told = value("HOME"), told.hasPrefix("/") { return told }
-        if let entry = getpwuid(getuid()), let directory = entry.pointee.pw_dir {
-            let path = String(cString: directory)
-            if path.hasPrefix("/"), path != "/" { return path }
-        }
-        throw SettingsError(name, "this user has no home directory (HOME is unset); set \(name) to an absolute path")
+        throw SettingsError(name, "this user has no home directory (HOME is unset, and the password database has none); set \(name) to an absolute path")
     }
 
     private static func trimmed(_ path: String) -> String {

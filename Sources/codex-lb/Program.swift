@@ -87,6 +87,11 @@ func environmentWithDirectory() throws -> [String: String] {
     if getcwd(&buffer, buffer.count) != nil {
         environment["PWD"] = String(decoding: buffer.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
+    // Services and cron jobs may lack it; the password database knows, and else it stays unknown: `/` would be somebody else's.
+    if environment["HOME"]?.isEmpty ?? true, let entry = getpwuid(getuid()), let directory = entry.pointee.pw_dir {
+        let path = String(cString: directory)
+        if path.hasPrefix("/"), path != "/" { environment["HOME"] = path }
+    }
     // Children of a server have it all already; their working directory is no place to look for more.
     if environment[Heritage.variable] != nil || environment[environmentIsComplete] != nil { return environment }
     environment[environmentIsComplete] = "1"
