@@ -210,6 +210,27 @@ public enum Backup {
         path.split(separator: ".").last { $0.count >= 15 && $0.dropFirst(8).first == "-" }.map(String.init) ?? ""
     }
 
+    /// A copy of a file's bytes, whatever they are, on disk when it returns (0600).
+    static func copyBytes(_ source: String, _ target: String) throws(StoreError) {
+        let from = open(source, O_RDONLY | O_CLOEXEC)
+        guard from >= 0 else { throw failed("reading \(source)") }
+        defer { close(from) }
+        let to = open(target, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        guard to >= 0 else { throw failed("making \(target)") }
+        defer { close(to) }
+        var buffer = [UInt8](repeating: 0, count: 1 << 20)
+        while true {
+            let n = read(from, &buffer, buffer.count)
+            if n == 0 { break }
+            guard n > 0, write(to, buffer, n) == n else {
+                let error = failed("copying \(source) to \(target)")
+                unlink(target)
+                throw error
+            }
+        }
+        guard fsync(to) == 0 else { throw failed("writing \(target)") }
+    }
+
     /// Refuses when the directory has less room than `percent` hundredths of the file `source`.
     static func checkSpace(_ source: String, in directory: String, percent: Int, for what: String) throws(StoreError) {
         var info = stat()

@@ -251,7 +251,14 @@ final class Connection {
     /// What SQLite's own check finds, at most `limit` lines; empty when all is well. A page that the system can't read is an error of
     /// the disk and is thrown: it says nothing about the database.
     func problems(isThorough: Bool, limit: Int) throws(StoreError) -> [String] {
-        let found = try rows("PRAGMA \(isThorough ? "integrity" : "quick")_check(\(limit))", []) { $0.text(0) }
+        var found: [String] = []
+        do throws(StoreError) {
+            _ = try rows("PRAGMA \(isThorough ? "integrity" : "quick")_check(\(limit))", []) { found.append($0.text(0)) }
+        } catch {
+            // Where it gives up it has often said before what it gave up at.
+            guard error.kind == .corrupt, !found.isEmpty else { throw error }
+            found.append(error.message)
+        }
         for line in found {
             for part in line.split(separator: "error code=").dropFirst() {
                 guard let code = Int32(part.prefix { $0.isNumber }), code & 0xFF == SQLITE_IOERR else { continue }

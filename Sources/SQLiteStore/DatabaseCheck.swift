@@ -6,9 +6,13 @@ internal import Vocabulary
 public enum DatabaseCheck {
     /// What is wrong, a line each; empty when all is well. Reads only. A quick check leaves out whether indexes agree with their tables.
     public static func run(path: String, isQuick: Bool = false) throws(StoreError) -> [String] {
+        // Before SQLite opens it, and found without it: to SQLite the log ends where it can't read on.
+        let log = try LogDamage.find(path).map { Self.damageMark + $0.line(path) }
         let connection = try SQLiteStore.reader(path)
         defer { connection.close() }
-        var problems = try connection.problems(isThorough: !isQuick, limit: 20).map { Self.damageMark + $0 }
+        var problems =
+            try (log.map { [$0] } ?? [])
+            + connection.problems(isThorough: !isQuick, limit: 20).map { Self.damageMark + $0 }
         problems += try connection.rows("PRAGMA foreign_key_check", []) { "row of \($0.text(0)) points to a missing row of \($0.text(2))" }
         let known = try Migrator(connection).applied()
         if known < Schema.revisions.count { problems.append("revision \(Schema.head.id) is not applied; run: codex-lb db upgrade") }

@@ -19,6 +19,8 @@ final class PageFile {
     let count: Int
     /// The first 100 bytes of the main file are not a database header.
     let isHeaderDamaged: Bool
+    /// What of the log SQLite would leave out though it was written.
+    let logDamage: LogDamage?
     /// Frames of the log that are damaged or cut off.
     private(set) var unreadableFrames = 0
     /// Pages that the log holds behind its last readable commit, though there is damage: the commit may be what was damaged.
@@ -47,7 +49,8 @@ final class PageFile {
                 logPageBytes >= 512 && logPageBytes <= 65536 && logPageBytes.nonzeroBitCount == 1 ? logPageBytes : Self.usualPageBytes
         }
         usableBytes = pageBytes - (isHeaderDamaged ? 0 : Int(head[20]))
-        let (frames, pagesAfterCommit, damaged, rest) = Self.frames(log, logHead, pageBytes)
+        let (frames, pagesAfterCommit, damaged, rest, logDamage) = Self.frames(log, logHead, pageBytes)
+        self.logDamage = logDamage
         count = max((size + pageBytes - 1) / pageBytes, pagesAfterCommit)
         self.frames = frames
         unreadableFrames = damaged
@@ -104,8 +107,8 @@ final class PageFile {
     /// A frame's checksum starts from that of the frame before it, which is stored, too: behind a damaged frame the rest still proves itself.
     private static func frames(
         _ log: Int32, _ head: [UInt8], _ pageBytes: Int
-    ) -> (committed: [Int: Int], pages: Int, damaged: Int, uncommitted: [Int]) {
-        guard head.count == 32 else { return ([:], 0, 0, []) }
+    ) -> (committed: [Int: Int], pages: Int, damaged: Int, uncommitted: [Int], log: LogDamage?) {
+        guard head.count == 32 else { return ([:], 0, 0, [], nil) }
         let frameBytes = 24 + pageBytes
         let size = Self.size(log)
         let total = (size - 32 + frameBytes - 1) / frameBytes
@@ -115,6 +118,9 @@ final class PageFile {
         var salt = isIntact ? Array(head[16..<24]) : []
         var (committed, pending): ([Int: Int], [Int: Int]) = ([:], [:])
         var (pages, damaged) = (0, isIntact ? 0 : 1)
+        // SQLite reads up to the first frame that does not follow from the one before.
+        var end: Int? = isIntact ? nil : 0
+        var (commitsBehind, zeros) = (0, 0)
         for i in 0..<max(0, total) {
             let at = 32 + i * frameBytes
             let frame = read(log, at: at, count: frameBytes)
@@ -124,7 +130,16 @@ final class PageFile {
             let stored = (UInt32(truncatingIfNeeded: number(frame, 16)), UInt32(truncatingIfNeeded: number(frame, 20)))
             let isOurs = frame[8..<16].elementsEqual(salt)
             let page = number(frame, 0)
-            if isOurs, frame.count == frameBytes, page > 0, checksum(frame[24...], checksum(frame[0..<8], seed, isBig), isBig) == stored {
+            let follows =
+                isOurs && frame.count == frameBytes && page > 0
+                && checksum(frame[24...], checksum(frame[0..<8], seed, isBig), isBig) == stored
+            if !follows, end == nil { end = i }
+            // One that is cut off at the end of the file was being written. One whose page was hit still has its head.
+            if end != nil, frame.count == frameBytes {
+                if isOurs, number(frame, 4) > 0 { commitsBehind += 1 }
+                if frame.allSatisfy({ $0 == 0 }) { zeros += 1 }
+            }
+            if follows {
                 pending[page] = at + 24
                 if case let after = number(frame, 4), after > 0 {
                     committed.merge(pending) { $1 }
@@ -135,7 +150,9 @@ final class PageFile {
             }
             seed = stored
         }
-        return (committed, pages, damaged, pending.values.sorted())
+        let isDamage = commitsBehind > 0 || zeros > 0
+        let log = end.flatMap { isDamage ? LogDamage(frame: $0 + 1, commitsBehind: commitsBehind, zeroFrames: zeros) : nil }
+        return (committed, pages, damaged + zeros, pending.values.sorted(), log)
     }
 
     /// FF 4.2: two sums over words of 32 bits, in the byte order that the log's magic number gives.

@@ -50,6 +50,7 @@ public enum SQLiteStore {
         let lock = try WriterLock.acquire(
             database: path, waitMilliseconds: lockWaitMilliseconds, waiting: upgrade?.progress ?? { _ in })
         _ = try Inspection.of(path, isAlone: true)  // the former holder may have made it
+        let isLogAside = try LogDamage.guardBeforeOpening(path, now: now, progress: upgrade?.progress ?? { _ in })
         let before = umask(0o077)  // SQLite gives its log and index the mode of the database
         defer { umask(before) }
         let connection = try Connection(path, .readWrite)
@@ -67,6 +68,8 @@ public enum SQLiteStore {
         // With groups of records FULL costs nothing, and a power cut loses nothing that was acknowledged.
         try connection.execute("PRAGMA synchronous = FULL")
         try connection.execute("PRAGMA wal_autocheckpoint = 4000")
+        // What stands behind the readable part would be found again at each start.
+        if isLogAside { try connection.execute("PRAGMA wal_checkpoint(TRUNCATE)") }
         var (backup, applied): (String?, [String]) = (nil, [])
         if let upgrade {
             let isPending = revisions.dropFirst(known).contains { $0.number <= upgrade.target ?? .max }
