@@ -5,15 +5,37 @@ public import Vocabulary
 #endif
 
 /// Usage records that an instance could not store before its end, in files that its next start stores: `journal-YYYYMMDD-HHMMSS-PID.spool`
-/// in the data directory, mode 0600. Each is a sequence of [u32 count][u32 CRC-32C][bytes], little-endian.
+/// in the data directory, or where that has no room in the runtime directory, mode 0600. Each is a sequence of [u32 count][u32 CRC-32C][bytes], little-endian.
 ///
 /// Records have ids: a file that is stored twice is stored once.
 public enum Spool {
     private static let prefix = "journal-"
     private static let suffix = ".spool"
+    /// Room for such a file on a disk that has become full: given up for it.
+    private static func reserve(_ directory: String) -> String { directory + "/spool.reserve" }
 
-    /// Writes what the journals still hold into one file, complete and on disk before it has its name. Nil when they hold nothing.
-    public static func save(_ journals: [Journal], directory: String, now: WallTime) throws(SystemError) -> (path: String, count: Int)? {
+    /// Keeps `Limits.spoolReservedBytes` of the disk for a stop on a full one, or an eighth of what is free if that is less.
+    public static func reserveRoom(in directory: String) throws(SystemError) {
+        let path = reserve(directory)
+        var space = statvfs()
+        guard access(path, F_OK) != 0, statvfs(directory, &space) == 0 else { return }
+        let bytes = min(Limits.spoolReservedBytes, Int(space.f_bavail) * Int(space.f_frsize) / 8)
+        guard bytes > 0 else { return }
+        let fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        guard fd >= 0 else { throw SystemError(errno, "making \(path)") }
+        defer { close(fd) }
+        let code = posix_fallocate(fd, 0, off_t(bytes))
+        guard code == 0 else {
+            unlink(path)
+            throw SystemError(code, "keeping \(bytes) bytes as \(path)")
+        }
+    }
+
+    /// Writes what the journals still hold into one file, complete and on disk before it has its name: in the first of the directories that
+    /// takes it, with the room kept there if it must be. Nil when they hold nothing.
+    public static func save(
+        _ journals: [Journal], directories: [String], now: WallTime
+    ) throws(SystemError) -> (path: String, count: Int)? {
         var out: [UInt8] = []
         var count = 0
         for journal in journals {
@@ -32,6 +54,19 @@ public enum Spool {
             }
         }
         guard count > 0 else { return nil }
+        var problem = SystemError(ENOENT, "no directory to keep records in")
+        for directory in directories {
+            for _ in 0..<2 {
+                do throws(SystemError) { return (try write(out, directory, now), count) } catch {
+                    problem = error
+                    guard [ENOSPC, EDQUOT].contains(error.code), unlink(reserve(directory)) == 0 else { break }
+                }
+            }
+        }
+        throw SystemError(problem.code, "keeping \(count) records: \(problem.what)")
+    }
+
+    private static func write(_ out: [UInt8], _ directory: String, _ now: WallTime) throws(SystemError) -> String {
         let digits = now.rfc3339.filter { $0.isNumber }
         let path = "\(directory)/\(prefix)\(digits.prefix(8))-\(digits.dropFirst(8).prefix(6))-\(getpid())\(suffix)"
         let partial = path + ".partial"
@@ -40,7 +75,7 @@ public enum Spool {
         defer { close(fd) }
         var written = 0
         while written < out.count {
-            let n = out.withUnsafeBytes { write(fd, $0.baseAddress! + written, out.count - written) }
+            let n = out.withUnsafeBytes { Glibc.write(fd, $0.baseAddress! + written, out.count - written) }
             guard n > 0 else {
                 let code = errno
                 unlink(partial)
@@ -48,17 +83,25 @@ public enum Spool {
             }
             written += n
         }
-        guard fsync(fd) == 0, rename(partial, path) == 0 else { throw SystemError(errno, "writing \(path)") }
+        guard fsync(fd) == 0, rename(partial, path) == 0 else {
+            let code = errno
+            unlink(partial)
+            throw SystemError(code, "writing \(path)")
+        }
         let folder = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         if folder >= 0 {
             fsync(folder)
             close(folder)
         }
-        return (path, count)
+        return path
     }
 
-    /// Spool files of a data directory, oldest first.
-    public static func files(directory: String) -> [String] {
+    /// Spool files, oldest first.
+    public static func files(directories: [String]) -> [String] {
+        directories.flatMap { files(directory: $0) }.sorted { $0.split(separator: "/").last ?? "" < $1.split(separator: "/").last ?? "" }
+    }
+
+    private static func files(directory: String) -> [String] {
         guard let folder = opendir(directory) else { return [] }
         defer { closedir(folder) }
         var out: [String] = []
@@ -68,7 +111,7 @@ public enum Spool {
             }
             if name.hasPrefix(prefix), name.hasSuffix(suffix) { out.append(directory + "/" + name) }
         }
-        return out.sorted()
+        return out
     }
 
     /// The records of a file, as they stood in the journals, and whether it is whole to its end.

@@ -178,6 +178,8 @@ public struct Settings: Sendable, Equatable {
         return colon > rest.startIndex && UInt16(rest[rest.index(after: colon)...]) != nil
     }
 
+    /// Where records that could not be stored are kept, the first that takes them.
+    public var spoolDirectories: [String] { [dataDirectory, runtimeDirectory] }
     public var writerSocket: String { runtimeDirectory + "/writer.sock" }
     public var controlSocket: String { runtimeDirectory + "/control.sock" }
 }

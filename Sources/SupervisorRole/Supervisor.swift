@@ -121,13 +121,14 @@ final class Supervisor {
     private func spool() {
         do throws(SystemError) {
             guard
-                let saved = try Spool.save(journals.map { Journal($0) }, directory: settings.dataDirectory, now: Clock.wall)
+                let saved = try Spool.save(journals.map { Journal($0) }, directories: settings.spoolDirectories, now: Clock.wall)
             else { return }
             log.warning(
                 "usage records that could not be stored are kept for the next start",
                 metadata: ["records": "\(saved.count)", "file": "\(saved.path)"])
         } catch {
             log.critical("usage records are lost: they could be neither stored nor kept in a file", metadata: ["error": "\(error)"])
+            exitCode = max(1, exitCode ?? 1)
         }
     }
 
@@ -159,7 +160,7 @@ final class Supervisor {
     /// On a shared database no process of ours lives that could store an orphan's records: a child does it when there are any.
     private func bringHome(_ now: Instant) {
         guard settings.database.sqlitePath == nil, fleet.phase == .serving, homecoming == nil, now >= homecomingAt,
-            !Spool.files(directory: settings.dataDirectory).isEmpty
+            !Spool.files(directories: settings.spoolDirectories).isEmpty
         else { return }
         homecomingAt = now.adding(milliseconds: Self.homecomingMilliseconds)
         homecoming = oneShot(["db", "bring-home"])

@@ -24,6 +24,9 @@ public enum SupervisorRole {
             // Before anything is bound: of two that start at the same moment one ends here.
             let lock = try InstanceLock.take([settings.dataDirectory, settings.runtimeDirectory])
             defer { withExtendedLifetime(lock) {} }
+            do throws(SystemError) { try Spool.reserveRoom(in: settings.dataDirectory) } catch {
+                log.notice("no room is kept for records of a stop on a full disk", metadata: ["error": "\(error)"])
+            }
             let loop = EventLoop()
             let (listeners, areOurs) = try listeners(settings, environment, log)
             let supervisor = try Supervisor(

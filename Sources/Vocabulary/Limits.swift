@@ -130,6 +130,8 @@ public enum Limits {
     /// Usage records of one worker that the store has not acknowledged; a journal without room for the records of all open turns
     /// refuses new ones with 503.
     public static let journalBytes = 16 * 1024 * 1024
+    /// Kept of the disk for records that a stop on a full one must leave as a file: some 6,000 of them.
+    public static let spoolReservedBytes = 2 * 1024 * 1024
     /// One usage record in the journal: its texts are cut to the sizes below, the rest is numbers.
     public static let journalRecordBytesMax = 1280
     public static let recordModelBytesMax = 256

@@ -557,7 +557,7 @@ final class Worker {
                 "usage records are left in the journal; the supervisor keeps it", metadata: ["bytes": "\(usageJournal.usedBytes)"])
         }
         do throws(SystemError) {
-            guard let saved = try Spool.save([usageJournal], directory: settings.dataDirectory, now: Clock.wall) else { return }
+            guard let saved = try Spool.save([usageJournal], directories: settings.spoolDirectories, now: Clock.wall) else { return }
             log.warning(
                 "usage records that could not be stored are kept for the next start",
                 metadata: ["records": "\(saved.count)", "file": "\(saved.path)"])

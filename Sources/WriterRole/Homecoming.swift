@@ -7,13 +7,13 @@ internal import Vocabulary
     internal import Glibc
 #endif
 
-/// Stores the usage records that an earlier run, or an orphan of one, left as files in the data directory (docs/decisions/0009).
+/// Stores the usage records that an earlier run, or an orphan of one, left as files (docs/decisions/0009).
 public enum Homecoming {
     /// Stores each file and removes it; a record that is there already is left as it is. `tell` gets a line for whatever is worth one.
     /// False when a file stays to be tried again.
-    public static func run(_ directory: String, _ store: StoreSession, tell: (String) -> Void) -> Bool {
+    public static func run(_ directories: [String], _ store: StoreSession, tell: (String) -> Void) -> Bool {
         var isWell = true
-        for file in Spool.files(directory: directory) {
+        for file in Spool.files(directories: directories) {
             let (entries, isWhole): ([[UInt8]], Bool)
             do throws(SystemError) { (entries, isWhole) = try Spool.load(file) } catch {
                 tell("\(error); the usage records in it stay there")

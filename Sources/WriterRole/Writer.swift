@@ -14,7 +14,7 @@ final class Writer {
     private let heritage: Heritage
     private let queue: CommitQueue
     private let scoreboard: Scoreboard
-    private let dataDirectory: String
+    private let spoolDirectories: [String]
     private let socketPath: String
     private var listener: Listener?
     private var socketFile: SocketFile?
@@ -59,7 +59,7 @@ final class Writer {
         (self.loop, self.heritage, self.log, self.snapshot) = (loop, heritage, log, snapshot)
         queue = CommitQueue(session, loop)
         scoreboard = Scoreboard(try SharedMemory(descriptor: heritage.scoreboard, count: Scoreboard.memoryBytes))
-        (dataDirectory, socketPath) = (settings.dataDirectory, settings.writerSocket)
+        (spoolDirectories, socketPath) = (settings.spoolDirectories, settings.writerSocket)
         batchTimer = LoopTimer(loop) { [unowned self] in commit() }
         retryTimer = LoopTimer(loop) { [unowned self] in
             isCommitting = false
@@ -99,10 +99,10 @@ final class Writer {
             do { try listen() } catch { log.error("the writer's socket can't be made again", metadata: ["error": "\(error)"]) }
         }
         let now = loop.now
-        guard !isBringingHome, now >= homecomingAt, !Spool.files(directory: dataDirectory).isEmpty else { return }
+        guard !isBringingHome, now >= homecomingAt, !Spool.files(directories: spoolDirectories).isEmpty else { return }
         isBringingHome = true
-        let (directory, log) = (dataDirectory, log)
-        queue.run({ session in Homecoming.run(directory, session) { log.warning("\($0)") } }) { [self] isWell in
+        let (directories, log) = (spoolDirectories, log)
+        queue.run({ session in Homecoming.run(directories, session) { log.warning("\($0)") } }) { [self] isWell in
             isBringingHome = false
             if !isWell { homecomingAt = loop.now.adding(milliseconds: Self.homecomingMilliseconds) }
         }

@@ -15,7 +15,7 @@ extension Database {
             try LocalStore.failing {
                 let store = try LocalStore.openForChange(settings)
                 defer { store.close() }
-                guard Homecoming.run(settings.dataDirectory, store, tell: complain) else { throw ExitCode(1) }
+                guard Homecoming.run(settings.spoolDirectories, store, tell: complain) else { throw ExitCode(1) }
             }
         }
     }

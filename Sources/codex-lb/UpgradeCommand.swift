@@ -110,12 +110,12 @@ extension Database {
                     guard let old else { throw error }
                     complain(error.message)
                     defer { old.close() }
-                    _ = Homecoming.run(settings.dataDirectory, old, tell: complain)
+                    _ = Homecoming.run(settings.spoolDirectories, old, tell: complain)
                     throw ExitCode(OneShotExit.oldSchemaUsable)
                 }
                 defer { store.close() }
                 report(nil, store.revision, store.applied, store.backup, settings)
-                _ = Homecoming.run(settings.dataDirectory, store, tell: complain)
+                _ = Homecoming.run(settings.spoolDirectories, store, tell: complain)
                 tellCapacity(settings)
             }
         }

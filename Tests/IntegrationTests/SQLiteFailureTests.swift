@@ -287,6 +287,37 @@ extension Integration {
             #expect(try FileManager.default.contentsOfDirectory(atPath: disk.path + "/data").allSatisfy { !$0.contains("journal-") })
         }
 
+        /// Thousands of records wait on a disk that holds everything: the room that was kept at the start takes them. Without that room, and
+        /// without another place, they are lost, and that is said and ends with a failure.
+        @Test(.enabled(if: mayMount, mountNeeded), arguments: [true, false]) func manyWhileFull(_ hasRoom: Bool) throws {
+            let disk = try SmallDisk(megabytes: 5)
+            let upstream = try FakeUpstream()
+            let daemon = try Daemon(["CODEX_LB_DATA_DIR": disk.path + "/data", "CODEX_LB_RUNTIME_DIR": disk.path + "/data/run"])
+            try daemon.addAccount("a", baseURL: upstream.baseURL, key: Stage.key("a"))
+            let stage = Stage(upstream, try daemon.start())
+            _ = try stage.turn("stored", stream: false)
+            try stage.expectOneRecord(of: ["stored"])
+            if !hasRoom { #expect(unlink(disk.path + "/data/spool.reserve") == 0) }
+            try disk.fill()
+            let client = try daemon.connect()
+            let ids = (0..<3000).map { "waiting-\($0)" }
+            for id in ids {
+                try client.post("/v1/responses", Stage.body(stream: false), headers: [("X-Request-Id", id)])
+                guard try client.answer().status == 200 else { throw HarnessError("\(id)") }
+            }
+            client.close()
+            let exit = daemon.stop(20)
+            guard hasRoom else {
+                #expect(exit == .code(1))
+                return daemon.expectLog("usage records are lost", "keeping 3000 records")
+            }
+            #expect(exit == .code(0))
+            daemon.expectLog("usage records that could not be stored are kept for the next start", "records=3000")
+            disk.makeRoom()
+            try daemon.start()
+            try stage.expectOneRecord(of: ["stored"] + ids)
+        }
+
         /// No room for a backup: refused beforehand by the numbers, or broken off when the space ends; neither leaves a file.
         @Test(.enabled(if: mayMount, mountNeeded), arguments: [0, 400]) func fullDuringBackup(_ kilobytesForTheCopy: Int) throws {
             let disk = try SmallDisk(megabytes: 16)

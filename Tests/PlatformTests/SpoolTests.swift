@@ -28,12 +28,12 @@ import Vocabulary
         let directory = folder()
         defer { rmdir(directory) }
         let records = (0..<50).map { [UInt8](repeating: UInt8($0), count: $0 * 7) }
-        let empty = try Spool.save([journal([])], directory: directory, now: now)
-        #expect(empty == nil && Spool.files(directory: directory).isEmpty)
+        let empty = try Spool.save([journal([])], directories: [directory], now: now)
+        #expect(empty == nil && Spool.files(directories: [directory]).isEmpty)
         let saved = try #require(
-            try Spool.save([journal(records, acknowledging: 10), journal([[1, 2, 3]])], directory: directory, now: now))
+            try Spool.save([journal(records, acknowledging: 10), journal([[1, 2, 3]])], directories: [directory], now: now))
         #expect(saved.count == 41)
-        #expect(Spool.files(directory: directory) == [saved.path])
+        #expect(Spool.files(directories: [directory]) == [saved.path])
         let (loaded, isWhole) = try Spool.load(saved.path)
         #expect(isWhole && loaded == Array(records[10...]) + [[1, 2, 3]])
         var info = stat()
@@ -45,7 +45,7 @@ import Vocabulary
     func torn() throws {
         let directory = folder()
         defer { rmdir(directory) }
-        let saved = try #require(try Spool.save([journal([[1], [2, 2], [3, 3, 3]])], directory: directory, now: now))
+        let saved = try #require(try Spool.save([journal([[1], [2, 2], [3, 3, 3]])], directories: [directory], now: now))
         #expect(truncate(saved.path, 9 + 10 + 8) == 0)
         let (loaded, isWhole) = try Spool.load(saved.path)
         #expect(loaded == [[1], [2, 2]] && !isWhole)
