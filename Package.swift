@@ -64,11 +64,11 @@ let package = Package(
         part("Platform", ["Vocabulary", "CPlatform"]),
         part("Loop", ["Vocabulary", "CUV", "CPlatform"]),
         part("TLS", ["Vocabulary", "COpenSSL"]),
-        part("Sealing", ["Vocabulary", "COpenSSL"]),
+        part("Sealing", ["Vocabulary", "COpenSSL", "CPlatform"]),
         part("Inflate", ["Vocabulary", "CZlib", "CZstd"]),
         part("Diagnostics", ["Vocabulary", "Platform", log]),
         part("Store", ["Vocabulary", "Schema", "JSONWire", "Sealing"]),
-        part("SQLiteStore", ["Vocabulary", "Schema", "Store", "CSQLite"]),
+        part("SQLiteStore", ["Vocabulary", "Schema", "Store", "CSQLite", "CPlatform"]),
         part("PostgresStore", ["Vocabulary", "Schema", "Settings", "Store", "Loop", "CPostgres"]),
         // 5  roles
         part("SupervisorRole", ["Vocabulary", "ControlWire", "Settings", "Fleet", "Platform", "Loop", "Diagnostics", log]),

@@ -1,6 +1,7 @@
 #include "CPlatform.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/close_range.h>
 #include <malloc.h>
 #include <sched.h>
@@ -11,6 +12,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -119,6 +121,21 @@ int codexlb_pin(int cpu) {
 }
 
 void codexlb_name_thread(const char *name) { prctl(PR_SET_NAME, name, 0, 0, 0); }
+void codexlb_adopt_owner(const char *path, const char *like) {
+    struct stat info;
+    if (geteuid() != 0) return;
+    if (stat(like, &info) != 0) {
+        char directory[PATH_MAX];
+        const char *slash = strrchr(like, '/');
+        size_t length = slash == NULL ? 0 : (size_t)(slash - like);
+        if (length >= sizeof directory) return;
+        memcpy(directory, like, length);
+        directory[length] = 0;
+        if (stat(slash == NULL ? "." : length == 0 ? "/" : directory, &info) != 0) return;
+    }
+    if (lchown(path, info.st_uid, info.st_gid) != 0) return;
+}
+
 void codexlb_tune_allocator(void) {
     mallopt(M_MMAP_THRESHOLD, 256 * 1024);
     mallopt(M_TRIM_THRESHOLD, 1024 * 1024);

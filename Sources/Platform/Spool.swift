@@ -1,3 +1,4 @@
+internal import CPlatform
 public import Vocabulary
 
 #if canImport(Glibc)
@@ -24,6 +25,7 @@ public enum Spool {
         let fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         guard fd >= 0 else { throw SystemError(errno, "making \(path)") }
         defer { close(fd) }
+        codexlb_adopt_owner(path, directory + "/.")
         let code = posix_fallocate(fd, 0, off_t(bytes))
         guard code == 0 else {
             unlink(path)
@@ -73,6 +75,7 @@ public enum Spool {
         let fd = open(partial, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
         guard fd >= 0 else { throw SystemError(errno, "making \(partial)") }
         defer { close(fd) }
+        codexlb_adopt_owner(partial, directory + "/.")
         var written = 0
         while written < out.count {
             let n = out.withUnsafeBytes { Glibc.write(fd, $0.baseAddress! + written, out.count - written) }

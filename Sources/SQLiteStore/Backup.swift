@@ -1,3 +1,4 @@
+internal import CPlatform
 internal import CSQLite
 internal import Schema
 public import Store
@@ -28,8 +29,9 @@ public enum Backup {
     /// Free space wanted, in hundredths of the database's size.
     static let freeSpacePercent = 110
 
-    /// Copies made before upgrades and by hand, and those of the schedule; each kind has its own limit.
-    public static let (label, scheduledLabel) = ("backup", "scheduled")
+    /// Copies made by hand, which nothing removes, those of the schedule, and those made before an upgrade; the last two have a limit each.
+    public static let (label, scheduledLabel, upgradeLabel) = ("backup", "scheduled", "before-upgrade")
+    public static let labels = [label, scheduledLabel, upgradeLabel]
 
     /// Copies the database as it is at one moment, while others write. The default name is `<database>.<label>.YYYYMMDD-HHMMSS` (UTC).
     /// A copy that takes longer than a second tells `progress` each second how far it is: `copying 512 of 1024 MiB`.
@@ -103,6 +105,32 @@ public enum Backup {
         }
     }
 
+    /// The copy made before an upgrade, or the one of an earlier try when nothing has changed since: a start that fails again and again must
+    /// neither fill the disk nor drive out the good copies.
+    static func beforeUpgrade(
+        database path: String, _ connection: Connection, now: WallTime, progress: @escaping (String) -> Void
+    ) throws(StoreError) -> String {
+        if let newest = names(path, label: upgradeLabel).first.map({ Inspection.directory(path) + "/" + $0 }),
+            let kept = try? Connection(newest, .readOnly), let facts = try? facts(kept),  // one that can't be read is no copy
+            facts == (try Self.facts(connection)),
+            examine(newest, isThorough: false).problem.isEmpty
+        {
+            progress("\(newest) is a copy of \(path) as it is: no other is made before the upgrade")
+            return newest
+        }
+        return try make(database: path, label: upgradeLabel, now: now, progress: progress).path
+    }
+
+    /// What every change changes: accounts, keys and settings count the version up, records have ids of their own.
+    private static func facts(_ connection: Connection) throws(StoreError) -> [String] {
+        try connection.rows(
+            """
+            SELECT coalesce((SELECT max(id) FROM revision_history), ''), coalesce((SELECT value FROM state WHERE key = 'snapshot_version'), ''),
+                (SELECT count(*) FROM usage_records), (SELECT count(*) FROM settings), coalesce((SELECT hex(max(id)) FROM usage_records), '')
+            """, []
+        ) { row in (0..<5).map { row.text($0) } }.first ?? []
+    }
+
     // MARK: Parts
 
     /// Has `body` fill a new file (0600) beside `target` and give it its name. Whatever else comes of it, neither that file nor what SQLite
@@ -119,6 +147,10 @@ public enum Backup {
             close(fd)
             clear(partial)
         }
+        // What root makes must be the service's to write.
+        codexlb_adopt_owner(partial, target)
+        var info = stat()
+        if stat(target, &info) == 0 { fchmod(fd, info.st_mode & 0o777) }
         flock(fd, LOCK_EX | LOCK_NB)  // says that somebody works on it, and ends with the process
         return try body(partial, fd)
     }
@@ -218,6 +250,7 @@ public enum Backup {
         let to = open(target, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         guard to >= 0 else { throw failed("making \(target)") }
         defer { close(to) }
+        codexlb_adopt_owner(target, source)
         var buffer = [UInt8](repeating: 0, count: 1 << 20)
         while true {
             let n = read(from, &buffer, buffer.count)

@@ -1,3 +1,4 @@
+internal import CPlatform
 public import Schema
 public import Store
 public import Vocabulary
@@ -45,6 +46,14 @@ public enum SQLiteStore {
         path: String, keyPath: String, appVersion: String, lockWaitMilliseconds: Int, now: WallTime, upgrade: Upgrade? = Upgrade(),
         revisions: [Revision]
     ) throws(StoreError) -> StoreSession {
+        var info = stat()
+        // Its lock and its log go by its name: under two names there would be two of each.
+        if stat(path, &info) == 0, info.st_nlink > 1 {
+            throw StoreError(
+                .constraint,
+                "database \(path) has \(info.st_nlink) names (hard links), and SQLite keeps a log beside each; remove the others: find / -xdev -inum \(info.st_ino)"
+            )
+        }
         let isThere = try isOurs(path)
         guard upgrade != nil || isThere else { throw missing(path) }
         let lock = try WriterLock.acquire(
@@ -54,6 +63,7 @@ public enum SQLiteStore {
         let before = umask(0o077)  // SQLite gives its log and index the mode of the database
         defer { umask(before) }
         let connection = try Connection(path, .readWrite)
+        if !isThere { codexlb_adopt_owner(path, Inspection.directory(path)) }  // SQLite gives its log and index the same owner
         try connection.execute("PRAGMA trusted_schema = OFF")
         try connection.execute("PRAGMA foreign_keys = ON")
         // A ledger that does not fit stops here, before the first write.
@@ -79,8 +89,7 @@ public enum SQLiteStore {
                     percent: upgradeSpacePercent + (upgrade.backupsKept > 0 ? Backup.freeSpacePercent : 0),
                     for: "the upgrade of \(path)\(upgrade.backupsKept > 0 ? " with the copy before it" : "")")
                 if upgrade.backupsKept > 0 {
-                    backup = try Backup.make(database: path, now: now, progress: upgrade.progress).path
-                    try Backup.prune(database: path, keeping: upgrade.backupsKept)
+                    backup = try Backup.beforeUpgrade(database: path, connection, now: now, progress: upgrade.progress)
                 }
             }
             migrator.willRun = upgrade.willRun
@@ -92,6 +101,8 @@ public enum SQLiteStore {
                     error.kind, "\(error.message). The copy made before is \(backup); put it back with: codex-lb db restore \(backup)")
             }
             try vault.initialise(connection)
+            // Only what has led to a good end may take the place of older copies.
+            if backup != nil { try Backup.prune(database: path, label: Backup.upgradeLabel, keeping: upgrade.backupsKept) }
         }
         let revision = known + applied.count
         guard revision >= Schema.oldestUsable else {

@@ -1,3 +1,4 @@
+internal import CPlatform
 public import Store
 internal import Vocabulary
 
@@ -27,6 +28,7 @@ public final class WriterLock: Sendable {
         let lockPath = path + ".lock"
         let fd = open(lockPath, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
         guard fd >= 0 else { throw failed("lock file \(lockPath)") }
+        codexlb_adopt_owner(lockPath, path)
         let start = Clock.now
         let deadline = start.adding(milliseconds: waitMilliseconds)
         var sayAt = start.adding(milliseconds: 1_000)
@@ -81,6 +83,7 @@ public final class WriterLock: Sendable {
         guard !path.isEmpty, access(path, F_OK) != 0 else { return }
         if let slash = path.lastIndex(of: "/") { try makeDirectory(String(path[..<slash])) }
         guard mkdir(path, 0o700) == 0 || errno == EEXIST else { throw failed("making directory \(path)") }
+        codexlb_adopt_owner(path, path + "/..")
     }
 
     private static func failed(_ what: String) -> StoreError {

@@ -1,3 +1,5 @@
+internal import CPlatform
+
 #if canImport(Glibc)
     internal import Glibc
 #endif
@@ -52,6 +54,7 @@ public enum KeyFile {
             close(fd)
             unlink(temporary)
         }
+        codexlb_adopt_owner(temporary, path)
         let line = Array((SealingKey.random().text + "\n").utf8)
         guard write(fd, line, line.count) == line.count, fsync(fd) == 0 else { throw failed("writing") }
         guard link(temporary, path) == 0 || errno == EEXIST else { throw failed("linking") }

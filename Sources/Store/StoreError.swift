@@ -53,6 +53,14 @@ public struct StoreError: Error, Equatable, Sendable, CustomStringConvertible {
             false
         }
     }
+    /// Whether starting again would meet the same: only an operator can change it.
+    public var needsOperator: Bool {
+        switch kind {
+        case .corrupt, .foreign, .newer, .changed, .missingRevision, .diverged, .older, .wrongKey, .constraint, .invalid, .missing, .other:
+            true
+        case .busy, .full, .io, .unreachable, .refused, .exhausted, .poolTimeout, .conflict, .readOnly, .notFound: false
+        }
+    }
     /// Whether the database itself stands in the way of this schema: nobody but an operator can change that.
     public var isSchemaRefusal: Bool {
         switch kind {

@@ -274,7 +274,7 @@ final class Supervisor {
             case .signal where stopSignals > 0: return end(0)
             default:
                 log.critical("the database could not be made ready; the lines above say why", metadata: ["exit": "\(exit)"])
-                return end(1)
+                return end(exit == .code(OneShotExit.needsOperator) ? OneShotExit.needsOperator : 1)
             }
             if stopSignals > 0 { return end(0) }
             tick()
@@ -399,6 +399,9 @@ public enum OneShotExit {
     public static let oldSchemaUsable: Int32 = 3
     /// `db check --at-start`: pages, rows or indexes are damaged.
     public static let damaged: Int32 = 4
+    /// What stands in the way is for an operator to change; starting again would meet the same (EX_CONFIG of sysexits.h). The server ends
+    /// with it too, so that a service manager need not try (RestartPreventExitStatus).
+    public static let needsOperator: Int32 = 78
 }
 
 /// The supervisor's end of a child's control socket.

@@ -100,7 +100,7 @@ enum LocalBackup {
     static func list(_ settings: Settings) -> [BackupFile] {
         let all =
             switch settings.database.url {
-            case .sqlite(let path): Backup.list(database: path) + Backup.list(database: path, label: Backup.scheduledLabel)
+            case .sqlite(let path): Backup.labels.flatMap { Backup.list(database: path, label: $0) }
             case .postgresql(let url): PostgresDump(url, settings).list()
             }
         return all.sorted { $0.stamp > $1.stamp }

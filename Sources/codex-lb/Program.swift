@@ -71,12 +71,28 @@ func loadSettings(_ flags: Settings.Flags = Settings.Flags(), databaseURL: Strin
     var environment = try environmentWithDirectory()
     if let databaseURL { environment["CODEX_LB_DATABASE_URL"] = databaseURL }
     do {
-        return try Settings(environment: environment, flags: flags, processors: Process.processorCount)
+        var settings = try Settings(environment: environment, flags: flags, processors: Process.processorCount)
+        if let path = settings.database.sqlitePath { settings.database.url = .sqlite(path: realPath(path)) }
+        return settings
     } catch {
         let isFlag = databaseURL != nil && error.name == "CODEX_LB_DATABASE_URL"
         complain(isFlag ? "\(error)".replacing("CODEX_LB_DATABASE_URL", with: "--url", maxReplacements: 1) : "\(error)")
         throw ExitCode(2)
     }
+}
+
+/// Where a file really is: its lock, log and copies stand beside it, whatever names lead there. Of one that is not there yet its directory's.
+func realPath(_ path: String) -> String {
+    func resolved(_ path: String) -> String? {
+        guard let found = realpath(path, nil) else { return nil }
+        defer { free(found) }
+        return String(cString: found)
+    }
+    if let real = resolved(path) { return real }
+    guard let slash = path.lastIndex(of: "/"), slash > path.startIndex, let directory = resolved(String(path[..<slash])) else {
+        return path
+    }
+    return (directory == "/" ? "" : directory) + path[slash...]
 }
 
 /// The environment with the true working directory, which `PWD` may be too old to tell, and with what the files add to it: a name
@@ -111,7 +127,14 @@ func environmentWithDirectory() throws -> [String: String] {
 
 private let environmentIsComplete = "CODEX_LB_ENVIRONMENT_IS_COMPLETE"
 
-func complain(_ text: String) { LogSink.standard.write("codex-lb: \(text)\n") }
+/// A line for whoever runs the command; of a server's child it is one of the server's log.
+func complain(_ text: String) {
+    let environment = Environment.current
+    guard environment[Heritage.serverVariable] != nil,
+        let settings = try? Settings(environment: environment, processors: 1)  // what is wrong with them is what is being told
+    else { return LogSink.standard.write("codex-lb: \(text)\n") }
+    makeLog("database", settings).notice("\(text)")
+}
 
 func makeLog(_ role: String, _ settings: Settings) -> Logger {
     let toJournal = settings.journalStream.map { $0 == Descriptor.identity(2) } ?? false

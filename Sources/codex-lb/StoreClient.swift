@@ -6,6 +6,7 @@ import SQLiteStore
 import Schema
 import Settings
 import Store
+import SupervisorRole
 import Vocabulary
 import WriterRole
 
@@ -68,6 +69,18 @@ enum LocalStore {
         }
     }
 
+    /// An operator who upgrades by hand is not overruled by a command that only wants to open the database.
+    static func mayUpgrade(_ settings: Settings) throws(StoreError) {
+        guard !settings.database.migratesOnStartup else { return }
+        let pending = try pending(settings)
+        guard pending.isEmpty else {
+            throw StoreError(
+                .older,
+                "\(settings.database.url) lacks revision \(pending.map(\.id).joined(separator: ", ")), and CODEX_LB_DATABASE_MIGRATE_ON_STARTUP is false; run: codex-lb db upgrade"
+            )
+        }
+    }
+
     /// A shared database that this build can work with is left at its revision: bringing it up is for a start, or for `db upgrade`.
     static func openForChange(_ settings: Settings) throws(StoreError) -> StoreSession {
         if case .postgresql(let url) = settings.database.url {
@@ -75,6 +88,7 @@ enum LocalStore {
                 guard error.kind == .older else { throw error }  // new: it is made
             }
         }
+        try mayUpgrade(settings)
         return try upgrade(settings, lockWaitMilliseconds: changeWaitMilliseconds)
     }
 
@@ -127,12 +141,13 @@ enum LocalStore {
     }
 
     /// Runs `body`; a failure of the store is told and ends the command with 1.
-    static func failing<T>(_ body: () throws -> T) throws -> T {
+    /// `isAtStart`: what starting again can't mend has an exit code of its own.
+    static func failing<T>(isAtStart: Bool = false, _ body: () throws -> T) throws -> T {
         do {
             return try body()
         } catch let error as StoreError {
             complain(error.message)
-            throw ExitCode(1)
+            throw ExitCode(isAtStart && error.needsOperator ? OneShotExit.needsOperator : 1)
         }
     }
 }

@@ -99,7 +99,7 @@ extension Database {
         /// home what an earlier instance could not store, tells what an operator should know.
         private func start(_ settings: Settings) throws {
             Self.heedStop(SIG_BLOCK)
-            try LocalStore.failing {
+            try LocalStore.failing(isAtStart: true) {
                 tellPlace(settings)
                 let store: StoreSession
                 do throws(StoreError) {
@@ -127,13 +127,7 @@ extension Database {
                         settings, lockWaitMilliseconds: settings.database.lockTimeoutMilliseconds, dieBefore: dieBefore)
                 }
             }
-            let pending = try LocalStore.pending(settings)
-            guard pending.isEmpty else {
-                throw StoreError(
-                    .older,
-                    "\(settings.database.url) lacks revision \(pending.map(\.id).joined(separator: ", ")), and CODEX_LB_DATABASE_MIGRATE_ON_STARTUP is false; run: codex-lb db upgrade"
-                )
-            }
+            try LocalStore.mayUpgrade(settings)
             // Nothing is pending: this opens it, with its key.
             return try LocalStore.upgrade(settings, lockWaitMilliseconds: settings.database.lockTimeoutMilliseconds)
         }

@@ -211,7 +211,7 @@ extension Integration {
             let daemon = try Daemon(["CODEX_LB_DATABASE_MIGRATE_ON_STARTUP": "false"], on: kind)
             #expect(try daemon.run("db", "upgrade", "--to", "0001").isGood)
             try daemon.launch()
-            #expect(daemon.child?.wait(15) == .code(1))
+            #expect(daemon.child?.wait(15)?.isRefusal == true)
             #expect(daemon.log.contains("0002") && daemon.log.contains("codex-lb db upgrade"), "\(daemon.log)")
             #expect(try BareDatabase(of: daemon).ledger == "0001")
             #expect(try daemon.run("db", "upgrade").isGood)
@@ -226,14 +226,22 @@ extension Integration {
             let database = BareDatabase(of: daemon)
             try database.sql("CREATE TABLE leases (mine TEXT)")
             try daemon.launch()
-            #expect(daemon.child?.wait(15) == .code(1))
+            #expect(daemon.child?.wait(15)?.isRefusal == true)
             for word in ["revision 0002", "statement 1 of 2", "CREATE TABLE leases", "already exists"] {
                 #expect(daemon.log.contains(word), "\"\(word)\" is not in:\n\(daemon.log)")
             }
             #expect(try database.ledger == "0001")
             guard kind == .sqlite else { return }
             let backup = try #require(daemon.log.firstMatch(of: /codex-lb db restore (\S+)/)?.1)
-            #expect(backup.contains("/store.db.backup.") && FileManager.default.fileExists(atPath: String(backup)), "\(backup)")
+            #expect(backup.contains("/store.db.before-upgrade.") && FileManager.default.fileExists(atPath: String(backup)), "\(backup)")
+            // Starting again and again makes no second copy, drives out none made by hand, and is told not to help.
+            let made = try daemon.run("db", "backup").output.split(separator: " ")[0]
+            for _ in 0..<6 {
+                try daemon.launch()
+                #expect(daemon.child?.wait(15) == .code(78))
+            }
+            let copies = daemon.files.filter { $0.hasPrefix("store.db.before-upgrade.") }
+            #expect(copies.count == 1 && FileManager.default.fileExists(atPath: String(made)), "\(daemon.files)")
             // The command that it names works.
             #expect(try daemon.run("db", "restore", String(backup)).isGood)
         }
@@ -293,7 +301,7 @@ extension Integration {
             try database.sql(refusal.sql)
             let ledger = try database.ledger
             try daemon.launch()
-            #expect(daemon.child?.wait(15) == .code(1), "\(refusal.name): \(daemon.log)")
+            #expect(daemon.child?.wait(15)?.isRefusal == true, "\(refusal.name): \(daemon.log)")
             let upgrade = try daemon.run("db", "upgrade")
             #expect(upgrade.exit == .code(1))
             let add = try daemon.run("accounts", "add", "a", "--base-url", "http://127.0.0.1:1", "--key-file", "-", input: "x\n")
@@ -310,7 +318,7 @@ extension Integration {
             let database = BareDatabase(of: daemon)
             try database.sql("CREATE TABLE \(table) (x TEXT)")
             try daemon.launch()
-            #expect(daemon.child?.wait(15) == .code(1))
+            #expect(daemon.child?.wait(15)?.isRefusal == true)
             #expect(daemon.log.contains(table == "orders" ? "another program (table orders" : "the Python codex-lb"), "\(daemon.log)")
             #expect(try database.tables == 1)
         }

@@ -105,7 +105,7 @@ extension Integration {
                 try FileManager.default.copyItem(atPath: third.data + "/encryption.key", toPath: other.data + "/encryption.key")
             }
             try other.launch()
-            #expect(other.child?.wait(15) == .code(1))
+            #expect(other.child?.wait(15)?.isRefusal == true)
             for word in [
                 other.data + "/encryption.key", hasOne ? "is not the encryption key" : "is missing", "sealed with", "shares the database",
             ] {

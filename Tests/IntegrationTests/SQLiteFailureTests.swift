@@ -35,7 +35,7 @@ private final class Intruder {
 }
 
 extension Daemon {
-    fileprivate var database: String { data + "/store.db" }
+    var database: String { data + "/store.db" }
 
     fileprivate func expectLog(_ words: String..., seconds: Double = 15, from place: SourceLocation = #_sourceLocation) {
         for word in words { #expect(waitLog(word, seconds: seconds), "\"\(word)\" is not in the log:\n\(log)", sourceLocation: place) }
@@ -44,12 +44,12 @@ extension Daemon {
     /// The start ends by itself with 1 and says all of `words`.
     fileprivate func expectRefusedStart(_ words: String..., seconds: Double = 15, from place: SourceLocation = #_sourceLocation) throws {
         try launch()
-        #expect(child?.wait(seconds) == .code(1), "\(log)", sourceLocation: place)
+        #expect(child?.wait(seconds)?.isRefusal == true, "\(log)", sourceLocation: place)
         for word in words { #expect(log.contains(word), "\"\(word)\" is not in the log:\n\(log)", sourceLocation: place) }
     }
 
     /// Names in the data directory, sorted.
-    fileprivate var files: [String] { ((try? FileManager.default.contentsOfDirectory(atPath: data)) ?? []).sorted() }
+    var files: [String] { ((try? FileManager.default.contentsOfDirectory(atPath: data)) ?? []).sorted() }
 }
 
 extension CommandResult {

@@ -67,3 +67,8 @@ extension Answer {
         return ((failed[0].json["response"] as? [String: Any])?["error"] as? [String: Any])?["code"] as? String
     }
 }
+
+extension Child.Exit {
+    /// A start that was refused: 1, or 78 where only an operator can mend it.
+    var isRefusal: Bool { self == .code(1) || self == .code(78) }
+}

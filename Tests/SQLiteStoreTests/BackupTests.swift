@@ -100,10 +100,10 @@ private let second = Revision(id: "0003", name: "more", statements: [.sqlite: ["
         let scratch = Scratch()
         try scratch.open().close()
         try scratch.open().close()
-        #expect(Backup.list(database: scratch.database).isEmpty)
+        #expect(Backup.list(database: scratch.database, label: Backup.upgradeLabel).isEmpty)
         let store = try scratch.open(revisions: Schema.revisions + [second])
         #expect(store.applied == ["0003"])
-        let backups = Backup.list(database: scratch.database)
+        let backups = Backup.list(database: scratch.database, label: Backup.upgradeLabel)
         #expect(backups.map(\.path) == [store.backup] && backups.first?.revision == Schema.head.id)
         store.close()
     }

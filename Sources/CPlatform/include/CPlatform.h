@@ -38,6 +38,9 @@ void codexlb_name_thread(const char *name);
 void codexlb_become_idle(void);
 /// Gives large blocks back to the kernel when they are freed: glibc would raise its threshold with each, and keep what one large body needed.
 void codexlb_tune_allocator(void);
+/// For commands that root runs on a service's files: gives a new file, directory or socket the owner and group of `like`, or where that is
+/// not there those of the directory it would be in. Nothing for anybody but root. What fails leaves the owner as it is.
+void codexlb_adopt_owner(const char *path, const char *like);
 /// Keeps the process's memory out of core files and away from ptrace by others.
 void codexlb_forbid_dumps(void);
 #endif
