@@ -67,6 +67,11 @@ public enum Descriptor {
 
 public enum Process {
     public static var id: Int32 { getpid() }
+    public static var parentID: Int32 { getppid() }
+    public static var hostName: String {
+        var name = [CChar](repeating: 0, count: 256)
+        return gethostname(&name, 255) == 0 ? String(decoding: name.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self) : "host"
+    }
     public static var user: UInt32 { geteuid() }
 
     /// The path of the running executable.

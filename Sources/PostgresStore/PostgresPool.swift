@@ -110,6 +110,21 @@ public final class PostgresPool {
         }
     }
 
+    /// Says that an instance serves from the database, for `PostgresStore.servingMilliseconds`; with `isLeaving` that it does no more. Rows of
+    /// instances that were never heard of again go after an hour.
+    public func serving(_ instance: String, isLeaving: Bool, _ done: @escaping (Result<[Int64], StoreError>) -> Void) {
+        let now = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
+        let query = Query<Int64>(
+            """
+            WITH old AS (DELETE FROM leases WHERE name LIKE 'serving:%' AND name <> $1 AND expires_at_ms < \(now) - 3600000)
+            INSERT INTO leases (name, holder, epoch, expires_at_ms, done_at_ms) VALUES ($1, $2, 1, \(now) + $3, 0)
+            ON CONFLICT (name) DO UPDATE SET expires_at_ms = \(now) + $3 RETURNING epoch
+            """,
+            [.text("serving:" + instance), .text(instance), .int(isLeaving ? 0 : PostgresStore.servingMilliseconds)]
+        ) { $0.int(0) }
+        rows(query, done)
+    }
+
     /// Takes an account out of routing whose credentials its upstream refuses for good, if it is still active and as it was at `changedAt`;
     /// gives its id if so. One statement, for a worker that shares the database: the version is counted up first, as in every change.
     public func needsLogin(account id: Int64, changedAt: WallTime, now: WallTime, _ done: @escaping (Result<[Int64], StoreError>) -> Void) {

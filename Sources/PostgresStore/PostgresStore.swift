@@ -163,14 +163,44 @@ public enum PostgresStore {
         ) { Int($0.int(0)) }
     }
 
-    /// Throws when other connections of codex-lb use the database.
+    /// An instance that was heard of no longer ago than this serves.
+    public static let servingMilliseconds: Int64 = 20_000
+
+    /// Instances that serve from the database, and how long ago each said so: rows, since a session's name is whatever a URL gives it.
+    static func instances(_ url: PostgresURL) throws(StoreError) -> [(name: String, seconds: Int64)] {
+        let connection = try PostgresConnection(PostgresTarget(url, needsWrites: false))
+        defer { connection.close() }
+        guard try connection.hasTable("leases") else { return [] }
+        return try connection.rows(
+            """
+            SELECT holder, CAST((extract(epoch FROM clock_timestamp()) * 1000 - (expires_at_ms - $1)) / 1000 AS BIGINT) FROM leases
+            WHERE name LIKE 'serving:%' AND expires_at_ms > extract(epoch FROM clock_timestamp()) * 1000 ORDER BY name
+            """, [.int(servingMilliseconds)]
+        ) { ($0.text(0), max(0, $0.int(1))) }
+    }
+
+    /// Throws when an instance serves from the database or other connections of codex-lb use it.
     public static func refuseUsed(_ url: PostgresURL) throws(StoreError) {
+        if let first = try instances(url).first {
+            throw StoreError(
+                .busy,
+                "\(url) is served from by \(first.name), heard of \(first.seconds) s ago; stop every instance first (one that is dead is forgotten \(servingMilliseconds / 1000) s after its last word)"
+            )
+        }
         let users = try otherSessions(url)
         guard !users.isEmpty else { return }
         throw StoreError(
             .busy,
             "\(url) is used by \(users.count) other connections of codex-lb (server process \(users.prefix(5).map(String.init).joined(separator: ", "))); stop every instance first"
         )
+    }
+
+    /// The tables that are ours, of the schema that this URL leads to; other programs may have theirs in the same database.
+    public static func tables(_ url: PostgresURL) throws(StoreError) -> (schema: String, names: [String]) {
+        let connection = try PostgresConnection(PostgresTarget(url, needsWrites: false))
+        defer { connection.close() }
+        let schema = try connection.rows("SELECT coalesce(current_schema(), '')", []) { $0.text(0) }.first ?? ""
+        return (schema, Schema.tables)
     }
 
     // MARK: Check

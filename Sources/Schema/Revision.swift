@@ -37,6 +37,9 @@ public enum Schema {
     public static let revisions: [Revision] = [revision0001, revision0002]
     public static var head: Revision { revisions[revisions.count - 1] }
 
+    /// All tables that the revisions make.
+    public static let tables = ["accounts", "client_keys", "leases", "revision_history", "settings", "state", "usage_records"]
+
     /// The number of the oldest revision that this build can serve with. A release N runs on the schemas of N and of the release before:
     /// what a revision adds is used only where it is there, and what it takes away was not used by the release before it.
     public static let oldestUsable = 1

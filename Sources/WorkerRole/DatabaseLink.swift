@@ -31,6 +31,9 @@ final class DatabaseLink: StoreLink {
     /// but it takes a lock over all commits of the server and needs a session, which poolers do not keep.
     static let pollMilliseconds = 400
     static let complainMilliseconds = 5_000
+    /// One worker of an instance says that it serves.
+    static let servingMilliseconds = 5_000
+    private var servingAt = Instant(nanoseconds: 0)
 
     init(_ worker: Worker, _ url: PostgresURL) {
         self.worker = worker
@@ -141,6 +144,17 @@ final class DatabaseLink: StoreLink {
         pool.rows(Queries.totals(ofKey: key)) { result in done(result.map { $0[0] }) }
     }
 
+    // MARK: Presence
+
+    private func tellServing(_ now: Instant, isLeaving: Bool = false) {
+        servingAt = isLeaving ? .never : now.adding(milliseconds: Self.servingMilliseconds)
+        guard worker.slot == 0, Int(revision) ?? 0 >= 2 else { return }  // the revision that makes the table
+        // What fails is tried again; health and the log tell about the database elsewhere.
+        pool.serving("\(Process.hostName) pid \(Process.parentID)", isLeaving: isLeaving) { _ in }
+    }
+
+    func draining() { tellServing(worker.loop.now, isLeaving: true) }
+
     // MARK: Accounts
 
     func needsLogin(_ account: Account) {
@@ -178,6 +192,7 @@ final class DatabaseLink: StoreLink {
         pool.sweep(now)
         lane.sweep(now)
         if now >= pollAt { poll() }
+        if now >= servingAt { tellServing(now) }
         if lane.hasRoom, sent < worker.usageJournal.head, !isGathering { flush() }
     }
 }

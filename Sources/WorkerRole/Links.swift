@@ -65,6 +65,8 @@ protocol StoreLink: AnyObject {
     func totals(ofKey key: Int64?, _ done: @escaping (Result<UsageTotals, StoreError>) -> Void)
     /// An account's credentials are refused for good: it is taken out of routing, unless it has changed meanwhile.
     func needsLogin(_ account: Account)
+    /// The worker takes nothing new any more.
+    func draining()
     /// The schema's revision; empty when this side does not know it.
     var revision: String { get }
     /// Whether the store is asked regularly, so that its silence means something.
@@ -172,6 +174,8 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
     func totals(ofKey key: Int64?, _ done: @escaping (Result<UsageTotals, StoreError>) -> Void) {
         reads.first(Queries.totals(ofKey: key), done)
     }
+
+    func draining() {}
 
     func needsLogin(_ account: Account) {
         guard isConnected else { return }  // the next turn that meets it says so again

@@ -528,6 +528,7 @@ final class Worker {
         guard !isDraining else { return }
         isDraining = true
         scoreboard.set(.ready, worker: slot, 0)
+        store.draining()
         drainIdleBy = loop.now.adding(milliseconds: Limits.drainIdleMilliseconds)
         for connection in connections.values { connection.drain(idleToo: false) }
         leaveDoors()

@@ -30,8 +30,14 @@ struct PostgresDump {
         let target = output ?? Backup.free("\(directory)/\(name).\(label).\(Backup.stamp(Clock.wall))", suffix: Self.suffix)
         guard access(target, F_OK) != 0 else { throw StoreError(.constraint, "\(target) exists already; give another name") }
         try Backup.withPartial(target, of: name) { partial, fd throws(StoreError) in
+            // Only ours: what else is in the database belongs to somebody else.
+            let (schema, tables) = try PostgresStore.tables(url)
+            func quoted(_ name: String) -> String { "\"" + name.replacing("\"", with: "\"\"") + "\"" }
+            let ours = tables.map { "--table=\(quoted(schema)).\(quoted($0))" }
             // Its AccessShareLock would queue behind a migration and hold up those behind it: not for long.
-            try run(tool, ["--format=custom", "--lock-wait-timeout=5000", "--no-password", "--file=\(partial)"] + connection(server)) {
+            try run(
+                tool, ["--format=custom", "--lock-wait-timeout=5000", "--no-password", "--file=\(partial)"] + ours + connection(server)
+            ) {
                 seconds throws(StoreError) in
                 var info = stat()
                 if stat(partial, &info) == 0 { complain("pg_dump: \(info.st_size >> 20) MiB written, \(seconds) s") }
@@ -66,17 +72,54 @@ struct PostgresDump {
         try PostgresStore.refuseUsed(url)
         let server = try PostgresStore.server(url)
         let tool = try Self.tool("pg_restore", for: server)
+        let chosen = try ours(in: file, tool)
+        defer { unlink(chosen) }
         let aside = try PostgresStore.history(url).isEmpty ? nil : make(label: Backup.label).path
         try run(
             tool,
-            ["--clean", "--if-exists", "--no-owner", "--single-transaction", "--exit-on-error", "--no-password"] + connection(server) + [
-                file
-            ]
+            [
+                "--clean", "--if-exists", "--no-owner", "--single-transaction", "--exit-on-error", "--no-password", "--use-list=\(chosen)",
+            ] + connection(server) + [file]
         ) { seconds throws(StoreError) in
             complain("pg_restore: \(seconds) s")
             return true
         }
         return aside
+    }
+
+    /// A file with those lines of a dump's table of contents that are about our tables: what else is in it, as in dumps that an older codex-lb
+    /// made of a shared database, is not put back over what others have there now.
+    private func ours(in file: String, _ tool: String) throws(StoreError) -> String {
+        let (schema, tables) = try PostgresStore.tables(url)
+        let list = "\(directory)/.restore-list.\(getpid())"
+        try run(tool, ["--list", "--file=\(list)", file]) { _ throws(StoreError) in true }
+        func failed(_ what: String) -> StoreError {
+            unlink(list)
+            return StoreError(.corrupt, what)
+        }
+        guard let lines = try? readFile(list, what: "list", bytesMax: 64 << 20) else {  // it has just been made
+            throw failed("the table of contents of \(file) can't be read")
+        }
+        var (kept, elsewhere) = ([String](), Set<String>())
+        for line in String(decoding: lines, as: UTF8.self).split(separator: "\n") where !line.hasPrefix(";") {
+            // `3456; 1259 16386 TABLE DATA public accounts owner`: the kind has one or more words in capitals.
+            let words = line.split(separator: " ").dropFirst(3).drop { $0.allSatisfy { $0.isUppercase } }
+            guard words.count >= 2, let space = words.first, let object = words.dropFirst().first else { continue }
+            guard tables.contains(where: { object == $0 || object.hasPrefix($0 + "_") }) else { continue }
+            if space == schema { kept.append(String(line)) } else { elsewhere.insert(String(space)) }
+        }
+        guard kept.contains(where: { $0.contains(" TABLE ") }) else {
+            throw failed(
+                elsewhere.isEmpty
+                    ? "\(file) holds no table of codex-lb; nothing was changed"
+                    : "\(file) holds the tables of the schema \(elsewhere.sorted().joined(separator: ", ")), and this URL leads to \(schema); nothing was changed"
+            )
+        }
+        let text = kept.joined(separator: "\n") + "\n"
+        let fd = open(list, O_WRONLY | O_TRUNC | O_CLOEXEC)
+        defer { if fd >= 0 { close(fd) } }
+        guard fd >= 0, write(fd, text, text.utf8.count) == text.utf8.count else { throw failed("writing \(list)") }
+        return list
     }
 
     /// Reads the dump's table of contents; its revision is not in there.

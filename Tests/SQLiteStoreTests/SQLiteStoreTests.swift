@@ -53,6 +53,17 @@ final class Scratch {
     }
 }
 
+@Test("The list of tables is what the revisions make")
+func tablesAreListed() throws {
+    let scratch = Scratch()
+    let store = try scratch.open()
+    defer { store.close() }
+    let made = try store.sqlite.rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name", []) {
+        $0.text(0)
+    }
+    #expect(made == Schema.tables)
+}
+
 let now = WallTime(milliseconds: 1_800_000_000_000)
 
 func record(_ n: Int) -> UsageRecord {
