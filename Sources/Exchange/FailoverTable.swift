@@ -79,27 +79,41 @@ public enum FailoverTable {
     static func isCausedByRequest(_ refusal: UpstreamRefusal) -> Bool {
         let status = refusal.impliedStatus
         // `invalid_request_error` is also the type of refusals that have nothing to do with the request.
-        if status < 500, isRequestCode(refusal.code), status != 429 || refusal.code != "invalid_request_error" { return true }
+        if isRequestCode(refusal.code), refusal.code != "invalid_request_error" || status < 500 && status != 429 { return true }
         guard [400, 413, 429, 0].contains(status) else { return false }
         let text = refusal.message.cut(utf8: 4096).lowercased()
         if text.contains("request too large") || text.contains("reduce the length of the messages") { return true }
-        guard let limit = number(after: "limit ", in: text), let requested = number(after: "requested ", in: text) else { return false }
+        guard let limit = number(after: "limit", in: text), let requested = number(after: "requested", in: text) else { return false }
         return requested > limit
     }
 
     /// "The model `x` does not exist or you do not have access to it", "… model is not supported when using Codex with a ChatGPT account".
-    static func lacksModel(_ refusal: UpstreamRefusal) -> Bool {
+    static func lacksModel(_ refusal: UpstreamRefusal, _ model: String) -> Bool {
         guard refusal.status < 400 || [400, 403, 404].contains(refusal.status) else { return false }
         if lackingModelCodes.contains(refusal.code) { return true }
+        if isRequestCode(refusal.code), refusal.code != "invalid_request_error" { return false }
         let text = refusal.message.cut(utf8: 4096).lowercased()
-        guard text.contains("model") else { return false }
-        return text.contains("not supported when using codex") || text.contains("does not exist or you do not have access")
-            || text.contains("does not have access to model") || refusal.status == 404 && text.contains("model not found")
+        let isNamed = model.utf8.count >= 3 && text.contains(model.lowercased()) || refusal.param == "model"
+        if refusal.status == 404, isNamed { return true }
+        guard isNamed || text.contains("model") else { return false }
+        if text.contains("not supported when using codex") || text.contains("not allowed to sample from this model") { return true }
+        let isAbout = lackingWords.contains { text.contains($0) }
+        return isAbout && (isNamed || text.contains("the model") || text.contains("this model") || text.contains("access to model"))
     }
 
+    private static let lackingWords = [
+        "not found", "does not exist", "doesn't exist", "do not have access", "does not have access", "not a valid model", "invalid model",
+        "unknown model", "no such model", "is not available", "model is not supported", "unsupported model",
+    ]
+
     private static func number(after mark: String, in text: String) -> Double? {
-        guard let place = text.firstRange(of: mark) else { return nil }
-        return Double(text[place.upperBound...].prefix { $0.isNumber })
+        // "Rate limit reached … Limit 10000": the first that a number follows. Some write 1,000,000.
+        for place in text.ranges(of: mark) {
+            let rest = text[place.upperBound...].drop { $0 == " " || $0 == ":" }
+            let digits = rest.prefix { $0.isASCII && $0.isNumber || $0 == "," }.filter { $0 != "," }
+            if let number = Double(digits) { return number }
+        }
+        return nil
     }
 
     /// Decides on one failure. `attemptsOnAccount` counts this one; `jitter` is in -1 … 1; `model` is the one that was asked for.
@@ -136,7 +150,7 @@ public enum FailoverTable {
         if status == 402 || quotaCodes.contains(refusal.code) {
             return Verdict(next: .nextAccount, penalty: .limited(milliseconds: wait(refusal, now, else: quotaCooldownMilliseconds)))
         }
-        if lacksModel(refusal) { return Verdict(next: .nextAccount, penalty: .lacksModel) }
+        if lacksModel(refusal, model) { return Verdict(next: .nextAccount, penalty: .lacksModel) }
         if isCausedByRequest(refusal) { return Verdict(next: .surface, penalty: .none) }
         let isModel = modelCodes.contains(refusal.code)
         guard status == 429 || isModel || rateCodes.contains(refusal.code) else { return nil }

@@ -33,8 +33,12 @@ public enum Wait: Sendable, Equatable {
 
     /// The value of `Retry-After`: seconds, with a fraction where upstreams send one, or a date in one of the three forms of RFC 9110 §5.6.7.
     public static func retryAfter(_ value: String) -> Wait? {
-        let text = value.utf8.first.map { $0 >= 0x30 && $0 <= 0x39 } == true ? Double(value) : nil
-        return text.flatMap { seconds($0) } ?? date(value)
+        // Some quote it, some write a unit.
+        var text = value[...]
+        if text.utf8.count >= 2, text.hasPrefix("\""), text.hasSuffix("\"") { text = text.dropFirst().dropLast() }
+        guard text.utf8.first.map({ $0 >= 0x30 && $0 <= 0x39 }) == true else { return date(String(text)) }
+        if let number = Double(text) { return seconds(number) }
+        return span(Array(text.utf8)[...]) ?? rfc3339(String(text)) ?? date(String(text))
     }
 
     /// The value of `retry-after-ms`.
@@ -45,7 +49,7 @@ public enum Wait: Sendable, Equatable {
         guard text.utf8.count < 64 else { return nil }
         let words = text.split { $0 == " " || $0 == "," || $0 == "-" }
         let (day, month, year, time): (Substring, Substring, Substring, Substring)
-        if words.count == 6, words[5] == "GMT" {
+        if words.count == 6, ["GMT", "UTC", "+0000", "0000"].contains(words[5]) {
             (day, month, year, time) = (words[1], words[2], words[3], words[4])
         } else if words.count == 5 {
             (day, month, year, time) = (words[2], words[1], words[4], words[3])
@@ -59,19 +63,51 @@ public enum Wait: Sendable, Equatable {
         else { return nil }
         if year.utf8.count == 2 { y += y < 70 ? 2000 : 1900 }
         guard (1970...9999).contains(y) else { return nil }
+        return .until(WallTime(milliseconds: milliseconds(y, Int64(m) + 1, d, clock[0], clock[1], clock[2])))
+    }
+
+    /// `2026-11-25T08:30:00Z`, with a fraction, or with an offset.
+    static func rfc3339(_ text: String) -> Wait? {
+        let parts = text.utf8.count < 64 ? text.split(whereSeparator: { $0 == "T" || $0 == "t" || $0 == " " }) : []
+        guard parts.count == 2 else { return nil }
+        let day = parts[0].split(separator: "-").compactMap { Int64($0) }
+        var (time, offset): (Substring, Int64) = (parts[1], 0)
+        if let sign = time.lastIndex(where: { $0 == "+" || $0 == "-" }) {
+            let zone = time[time.index(after: sign)...].split(separator: ":").compactMap { Int64($0) }
+            guard zone.count == 2, zone[0] < 24, zone[1] < 60 else { return nil }
+            offset = (zone[0] * 60 + zone[1]) * (time[sign] == "+" ? 60 : -60)
+            time = time[..<sign]
+        } else if time.hasSuffix("Z") || time.hasSuffix("z") {
+            time = time.dropLast()
+        } else {
+            return nil
+        }
+        let clock = time.prefix { $0 != "." }.split(separator: ":").compactMap { Int64($0) }
+        guard day.count == 3, (1970...9999).contains(day[0]), (1...12).contains(day[1]), (1...31).contains(day[2]), clock.count == 3,
+            (0...23).contains(clock[0]), (0...59).contains(clock[1]), (0...60).contains(clock[2])
+        else { return nil }
+        return .until(WallTime(milliseconds: milliseconds(day[0], day[1], day[2], clock[0], clock[1], clock[2]) - offset * 1000))
+    }
+
+    /// Since 1970, UTC; `month` from 1.
+    private static func milliseconds(_ y: Int64, _ month: Int64, _ d: Int64, _ hour: Int64, _ minute: Int64, _ second: Int64) -> Int64 {
+        let m = month - 1
         // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms": days_from_civil.
-        let (shiftedYear, shiftedMonth) = m < 2 ? (y - 1, Int64(m) + 10) : (y, Int64(m) - 2)
+        let (shiftedYear, shiftedMonth) = m < 2 ? (y - 1, m + 10) : (y, m - 2)
         let era = shiftedYear / 400
         let yearOfEra = shiftedYear - era * 400
         let dayOfYear = (153 * shiftedMonth + 2) / 5 + d - 1
         let days = era * 146_097 + yearOfEra * 365 + yearOfEra / 4 - yearOfEra / 100 + dayOfYear - 719_468
-        return .until(WallTime(milliseconds: (days * 86_400 + clock[0] * 3600 + clock[1] * 60 + clock[2]) * 1000))
+        return (days * 86_400 + hour * 3600 + minute * 60 + second) * 1000
     }
 
     /// "try again in 6m0s", "Please retry in 95.5s", "Try again in 20 seconds", "1h 2m", "500ms".
     public static func message(_ message: String) -> Wait? {
         let text = Array(message.utf8.prefix(16 * 1024)).map { $0 >= 0x41 && $0 <= 0x5A ? $0 | 0x20 : $0 }
-        for mark in ["try again in ", "retry in ", "retry after ", "available in ", "resets in "] {
+        for mark in [
+            "try again in ", "try again after ", "retry in ", "retry after ", "available in ", "resets in ", "resets after ", "reset in ",
+            "reset after ", "please wait ", "wait ",
+        ] {
             let mark = Array(mark.utf8)
             var at = 0
             while at + mark.count < text.count {
@@ -87,8 +123,10 @@ public enum Wait: Sendable, Equatable {
     /// `95s`, `1h2m3.5s`, `20 seconds`: numbers with units up to the first word that is none.
     static func span(_ text: ArraySlice<UInt8>) -> Wait? {
         var (rest, total, found) = (text, 0.0, false)
+        for word in ["about ", "approximately ", "another "] where rest.starts(with: word.utf8) { rest = rest.dropFirst(word.utf8.count) }
         while true {
             rest = rest.drop { $0 == 0x20 || $0 == 0x2C }
+            if found, rest.starts(with: "and ".utf8) { rest = rest.dropFirst(4) }
             let digits = rest.prefix { $0 == 0x2E || $0 >= 0x30 && $0 <= 0x39 }
             guard !digits.isEmpty, digits.count <= 32, let number = Double(String(decoding: digits, as: UTF8.self)) else { break }
             rest = rest.dropFirst(digits.count).drop { $0 == 0x20 }
@@ -100,6 +138,7 @@ public enum Wait: Sendable, Equatable {
                 case "m", "min", "mins", "minute", "minutes": 60
                 case "h", "hr", "hrs", "hour", "hours": 3600
                 case "d", "day", "days": 86_400
+                case "w", "week", "weeks": 604_800
                 default: nil
                 }
             guard let factor else { break }

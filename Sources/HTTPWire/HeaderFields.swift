@@ -49,7 +49,7 @@ public struct HeaderFields: Sendable {
         all(.contentEncoding).flatMap { $0.split(separator: ",") }.map {
             String($0.drop { $0 == " " || $0 == "\t" }.prefix { $0 != " " && $0 != "\t" }).lowercased()
         }
-        .filter { !$0.isEmpty && $0 != "identity" }
+        .filter { !["", "identity", "none", "utf-8", "utf8", "binary"].contains($0) }  // what some write who mean none
     }
 
     public mutating func remove(_ known: KnownHeader) { fields.removeAll { $0.known == known } }

@@ -23,6 +23,9 @@ public final class Inflate {
     /// From the first to be taken off to the last, each with the bytes that wait for it and what it has given.
     private var layers: [(coding: any Coding, input: [UInt8], offset: Int, given: Int)]
     private let bytesMax: Int
+    /// Bytes that one call may still move through the layers: a little packed data can be work without end, and give nothing.
+    private var effort = 0
+    private static let effortMax = 1 << 20
 
     /// `encodings` as `Content-Encoding` lists them: the last one was applied last and is taken off first. No layer may give more than
     /// `bytesMax`.
@@ -53,9 +56,13 @@ public final class Inflate {
         }
     }
 
-    /// Gives up to a buffer of unpacked bytes; 0 when more must be fed first.
+    /// The last call gave nothing because it had worked long enough, not because there is nothing more: call again, after a rest.
+    public private(set) var isTired = false
+
+    /// Gives up to a buffer of unpacked bytes; 0 when more must be fed first, or it `isTired`.
     public func next(into buffer: UnsafeMutableRawBufferPointer) throws(InflateError) -> Int {
-        try pull(layers.count - 1, into: buffer)
+        (effort, isTired) = (Self.effortMax, false)
+        return try pull(layers.count - 1, into: buffer)
     }
 
     /// Every layer is at an end of its data.
@@ -68,6 +75,11 @@ public final class Inflate {
             layers[i].given += made
             guard layers[i].given <= bytesMax else { throw .tooLarge }
             if made > 0 { return made }
+            effort -= taken + 64
+            if effort <= 0 {
+                isTired = true
+                return 0
+            }
             if layers[i].offset < layers[i].input.count, taken > 0 { continue }
             guard i > 0 else { return 0 }
             let more = UnsafeMutableRawBufferPointer.allocate(byteCount: buffer.count, alignment: 16)
@@ -95,7 +107,7 @@ public final class Inflate {
         defer { piece.deallocate() }
         while true {
             let count = try inflate.next(into: piece)
-            if count == 0 { break }
+            if count == 0, !inflate.isTired { break }
             out += piece[..<count]
         }
         if let open = inflate.layers.first(where: { !$0.coding.isComplete || $0.offset < $0.input.count }) {

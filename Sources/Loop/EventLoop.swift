@@ -80,6 +80,12 @@ public final class EventLoop: TaskExecutor, SerialExecutor, @unchecked Sendable 
         if wasEmpty { uv_async_send(wakeup) }
     }
 
+    /// The same from the loop's own thread: `call` comes when everything that waits now has had its turn.
+    public func later(_ call: @escaping () -> Void) {
+        let box = UncheckedBox(call)
+        post { box.value() }
+    }
+
     private func drainInbox() {
         let box = inbox.withLock { box in
             defer { box = Inbox() }

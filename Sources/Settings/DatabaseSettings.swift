@@ -126,7 +126,8 @@ struct SettingsReader {
 
     private func home(_ name: String) throws(SettingsError) -> String {
         if let told = value("HOME"), told.hasPrefix("/") { return told }
-        throw SettingsError(name, "this user has no home directory (HOME is unset, and the password database has none); set \(name) to an absolute path")
+        throw SettingsError(
+            name, "this user has no home directory (HOME is unset, and the password database has none); set \(name) to an absolute path")
     }
 
     private static func trimmed(_ path: String) -> String {

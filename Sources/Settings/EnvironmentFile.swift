@@ -25,17 +25,27 @@ public enum EnvironmentFile {
                 throw SettingsError("\(file):\(number)", "\"\(line.prefix { $0 != " " })\" has no value; expected NAME=VALUE")
             }
             let name = trimmed(line[..<equals])
-            guard name.hasPrefix("CODEX_LB_") else { continue }
+            guard name.hasPrefix("CODEX_LB_") else {
+                guard !line[..<equals].contains("CODEX_LB_") else {
+                    throw SettingsError(
+                        "\(file):\(number)",
+                        "something stands before CODEX_LB_… that is not \"export\", maybe a character that can't be seen; expected NAME=VALUE"
+                    )
+                }
+                continue
+            }
             guard name.utf8.allSatisfy({ (65...90).contains($0) || (48...57).contains($0) || $0 == 95 }) else {
                 throw SettingsError("\(file):\(number)", "\"\(name)\" is no name of a setting; expected NAME=VALUE")
             }
-            var value = trimmed(line[line.index(after: equals)...])
+            let behind = line[line.index(after: equals)...]
+            var value = trimmed(behind)
+            if value.hasPrefix("#"), behind.first?.isWhitespace == true { value = "" }  // a comment behind nothing
             if let quote = value.first, quote == "\"" || quote == "'" {
                 guard let (inside, rest) = quoted(value.dropFirst(), quote) else {
                     throw SettingsError("\(file):\(number)", "the value of \(name) lacks its closing \(quote)")
                 }
-                let behind = trimmed(rest)
-                guard behind.isEmpty || behind.hasPrefix("#") && rest.first != "#" else {
+                let more = trimmed(rest)
+                guard more.isEmpty || more.hasPrefix("#") && rest.first != "#" else {
                     throw SettingsError("\(file):\(number)", "something follows the closing \(quote) of \(name)")
                 }
                 out[String(name)] = inside

@@ -18,6 +18,9 @@ public struct LoginIdentity: Sendable, Equatable {
             .first { !$0.isEmpty } ?? ""
     }
 
+    /// Somebody of whom nothing is known is nobody's double.
+    public func isSame(as other: LoginIdentity) -> Bool { !person.isEmpty && self == other }
+
     /// The e-mail address of an id token and the workspace it belongs to.
     public static func facts(ofToken token: String) -> (email: String?, workspace: String?) {
         let claims = claims(token)

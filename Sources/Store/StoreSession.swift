@@ -73,7 +73,8 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
     /// Adds an account, or gives one that is there new credentials (`renewed`), as `new.known` says.
     public func putAccount(_ new: NewAccount, now: WallTime) throws(StoreError) -> (account: Account, renewed: Bool) {
         try StoreName.check(new.name, of: "account")
-        var base = new.baseURL
+        // Of a login without one: as its account has it, else ChatGPT's own.
+        var base = new.baseURL.isEmpty && new.kind == .chatGPT ? "https://chatgpt.com/backend-api" : new.baseURL
         while base.hasSuffix("/") { base.removeLast() }
         guard base.hasPrefix("https://") || base.hasPrefix("http://"), base.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) else {
             throw StoreError(.invalid, "base URL \"\(new.baseURL)\": expected http:// or https://, for example https://api.openai.com/v1")
@@ -89,12 +90,15 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
                 throw StoreError(.wrongKey, "the encryption key of \(place) was rotated just now; run this again")
             }
             if var account = try known(new, vault) {
-                (account.kind, account.state, account.baseURL) = (new.kind, .active, base)
+                if new.baseURL.isEmpty, account.kind == new.kind { base = account.baseURL }
+                // A pause is the operator's.
+                let state = account.state == .paused ? Account.State.paused : .active
+                (account.kind, account.state, account.baseURL) = (new.kind, state, base)
                 (account.credentials, account.changedAt) = (new.credentials, now)
                 try connection.change(
                     "UPDATE accounts SET kind = $1, state = $2, base_url = $3, credentials = $4, changed_at_ms = $5 WHERE id = $6",
                     [
-                        .text(new.kind.rawValue), .text(Account.State.active.rawValue), .text(base),
+                        .text(new.kind.rawValue), .text(state.rawValue), .text(base),
                         .blob(try vault.seal(new.credentials, account: account.id)), .int(now.milliseconds), .int(account.id),
                     ])
                 return (account, true)
@@ -141,7 +145,8 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             let identity = LoginIdentity(new.credentials)
             var same: Account?
             for entry in try connection.rows(Queries.accounts()) where entry.account.kind == .chatGPT {
-                if LoginIdentity(try vault.credentials(of: entry)) == identity { same = entry.account }
+                guard LoginIdentity(try vault.credentials(of: entry)).isSame(as: identity) else { continue }
+                if same == nil || entry.account.name == new.name { same = entry.account }
             }
             if let same, !byName || same.name == new.name { return same }
             if let same {

@@ -246,6 +246,20 @@ public enum ChatTranslation {
         }
     }
 
+    /// A whole chat completion as the one chunk of a stream; nil when it is none.
+    public static func chunk(fromCompletion json: RawSpan) -> [UInt8]? {
+        guard var value = try? JSONValue(parsing: json), let choices = value["choices"]?.arrayValue else { return nil }  // no JSON, no chunk
+        value["object"] = "chat.completion.chunk"
+        value["choices"] = .array(
+            choices.map { choice in
+                guard var members = choice.objectValue, let message = members["message"] else { return choice }
+                members["message"] = nil
+                members["delta"] = message
+                return .object(members)
+            })
+        return value.serialized()
+    }
+
     /// A `chat.completion` made of a finished response object.
     public static func chatCompletion(fromResponse bytes: RawSpan, model: String, created: Int64, id: String) -> [UInt8] {
         let response = (try? JSONValue(parsing: bytes)) ?? .null  // it was scanned already; a broken one gives an empty answer

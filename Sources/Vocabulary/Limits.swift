@@ -95,6 +95,10 @@ public enum Limits {
     public static let dnsCacheMilliseconds = 30_000
     public static let dnsCacheEntriesMax = 256
 
+    /// What a packed answer gives in one turn of the loop, and in all; then it fails.
+    public static let unpackedPassBytes = 256 * 1024
+    public static let unpackedAnswerBytesMax = 1 << 30
+
     // Models
     /// An upstream that has not told its models by then is asked again later; its clients have long been answered without it.
     public static let modelListMilliseconds = 10_000
@@ -115,6 +119,8 @@ public enum Limits {
     public static let heldBackBytesMax = 64 * 1024
     /// A client that leaves in the middle of an answer: its upstream may still tell the usage for so long; then it is estimated.
     public static let usageAfterClientMilliseconds = 2_000
+    /// Choices of one chat stream that are watched for their end.
+    public static let choicesMax = 256
     /// Accounts tried for one turn.
     public static let accountAttemptsMax = 3
     /// Requests to one account for one turn when it answers 500.

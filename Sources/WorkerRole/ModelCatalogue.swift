@@ -99,20 +99,24 @@ final class ModelCatalogue {
 
     private var isKnown: Bool { entries.values.contains { $0.models != nil } }
 
-    /// Nothing is on its way that could add an account whose models were never told.
-    private var isSettled: Bool { !entries.values.contains { $0.fetch != nil && $0.models == nil && $0.problem == nil } }
+    /// Nothing is on its way that could add an account whose models were never told; while nothing at all is known, nothing at all.
+    private var isSettled: Bool {
+        let isKnown = isKnown
+        return !entries.values.contains { $0.fetch != nil && $0.models == nil && ($0.problem == nil || !isKnown) }
+    }
 
     private func answerWaiting() {
         guard !waiting.isEmpty else { return }
         let now = worker.loop.now
         let isSettled = isSettled
-        let due = waiting.filter { isSettled || now >= $0.by }
-        waiting.removeAll { isSettled || now >= $0.by }
+        let isKnown = isKnown
+        let due = waiting.filter { isSettled || isKnown && now >= $0.by }
+        waiting.removeAll { isSettled || isKnown && now >= $0.by }
         for (request, client, _) in due { respond(request, client) }
     }
 
     private func respond(_ request: ClientRequest, _ client: ClientConnection) {
-        if worker.accounts.isEmpty { return client.respond(worker.noAccounts(for: request.route), requestID: request.id) }
+        if entries.isEmpty { return client.respond(worker.noAccounts(for: request.route), requestID: request.id) }
         let sorted = entries.values.sorted { $0.account.value.name < $1.account.value.name }
         let problems = sorted.compactMap { entry in entry.problem.map { "\(entry.account.value.name): \($0)" } }
         if !isKnown, !problems.isEmpty {

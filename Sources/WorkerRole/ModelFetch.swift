@@ -87,12 +87,15 @@ final class ModelFetch: UpstreamUser {
     func upstreamTookRequest() {}
     func upstreamFailed(_ why: String, _ progress: UpstreamProgress) { fail(why) }
 
-    /// `{"data":[{"id"}]}` of OpenAI, `{"models":[{"slug"}]}` of Codex, or a bare array of either; nil when it is nothing of that.
+    /// `{"data":[{"id"}]}` of OpenAI, `{"models":[{"slug"}]}` of Codex, or a bare array of either; nil when it is nothing of that, or lists
+    /// nothing: what is known already is worth more.
     static func models(in body: [UInt8]) -> [ListedModel]? {
-        guard let value = try? JSONValue(parsing: body.span.bytes) else { return nil }  // no JSON
-        guard let list = value["data"]?.arrayValue ?? value["models"]?.arrayValue ?? value.arrayValue else { return nil }
+        let text = body.starts(with: [0xEF, 0xBB, 0xBF]) ? Array(body.dropFirst(3)) : body
+        guard let value = try? JSONValue(parsing: text.span.bytes), !UpstreamRefusal.isTold(text.span.bytes) else { return nil }  // no JSON
+        let lists = [value["data"]?.arrayValue, value["models"]?.arrayValue, value.arrayValue].compactMap { $0 }
+        guard let list = lists.first(where: { !$0.isEmpty }) else { return nil }
         var seen: Set<String> = []
-        return list.prefix(Limits.modelsListedMax).compactMap { entry in
+        let models: [ListedModel] = list.prefix(Limits.modelsListedMax).compactMap { entry in
             let names = [entry["id"], entry["slug"], entry["model"], entry["name"]]
             let id = entry.stringValue ?? names.lazy.compactMap { $0?.stringValue }.first { !$0.isEmpty }
             guard let id, id.utf8.count <= Limits.modelBytesMax, seen.insert(id).inserted else { return nil }
@@ -105,6 +108,7 @@ final class ModelFetch: UpstreamUser {
             }
             return ListedModel(id: id, json: json, isCodex: entry["slug"]?.stringValue == id)
         }
+        return models.isEmpty ? nil : models
     }
 
     func sweep(_ now: Instant) {

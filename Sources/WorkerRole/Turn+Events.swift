@@ -32,6 +32,42 @@ extension Turn {
         if request.route == .chatCompletions, !isChatGPT { chat(event, json) } else { responses(event, json) }
     }
 
+    /// A JSON answer where events belong, told in the form that was asked for.
+    func tell(gathered body: [UInt8]) {
+        let json = body.span.bytes
+        if let refusal = UpstreamRefusal(answer: json) {
+            if goesToAnotherAccount(refusal) { return }
+            let error = ErrorEnvelope.error(for: .failedEvent(refusal))
+            return exchange.isInvisible ? fail(error, inStream: true) : streamBroke(error)
+        }
+        guard (try? JSONDocument(body)) != nil else {  // what is wrong with it says nothing more
+            return streamBroke(code: "upstream_stream_truncated", message: "The upstream's answer is no whole JSON")
+        }
+        let isChat = request.route == .chatCompletions
+        if isChat, !isChatGPT { UsageTap.chatChunk(json, into: &findings) } else { UsageTap.responsesBody(json, into: &findings) }
+        let chat =
+            isChat && isChatGPT
+            ? ChatTranslation.chatCompletion(
+                fromResponse: json, model: ask.model, created: request.time.seconds, id: "chatcmpl-" + request.id) : body
+        guard ask.wantsStream else {
+            answerWhole(chat)
+            return finishAnswer()
+        }
+        if isChat {
+            guard let chunk = ChatTranslation.chunk(fromCompletion: chat.span.bytes) else {
+                return streamBroke(code: "upstream_stream_truncated", message: "The upstream's answer is no chat completion")
+            }
+            beginStream()
+            client?.append((Array("data: ".utf8) + chunk + Array("\n\ndata: [DONE]\n\n".utf8)).span.bytes)
+        } else {
+            begin()
+            let end = Array("event: response.completed\ndata: {\"type\":\"response.completed\",\"sequence_number\":1,\"response\":".utf8)
+            client?.append((end + body + Array("}\n\n".utf8)).span.bytes)
+        }
+        settle(status: 200, errorCode: "")
+        finishAnswer()
+    }
+
     /// What may still follow the terminal event: comments and `[DONE]`, where the answer is the upstream's own. One end is told, not two.
     private func isAfterword(_ event: RawSpan) -> Bool {
         guard case .events = answer, request.route != .chatCompletions else { return false }
@@ -51,13 +87,20 @@ extension Turn {
 
     /// The type stands in the JSON; some upstreams have it in the `event:` line alone.
     private func kind(_ event: RawSpan, _ json: RawSpan) -> Kind {
-        if let type = JSONScan.find(json, "type"), JSONScan.kind(json, type) == .string {
-            return kind(json, { JSONScan.equals(json, type, $0) }, prefix: { JSONScan.string(json, type)?.hasPrefix($0) == true })
+        let type = JSONScan.find(json, "type").flatMap { JSONScan.kind(json, $0) == .string ? $0 : nil }
+        if let type {
+            let kind = kind(json, { JSONScan.equals(json, type, $0) }, prefix: { JSONScan.string(json, type)?.hasPrefix($0) == true })
+            if kind != .aside, kind != .error { return kind }
         }
-        if let error = JSONScan.find(json, "error"), JSONScan.kind(json, error) != .null { return .error }
-        guard let name = EventFields.name(of: event) else { return .aside }
+        if isFailure(event, json) { return .error }
+        guard type == nil, let name = EventFields.name(of: event) else { return .aside }
         let text = event.extracting(name).withUnsafeBytes { String(decoding: $0, as: UTF8.self) }
         return kind(json, { $0.withUTF8Buffer { text.utf8.elementsEqual($0) } }, prefix: { text.hasPrefix($0) })
+    }
+
+    private func isFailure(_ event: RawSpan, _ json: RawSpan) -> Bool {
+        guard let name = EventFields.name(of: event) else { return UpstreamRefusal.isTold(json) }
+        return UpstreamRefusal.isTold(json, name: event.extracting(name))
     }
 
     private func kind(_ json: RawSpan, _ equals: (StaticString) -> Bool, prefix: (String) -> Bool) -> Kind {
@@ -82,6 +125,7 @@ extension Turn {
         case .vendor:
             if request.route == .codexResponses { forward(event, json, mayHold: true) }
         case .itemDone:
+            outputEvents += 1
             if needsItems, let item = JSONScan.find(json, "item") { keep(item: json.extracting(item)) }
             forward(event, json)
         case .other:
@@ -89,19 +133,31 @@ extension Turn {
             forward(event, json)
         case .completed:
             UsageTap.responsesEvent(json, into: &findings)
+            if let status = JSONScan.find(json, "response", "status"), JSONScan.equals(json, status, "failed") {
+                return failed(event, json)
+            }
             complete(event, json)
         case .failed, .error:
             UsageTap.responsesEvent(json, into: &findings)
-            let refusal = UpstreamRefusal(event: json)
-            if exchange.isInvisible {
-                // Only what the table lets go to another account ends the attempt; the rest is the answer.
-                let verdict = FailoverTable.verdict(.failedEvent(refusal), attemptsOnAccount: 1, now: Clock.wall, jitter: 0)
-                if verdict.next == .nextAccount {
-                    return failedBeforeVisible(refusal)
-                }
-            }
-            failed(event, json, refusal)
+            failed(event, json)
         }
+    }
+
+    private func failed(_ event: RawSpan, _ json: RawSpan) {
+        let refusal = UpstreamRefusal(event: json)
+        if !goesToAnotherAccount(refusal) { failed(event, json, refusal) }
+    }
+
+    /// Only what the table lets go to another account ends the attempt, and only while nothing of the answer has been worked out: that would
+    /// be paid for twice. The rest is the answer; what it tells of the account counts all the same.
+    func goesToAnotherAccount(_ refusal: UpstreamRefusal) -> Bool {
+        let verdict = FailoverTable.verdict(.failedEvent(refusal), attemptsOnAccount: 1, now: Clock.wall, jitter: 0, model: ask.model)
+        if exchange.isInvisible, outputEvents == 0, verdict.next == .nextAccount {
+            failedBeforeVisible(refusal)
+            return true
+        }
+        penalise(refusal, verdict.penalty)
+        return false
     }
 
     /// A login's terminal event may leave the output out; then what is told whole needs the items that came before it.
@@ -110,7 +166,7 @@ extension Turn {
         switch answer {
         case .assembled: return true
         case .events: return request.route == .responses
-        case .none, .undecided, .refusal, .body, .chatEvents: return false
+        case .none, .undecided, .gathered, .refusal, .body, .chatEvents: return false
         }
     }
 
@@ -228,12 +284,12 @@ extension Turn {
             client?.append(ErrorEnvelope.chatFailure(error).span.bytes)
         default:
             settle(status: 200, errorCode: error.code)
-            if request.route == .responses, JSONScan.find(json, "type").map({ JSONScan.equals(json, $0, "error") }) == true {
-                // The SDK's stream knows `response.failed`; a bare `error` event is told as that.
+            if JSONScan.find(json, "type").map({ JSONScan.equals(json, $0, "response.failed") }) != true {
+                // SDKs and Codex know `response.failed`: every other form is told as that.
                 beginStream()
                 let events = ErrorEnvelope.failedEvents(
                     error, responseID: findings.responseID ?? request.id, model: ask.model, createdSeconds: request.time.seconds,
-                    createdFirst: !sawCreated)
+                    createdFirst: !sawCreated && request.route == .responses)
                 client?.append(events.span.bytes)
             } else {
                 pass(event)
@@ -287,37 +343,41 @@ extension Turn {
             pass(event)
             return settle(status: 200, errorCode: findings.errorCode ?? "")
         }
-        var (usage, choices, isFailure): (Range<Int>?, Range<Int>?, Bool) = (nil, nil, false)
+        var (usage, choices): (Range<Int>?, Range<Int>?) = (nil, nil)
         JSONScan.members(json, nil) { key, value in
             if JSONScan.keyEquals(json, key, "usage") { usage = value }
             if JSONScan.keyEquals(json, key, "choices") { choices = value }
             if findings.modelServed.isEmpty, JSONScan.keyEquals(json, key, "model") {
                 findings.modelServed = JSONScan.string(json, value) ?? ""
             }
-            if JSONScan.keyEquals(json, key, "error") { isFailure = isFailure || JSONScan.kind(json, value) != .null }
-            if JSONScan.keyEquals(json, key, "type") { isFailure = isFailure || JSONScan.equals(json, value, "error") }
             return true
         }
         var hasChoices = false
         if let choices {
             JSONScan.elements(json, choices) { choice in
                 hasChoices = true
-                if let reason = JSONScan.find(json, in: choice, "finish_reason"), JSONScan.kind(json, reason) == .string { isEnding = true }
+                let index = JSONScan.find(json, in: choice, "index").flatMap { JSONScan.int(json, $0) } ?? 0
+                let reason = JSONScan.find(json, in: choice, "finish_reason").flatMap { JSONScan.string(json, $0) } ?? ""
+                if openChoices.count < Limits.choicesMax || !reason.isEmpty { openChoices[index] = reason.isEmpty }
                 return true
             }
         }
-        if isFailure {
+        let isJSON = json.withUnsafeBytes { $0.first { $0 > 0x20 } }.map { $0 == UInt8(ascii: "{") || $0 == UInt8(ascii: "[") } ?? false
+        if isFailure(event, json) || !isJSON {
             let refusal = UpstreamRefusal(event: json)
-            if exchange.isInvisible {
-                let verdict = FailoverTable.verdict(.failedEvent(refusal), attemptsOnAccount: 1, now: Clock.wall, jitter: 0)
-                if verdict.next == .nextAccount { return failedBeforeVisible(refusal) }
-            }
+            if goesToAnotherAccount(refusal) { return }
             guard findings.errorCode == nil else { return }
-            findings.errorCode = refusal.code.isEmpty ? "upstream_error" : refusal.code
-            return pass(event)
+            let error = ErrorEnvelope.error(for: .failedEvent(refusal))
+            findings.errorCode = error.code
+            // SDKs look for an object `error` in the chunk.
+            if let told = JSONScan.find(json, "error"), JSONScan.kind(json, told) == .object { return pass(event) }
+            begin()
+            client?.append((Array("data: ".utf8) + ErrorEnvelope.body(error) + Array("\n\n".utf8)).span.bytes)
+            return
         }
         if let usage, JSONScan.kind(json, usage) == .object {
             UsageTap.chatChunk(json, into: &findings)
+            if !hasChoices { hasFinalUsage = true }
             // The usage was asked for by us, not by the client: it gets the stream it asked for.
             if !ask.includesUsage, choices != nil, !hasChoices { return }
         }
@@ -340,7 +400,8 @@ extension Turn {
         takeUnfinishedEvent()
         guard !exchange.isFinished else { return worker.ended(self) }
         if hasSettled { return finishAnswer() }
-        if request.route == .chatCompletions, !isChatGPT, isEnding || findings.usage != nil || findings.errorCode != nil {
+        let isEnding = !openChoices.isEmpty && !openChoices.values.contains(true)
+        if request.route == .chatCompletions, !isChatGPT, isEnding || hasFinalUsage || findings.errorCode != nil {
             // An upstream that sends no [DONE]: clients wait for it.
             if findings.errorCode == nil { pass("data: [DONE]\n\n".utf8Span.span.bytes) }
             settle(status: 200, errorCode: findings.errorCode ?? "")

@@ -28,8 +28,10 @@ final class Turn: UpstreamUser, Answering {
     /// Events that are kept back while another account may still be tried.
     var heldBack: [UInt8] = []
     var sawCreated = false
-    /// A chat stream has told why it ends.
-    var isEnding = false
+    /// Choices of a chat stream that have begun, and whether each goes on.
+    var openChoices: [Int64: Bool] = [:]
+    /// A chunk without choices has told the usage of the whole chat.
+    var hasFinalUsage = false
     var responseHead: ResponseHead?
     /// The last attempt's error answer, for the client when no account is left.
     private var refused: (head: ResponseHead, body: [UInt8])?
@@ -69,6 +71,8 @@ final class Turn: UpstreamUser, Answering {
         case refusal([UInt8])
         /// A success that should be events and does not say so: its first byte tells what it is.
         case undecided
+        /// JSON where events belong: read whole before anything of it is told.
+        case gathered([UInt8])
         /// Server-sent events, passed on one by one.
         case events
         /// Server-sent events of the Responses API, told as a chat stream.
@@ -230,7 +234,7 @@ final class Turn: UpstreamUser, Answering {
         answer = .none
         splitter = EventSplitter(eventBytesMax: Limits.eventBytesMax)
         heldBack = []
-        (sawCreated, isEnding, outputEvents) = (false, false, 0)
+        (sawCreated, openChoices, hasFinalUsage, outputEvents) = (false, [:], false, 0)
         (items, itemsBytes, itemsLost) = ([], 0, false)
         kept = nil
         responseHead = nil
@@ -252,14 +256,8 @@ final class Turn: UpstreamUser, Answering {
         exchange.responseAccepted()
         acceptedAt = worker.loop.now
         let type = head.fields.first(.contentType)?.lowercased() ?? ""
-        if type.hasPrefix("text/event-stream") {
-            answer = eventsMode
-        } else if type.hasPrefix("text/html") {
-            connection?.close()  // some gateway's page: no client of an API reads it
-            attemptFailed(.broken("status \(head.status) with a page of HTML"))
-        } else {
-            answer = ask.wantsStream || isChatGPT ? .undecided : .body(AnswerCopy())
-        }
+        let mayBeEvents = ask.wantsStream || isChatGPT || type.hasPrefix("text/event-stream")
+        answer = mayBeEvents || type.hasPrefix("text/html") ? .undecided : .body(AnswerCopy())
     }
 
     private var eventsMode: AnswerMode {
@@ -277,7 +275,16 @@ final class Turn: UpstreamUser, Answering {
             return (raw.count - rest.count, rest.first)
         }
         guard let first else { return }
-        answer = first == UInt8(ascii: "{") || first == UInt8(ascii: "[") ? .body(AnswerCopy()) : eventsMode
+        switch first {
+        case UInt8(ascii: "<"):  // some gateway's page: no client of an API reads it
+            let why = "status \(responseHead?.status ?? 0) with a page of HTML"
+            if !exchange.isInvisible { return streamBroke(code: "upstream_unavailable", message: why) }
+            connection?.close()
+            return attemptFailed(.broken(why))
+        case UInt8(ascii: "{"), UInt8(ascii: "["):
+            answer = ask.wantsStream || isChatGPT ? .gathered([]) : .body(AnswerCopy())
+        default: answer = eventsMode
+        }
         upstreamSent(bytes.extracting(droppingFirst: blank))
     }
 
@@ -297,6 +304,12 @@ final class Turn: UpstreamUser, Answering {
                 connection?.close()
                 return refusedInPart(body)
             }
+        case .gathered(var body):
+            answer = .none
+            let isTooLarge = body.count + bytes.byteCount > Limits.assembledBodyBytesMax
+            if !isTooLarge { bytes.withUnsafeBytes { body += $0 } }
+            answer = .gathered(body)
+            if isTooLarge { return streamBroke(code: "upstream_unavailable", message: "The upstream's JSON answer is too large") }
         case .body(var copy):
             answer = .none
             copy.append(bytes)
@@ -326,7 +339,7 @@ final class Turn: UpstreamUser, Answering {
         let copied =
             switch answer {
             case .body(let copy): copy.bytes.count
-            case .refusal(let body): body.count
+            case .refusal(let body), .gathered(let body): body.count
             default: 0
             }
         return copied + splitter.heldBytes + heldBack.count + itemsBytes
@@ -344,6 +357,8 @@ final class Turn: UpstreamUser, Answering {
             (items, itemsBytes, itemsLost) = ([], 0, itemsLost || !items.isEmpty)
             if countKept() { return }
             return streamBroke(MemoryBudget.overloaded("an event of the answer does not fit"))
+        case .gathered:
+            return streamBroke(MemoryBudget.overloaded("the answer does not fit"))
         case .none, .undecided, .refusal:
             break  // small, and needed
         }
@@ -391,6 +406,7 @@ final class Turn: UpstreamUser, Answering {
             answer = eventsMode
             endOfEvents()
         case .refusal(let body): attemptFailed(.refused(refusal(body)))
+        case .gathered(let body): tell(gathered: body)
         case .body(let copy):
             beginBodyIfNeeded()
             let tail = copy.isWhole ? [] : copy.usageInTail
@@ -467,6 +483,11 @@ final class Turn: UpstreamUser, Answering {
         prepared = nil
         // What is still on its way to an upstream that answered early is held until it is out.
         if connection?.isRequestOut ?? true { request.memory.set(0) }
+    }
+
+    /// What a failure that is told, not failed over, says of the account.
+    func penalise(_ refusal: UpstreamRefusal, _ penalty: Verdict.Penalty) {
+        if let account { worker.penalise(account, ask.model, penalty, .failedEvent(refusal), requestID: request.id) }
     }
 
     /// No event has told anything of the answer yet.
@@ -623,12 +644,11 @@ final class Turn: UpstreamUser, Answering {
         }
         if acceptedAt != .never, now.milliseconds(since: acceptedAt) >= worker.settings.times.holdBack, ask.wantsStream {
             // Silence is told as such: the client gets its head now and comments from here on.
-            if case .undecided = answer { answer = eventsMode }
             switch answer {
-            case .events, .chatEvents:
+            case .undecided, .gathered, .events, .chatEvents:
                 beginStream()
                 client?.flush()
-            case .none, .undecided, .refusal, .body, .assembled: break
+            case .none, .refusal, .body, .assembled: break
             }
         }
         guard connection != nil, !isPaused else { return }
@@ -653,7 +673,7 @@ final class Turn: UpstreamUser, Answering {
     private func commentIfSilent(_ now: Instant) {
         guard exchange.state == .visible, let client, client.queuedBytes == 0 else { return }
         switch answer {
-        case .events, .chatEvents: break
+        case .undecided, .gathered, .events, .chatEvents: break
         default: return
         }
         // A half-closed client may be gone: only writing tells, so it is asked more often.
@@ -689,7 +709,7 @@ final class Turn: UpstreamUser, Answering {
         guard !exchange.isFinished else { return }
         if exchange.isInvisible { return fail(error) }
         switch answer {
-        case .events, .chatEvents: streamBroke(code: "proxy_unavailable", message: error.message)
+        case .undecided, .gathered, .events, .chatEvents: streamBroke(code: "proxy_unavailable", message: error.message)
         case .assembled where isSettled: streamBroke(code: "", message: "")
         default:
             let client = self.client

@@ -69,6 +69,10 @@ final class UpstreamConnection: ByteStreamDelegate {
     private(set) var isReused = false
     private(set) var idleSince: Instant
     private var isPaused = false
+    /// It has unpacked enough for this turn of the loop; the rest follows in the next one.
+    private var isResting = false
+    /// What comes has to wait.
+    private var isHeldUp: Bool { isPaused || isResting }
     /// Plaintext that came while paused (TLS only: the network side stops at once, records already read do not).
     private var waiting: [UInt8] = []
     /// The upstream's end came while paused, behind what waits.
@@ -80,8 +84,8 @@ final class UpstreamConnection: ByteStreamDelegate {
     private var packedBytes = 0
     /// The body's last packed byte has come, with so many bytes behind it; what it holds has not all been given.
     private var bytesBehindEnd: Int?
-    /// An error answer in a coding that nobody reads here: the status is worth having, the body is not.
-    private var isBodyDropped = false
+    /// The body has a coding that nobody reads here: why it fails; empty for an error answer, whose status is worth having all the same.
+    private var unreadable: String?
 
     init(_ origin: Origin, _ stream: ByteStream, _ tls: TLSClient?, _ pool: UpstreamPool) {
         (self.origin, self.stream, self.tls, self.pool) = (origin, stream, tls, pool)
@@ -98,7 +102,7 @@ final class UpstreamConnection: ByteStreamDelegate {
         self.user = user
         self.method = method
         phase = .head
-        (scanned, answered, isPaused, hasEnded) = (0, false, false, false)
+        (scanned, answered, isPaused, hasEnded, isResting) = (0, false, false, false, false)
         headBytes.removeAll(keepingCapacity: true)
         (unsent, unsentOffset, requestBytes, isRequestOut) = (parts, 0, 0, false)
         tookAt = stream.loop.now
@@ -189,15 +193,30 @@ final class UpstreamConnection: ByteStreamDelegate {
     func resume() {
         guard isPaused else { return }
         isPaused = false
+        if !isResting { goOn() }
+    }
+
+    /// Others have had their turn: `goOn` follows in the next one.
+    private func rest() {
+        isResting = true
+        stream.stopReading()
+        stream.loop.later { [self] in
+            isResting = false
+            if !isHeldUp { goOn() }
+        }
+    }
+
+    /// What was held up comes first, then the network.
+    private func goOn() {
         unpack()
-        if !isPaused, let behind = bytesBehindEnd { complete(leftOver: behind) }
-        if !isPaused, !isClosed, !waiting.isEmpty {
+        if !isHeldUp, !isClosed, let behind = bytesBehindEnd { complete(leftOver: behind) }
+        if !isHeldUp, !isClosed, !waiting.isEmpty {
             let bytes = waiting
             waiting = []
             consume(bytes.span.bytes)
             user?.upstreamPaused()
         }
-        guard !isPaused, !isClosed else { return }
+        guard !isHeldUp, !isClosed else { return }
         if hasEnded { streamEnded(stream) } else { stream.startReading() }
     }
 
@@ -235,7 +254,7 @@ final class UpstreamConnection: ByteStreamDelegate {
     }
 
     private func received(_ bytes: UnsafeRawBufferPointer) {
-        if isPaused {
+        if isHeldUp {
             waiting += bytes
         } else {
             consume(bytes.bytes)
@@ -279,7 +298,7 @@ final class UpstreamConnection: ByteStreamDelegate {
             headBytes = []
             keepsAlive = head.keepsAlive
             let decoder = BodyDecoder(head.framing(toMethod: method))
-            guard takeCoding(of: &head) else { return }
+            takeCoding(of: &head)
             phase = .body(decoder)
             user?.upstreamResponded(head)
             if case .body = phase { takeBody(decoder, bytes, consumed) }
@@ -288,25 +307,23 @@ final class UpstreamConnection: ByteStreamDelegate {
         }
     }
 
-    /// The user gets the body without its coding, and a head that says so. False: it can't be read, and has failed.
-    private func takeCoding(of head: inout ResponseHead) -> Bool {
-        (inflate, isInflating, packedBytes, bytesBehindEnd, isBodyDropped) = (nil, false, 0, nil, false)
+    /// The user gets the body without its coding, and a head that says so.
+    private func takeCoding(of head: inout ResponseHead) {
+        (inflate, isInflating, packedBytes, bytesBehindEnd, unreadable) = (nil, false, 0, nil, nil)
         let encodings = head.fields.contentEncodings
-        if encodings.isEmpty { return true }
-        do throws(InflateError) { inflate = try Inflate(encodings) } catch {
-            guard head.status >= 300 else {
-                fail("the answer's \(error), and none was asked for")
-                return false
-            }
-            isBodyDropped = true
+        if encodings.isEmpty { return }
+        do throws(InflateError) { inflate = try Inflate(encodings, bytesMax: Limits.unpackedAnswerBytesMax) } catch {
+            unreadable = head.status < 300 ? "the answer's \(error), and none was asked for" : ""
         }
         head.fields.remove(.contentEncoding)
         head.fields.remove(.contentLength)
-        return true
     }
 
     private func give(_ bytes: RawSpan) {
-        if isBodyDropped { return }
+        if let unreadable {
+            if !unreadable.isEmpty { fail(unreadable) }
+            return
+        }
         guard let inflate else {
             user?.upstreamSent(bytes)
             return
@@ -320,13 +337,17 @@ final class UpstreamConnection: ByteStreamDelegate {
     private func unpack() {
         guard let inflate else { return }
         isInflating = true
+        var given = 0
         do throws(InflateError) {
-            while !isPaused, !isClosed {
+            while !isHeldUp, !isClosed {
                 let count = try inflate.next(into: pool.unpacked)
-                if count == 0 {
+                if count == 0, !inflate.isTired {
                     isInflating = false
                     return
                 }
+                given += count
+                if given >= Limits.unpackedPassBytes || inflate.isTired { rest() }
+                if count == 0 { continue }
                 user?.upstreamSent(UnsafeRawBufferPointer(rebasing: pool.unpacked[..<count]).bytes)
                 user?.upstreamPaused()
             }
@@ -344,7 +365,7 @@ final class UpstreamConnection: ByteStreamDelegate {
                 case .data(let range):
                     give(bytes.extracting(range))
                     if isClosed { return }
-                    if isPaused, offset < bytes.byteCount, !decoder.isComplete {
+                    if isHeldUp, offset < bytes.byteCount, !decoder.isComplete {
                         phase = .body(decoder)
                         bytes.extracting(droppingFirst: offset).withUnsafeBytes { waiting += $0 }
                         return
@@ -384,7 +405,7 @@ final class UpstreamConnection: ByteStreamDelegate {
     }
 
     func streamEnded(_ stream: ByteStream) {
-        if isPaused {
+        if isHeldUp {
             hasEnded = true  // what waits comes first
             return
         }

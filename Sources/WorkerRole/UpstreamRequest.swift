@@ -58,7 +58,7 @@ enum UpstreamRequest {
                     || name.hasPrefix(ignoringCase: "x-codex-lb-")
                     || name.hasPrefix(ignoringCase: "x-codex-installation-id") || name.hasPrefix(ignoringCase: "proxy-")
                     || name.hasPrefix(ignoringCase: "sec-") || name.hasPrefix(ignoringCase: "access-control-")
-                    || name.hasPrefix(ignoringCase: "x-openai-account-")
+                    || name.hasPrefix(ignoringCase: "x-openai-account-") || isPrivate(name)
                 {
                     return
                 }
@@ -70,6 +70,21 @@ enum UpstreamRequest {
         HeadWriter.end(into: &out)
         return out
     }
+
+    /// Fields that carry a credential or an identity under one of the many names that gateways have for them, or that are about the body or the
+    /// answer as the client meant them, which here are others.
+    private static func isPrivate(_ name: RawSpan) -> Bool {
+        let text = name.withUnsafeBytes { String(decoding: $0, as: UTF8.self).lowercased() }
+        if text == "idempotency-key" { return false }
+        return privateNames.contains(text) || privateEnds.contains { text.hasSuffix($0) } || privateStarts.contains { text.hasPrefix($0) }
+    }
+    private static let privateNames: Set<String> = [
+        "from", "cookie2", "api_key", "remote-user", "content-md5", "digest", "content-digest", "repr-digest", "range", "if-range",
+        "if-match",
+        "if-none-match", "if-modified-since", "if-unmodified-since", "x-rewrite-url", "x-original-url",
+    ]
+    private static let privateEnds = ["-key", "-token", "-auth", "authorization", "-secret", "-password"]
+    private static let privateStarts = ["x-auth-", "x-amzn-oidc-", "x-goog-iap-", "x-ms-client-principal", "x-ms-token-"]
 
     /// The upstream's end-to-end fields for the client, without those that this answer has of its own.
     static func passFields(_ head: ResponseHead, requestID: String, isStream: Bool = false, into out: inout [UInt8]) {

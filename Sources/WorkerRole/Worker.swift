@@ -427,6 +427,10 @@ final class Worker {
     func penalise(_ account: RoutedAccount, _ model: String, _ penalty: Verdict.Penalty, _ failure: Failure, requestID: String) {
         let now = loop.now
         let owner = account.value.id
+        // What the old key met says nothing of the new one.
+        guard let today = accounts.first(where: { $0.value.id == owner })?.value, today.credentials == account.value.credentials,
+            today.baseURL == account.value.baseURL
+        else { return }
         var isOfModel = false
         var (milliseconds, isLimit): (Int, Bool)
         switch penalty {

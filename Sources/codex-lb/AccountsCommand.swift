@@ -44,7 +44,10 @@ struct Accounts: ParsableCommand {
                 """)
         @Argument(help: "The file.") var file: String
         @Option(name: .long, help: "A name of your choice (default: the login's e-mail address).") var name: String?
-        @Option(name: .customLong("base-url"), help: "The ChatGPT backend.") var baseURL = "https://chatgpt.com/backend-api"
+        @Option(
+            name: .customLong("base-url"), help: "The ChatGPT backend (default: https://chatgpt.com/backend-api, or as the account has it)."
+        )
+        var baseURL: String?
         @Flag(name: .long, help: "Put this login in the place of the account of this name, whoever's it is.") var replace = false
         @OptionGroup var data: DataOptions
 
@@ -58,7 +61,7 @@ struct Accounts: ParsableCommand {
             let settings = try data.settings()
             command.addAccount.name = called
             command.addAccount.kind = Account.Kind.chatGPT.rawValue
-            command.addAccount.baseURL = try BaseURL.checked(baseURL, .chatGPT, listen: settings.listen)
+            command.addAccount.baseURL = try baseURL.map { try BaseURL.checked($0, .chatGPT, listen: settings.listen) } ?? ""
             (command.addAccount.renews, command.addAccount.nameGiven, command.addAccount.replaces) = (true, name != nil, replace)
             command.addAccount.bearer = login.accessToken
             command.addAccount.refreshToken = login.refreshToken

@@ -4,7 +4,10 @@ import Vocabulary
 /// The address of an upstream as an operator gives it.
 enum BaseURL {
     /// Ends of addresses that belong to one request, which is added to a base URL.
-    private static let requestPaths = ["/chat/completions", "/responses", "/completions", "/embeddings", "/models"]
+    private static let requestPaths = ["/chat/completions", "/chat", "/responses", "/completions", "/embeddings", "/models"]
+
+    private static func isAlphanumeric(_ c: UInt8) -> Bool { (48...57).contains(c) || (65...90).contains(c & 0xDF) }
+    private static func isHex(_ c: UInt8) -> Bool { (48...57).contains(c) || (65...70).contains(c & 0xDF) }
 
     /// `http(s)://HOST[:PORT][/PATH]` without a slash at its end. What can't work is refused: it would be every turn's failure.
     /// `listen`: where this instance serves, for an upstream that is ourselves would be asked for ever.
@@ -26,22 +29,37 @@ enum BaseURL {
         guard !host.isEmpty, !rest.contains("@"), !rest.contains("?"), !rest.contains("#"),
             rest.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }), !host.contains(":") || host.hasPrefix("[")
         else { throw refuse("expected https://HOST[:PORT][/PATH]") }
-        guard let number = UInt16(port), number > 0 else { throw refuse("\"\(port)\" is no port from 1 to 65535") }
-        let name = host.lowercased()
-        guard name != "0.0.0.0", name != "[::]" else {
+        let isAddress =
+            host.hasPrefix("[") && host.hasSuffix("]") && host.dropFirst().dropLast().utf8.allSatisfy { isHex($0) || $0 == 58 || $0 == 46 }
+        let isName =
+            host.utf8.allSatisfy { isAlphanumeric($0) || $0 == 45 || $0 == 46 || $0 == 95 } && host.utf8.contains { isAlphanumeric($0) }
+        guard isAddress || isName else { throw refuse("\"\(host)\" is no host") }
+        let octets = host.split(separator: ".", omittingEmptySubsequences: false)
+        if host.utf8.allSatisfy({ (48...57).contains($0) || $0 == 46 }), octets.count != 4 || !octets.allSatisfy({ UInt8($0) != nil }) {
+            throw refuse("\"\(host)\" is no IPv4 address")
+        }
+        guard let number = port.utf8.allSatisfy({ (48...57).contains($0) }) ? UInt16(port) : nil, number > 0 else {
+            throw refuse("\"\(port)\" is no port from 1 to 65535")
+        }
+        var name = host.lowercased()
+        while name.hasSuffix(".") { name.removeLast() }
+        let isNowhere = name == "0.0.0.0" || name.hasPrefix("[") && !name.contains { $0 != "0" && $0 != ":" && $0 != "[" && $0 != "]" }
+        guard !isNowhere else {
             throw refuse("\(host) is where to listen, nobody can be reached there; give a host")
         }
         if let end = requestPaths.first(where: { path.lowercased().hasSuffix($0) }) {
             throw refuse("\"\(end)\" is added for each request; give what stands before it")
         }
+        let isPublic = ["api.openai.com", "chatgpt.com", "www.chatgpt.com", "chat.openai.com"].contains(name)
+        if isPublic, text.hasPrefix("http://") { throw refuse("a key would go there for everybody to read; give https://") }
         if name == "api.openai.com", path != "/v1" { throw refuse("OpenAI's API is at /v1 of this host") }
-        if name == "chatgpt.com" || name == "chat.openai.com" {
+        if isPublic, name != "api.openai.com" {
             guard kind == .chatGPT else {
                 throw refuse("ChatGPT takes logins, not API keys: codex-lb accounts import; an API key's base URL is another")
             }
             guard path == "/backend-api" else { throw refuse("ChatGPT's backend is at /backend-api of this host") }
         }
-        let isLoopback = name == "localhost" || name.hasPrefix("127.") || name == "[::1]"
+        let isLoopback = name == "localhost" || name.hasPrefix("127.") || name == "[::1]" || name.hasPrefix("[::ffff:127.")
         if isLoopback, listen.contains(where: { $0.split(separator: ":").last.flatMap { UInt16($0) } == number }) {
             throw refuse("port \(number) of this host is where codex-lb itself listens")
         }

@@ -138,7 +138,7 @@ private func verdict(_ failure: Failure, attempts: Int = 1) -> Verdict {
             (200, #"{"type":"error","code":"c","message":"m","param":"p"}"#, "c||m|p", true),
             (200, #"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#, "overloaded_error|overloaded_error|m|", true),
             (200, #"{"error":{"code":502,"message":"m"}}"#, "502||m|", true),
-            (429, #" [{"error":{"code":429,"message":"m","status":"RESOURCE_EXHAUSTED"}}]"#, "429|RESOURCE_EXHAUSTED|m|", false),
+            (429, #" [{"error":{"code":429,"message":"m","status":"RESOURCE_EXHAUSTED"}}]"#, "RESOURCE_EXHAUSTED|RESOURCE_EXHAUSTED|m|", false),
             (400, #"{"type":"error","code":"c","message":"m"}"#, "c||m|", false), (400, #"{"detail":"m"}"#, "||m|", true),
             (402, #"{"detail":{"code":"deactivated_workspace"}}"#, "deactivated_workspace|||", true),
             (422, #"{"detail":[{"msg":"m","type":"missing"}]}"#, "missing|missing|m|", true),
@@ -198,5 +198,35 @@ private func verdict(_ failure: Failure, attempts: Int = 1) -> Verdict {
         let text = "try again in " + String(repeating: "99999999h", count: 1_000_000)
         #expect(Wait.message(text)?.milliseconds(from: now) == 31_622_400_000)
         #expect(Wait.message(String(repeating: "try again in ", count: 100_000)) == nil)
+    }
+
+    @Test("The request's own fault costs no account, whatever its status says; a limit's numbers are read whole")
+    func requestFaults() {
+        for (status, code) in [
+            (500, "context_length_exceeded"), (503, "content_policy_violation"), (502, "invalid_prompt"), (429, "context_length_exceeded"),
+        ] {
+            let verdict = verdict(.refused(UpstreamRefusal(status: status, code: code)))
+            #expect(verdict.next == .surface && verdict.penalty == .none, "\(status) \(code)")
+        }
+        func limit(_ message: String) -> Verdict {
+            verdict(.refused(UpstreamRefusal(status: 429, code: "rate_limit_exceeded", message: message)))
+        }
+        #expect(limit("Rate limit reached for gpt-5.4 on tokens per min. Limit 10000, Used 0, Requested 20000.").penalty == .none)
+        #expect(limit("Rate limit reached for gpt-5.4. Limit 1,000,000, Used 999,000, Requested 20,000.").penalty != .none)
+    }
+
+    @Test(
+        "An account without the model is told from one that refuses the request",
+        arguments: [
+            (404, "", "The model `gpt-x` does not exist.", true), (404, "", "model \"gpt-x\" not found, try pulling it first", true),
+            (400, "invalid_request_error", "gpt-x is not a valid model ID", true),
+            (403, "", "You are not allowed to sample from this model", true),
+            (404, "not_found_error", "model: gpt-x", true), (400, "", "Invalid model name passed in model=gpt-x", true),
+            (400, "previous_response_not_found", "Previous response not found for this model", false), (404, "", "Not Found", false),
+            (400, "image_not_found", "The image was not found. The model needs one", false), (500, "model_not_found", "x", false),
+        ])
+    func models(_ status: Int, _ code: String, _ message: String, _ isLacking: Bool) {
+        let refusal = UpstreamRefusal(status: status, code: code, message: message)
+        #expect(FailoverTable.lacksModel(refusal, "gpt-x") == isLacking)
     }
 }

@@ -131,6 +131,180 @@ extension Integration {
             #expect(try stage.daemon.record("much")["input_tokens"] as? Int == 100)
         }
 
+        /// Packed data that gives megabytes of nothing, in several layers, for answers that no client slows down: others are served meanwhile.
+        @Test(arguments: ["assembled", "left"]) func packedNothing(_ how: String) throws {
+            let stage = try Stage("b")
+            try stage.daemon.importAccount("login", baseURL: stage.upstream.chatGPTBaseURL, token: "access-token", accountID: "acc")
+            #expect(try stage.daemon.run("accounts", "pause", "b").isGood)
+            #expect(try eventually(5) { try stage.isAvailable("login") })
+            let worker = try #require(stage.daemon.pid("worker"))
+            let comments = [UInt8](String(repeating: ": " + String(repeating: "x", count: 60) + "\n\n", count: 1 << 20).utf8)
+            let twice = try Self.packed(try Self.packed(comments, "gzip"), "gzip")
+            stage.upstream.always("access-token", Self.answer(200, "text/event-stream", "gzip, gzip", twice))
+            let client = try stage.daemon.connect()
+            try client.post("/v1/responses", Stage.body(stream: how == "left"), headers: [("X-Request-Id", "bomb")])
+            #expect(stage.upstream.wait(requests: 1))
+            if how == "left" { client.close() }
+            var worst = 0.0
+            for _ in 0..<100 {
+                let begin = Date()
+                #expect(try stage.daemon.get("/health/live").status == 200)
+                worst = max(worst, Date().timeIntervalSince(begin))
+            }
+            #expect(worst < 0.3, "\(worst) s")
+            _ = try stage.daemon.record("bomb", seconds: 20)
+            #expect(stage.daemon.pid("worker") == worker)
+        }
+
+        // MARK: Failures in the middle
+
+        /// What is told of an account after the answer has begun counts all the same, though nothing is failed over.
+        @Test(arguments: ["usage_limit_reached", "token_expired"]) func lateFailurePenalises(_ code: String) throws {
+            let stage = try Stage("a", "b")
+            let late = Behaviour.events([Canned.created(), Canned.itemAdded, Canned.delta("x"), Canned.failed(code)])
+            for name in ["a", "b"] { stage.script(name, late) }
+            #expect(try stage.turn("late").failedCode == code)
+            let first = stage.calls("a") == 1 ? "a" : "b"
+            let before = stage.calls(first)
+            #expect(stage.calls("a") + stage.calls("b") == 1, "what was worked on is not asked for again")
+            let other = first == "a" ? "b" : "a"
+            stage.always(other, .ok)
+            // The other one's script still has its late failure; after it, it is asked alone.
+            for i in 0..<4 { _ = try stage.turn("after-\(i)") }
+            #expect(stage.calls(first) == before)
+        }
+
+        /// Work that was done is not bought again, also where the client has seen nothing of it yet.
+        @Test func assembledWorkIsNotRepeated() throws {
+            let upstream = try FakeUpstream()
+            let daemon = try Daemon()
+            for (name, token) in [("l1", "t1"), ("l2", "t2")] {
+                try daemon.importAccount(name, baseURL: upstream.chatGPTBaseURL, token: token, accountID: name)
+                upstream.always(token, .events([Canned.created(), Canned.delta("x"), Canned.failed("rate_limit_exceeded")]))
+            }
+            let stage = Stage(upstream, try daemon.start())
+            let answer = try stage.turn("once", stream: false)
+            #expect(answer.status == 429 && upstream.calls("t1") + upstream.calls("t2") == 1, "\(answer.text)")
+            #expect(try daemon.record("once")["attempts"] as? Int == 1)
+        }
+
+        /// A refusal that was for the old key does not hit the new one.
+        @Test func lateRefusalOfAnOldKey() throws {
+            let stage = try Stage("a")
+            let gate = Gate()
+            stage.script(
+                "a",
+                Behaviour(steps: [
+                    .gate(gate),
+                    .bytes(Behaviour.whole(429, Canned.error(code: "usage_limit_reached", more: "\"resets_in_seconds\":36000"), [:])),
+                ]))
+            let client = try stage.daemon.connect()
+            try client.post("/v1/responses", Stage.body(stream: false))
+            #expect(stage.upstream.wait(requests: 1))
+            #expect(
+                try stage.daemon.run(
+                    "accounts", "add", "a", "--replace", "--base-url", stage.upstream.baseURL, "--key-file", "-", input: "new\n"
+                ).isGood)
+            #expect(try eventually(5) { try stage.turn(stream: false).status == 200 && stage.upstream.calls("new") > 0 })
+            gate.open()
+            #expect(try client.answer().status == 429)
+            #expect(try stage.turn(stream: false).status == 200)
+        }
+
+        /// One reader of failures, whatever form and place: the client and the record get their code.
+        @Test(
+            arguments: [
+                (
+                    "/v1/responses",
+                    "event: error\ndata: {\"type\":\"invalid_request_error\",\"code\":\"context_length_exceeded\",\"message\":\"m\"}\n\n",
+                    "context_length_exceeded"
+                ),
+                (
+                    "/v1/responses", "data: {\"type\":\"server_error\",\"error\":{\"code\":\"invalid_prompt\",\"message\":\"m\"}}\n\n",
+                    "invalid_prompt"
+                ),
+                ("/v1/responses", "data: [{\"error\":{\"code\":\"invalid_prompt\",\"message\":\"m\"}}]\n\n", "invalid_prompt"),
+                ("/v1/responses", "{\"error\":{\"code\":\"invalid_prompt\",\"message\":\"m\"}}", "invalid_prompt"),
+                (
+                    "/v1/responses",
+                    "data: {\"type\":\"error\",\"error\":{\"code\":400,\"type\":\"context_length_exceeded\",\"message\":\"m\"}}\n\n",
+                    "context_length_exceeded"
+                ),
+                (
+                    "/backend-api/codex/responses", "data: {\"type\":\"error\",\"code\":\"context_length_exceeded\",\"message\":\"m\"}\n\n",
+                    "context_length_exceeded"
+                ),
+                (
+                    "/v1/chat/completions",
+                    "data: {\"object\":\"error\",\"message\":\"m\",\"code\":\"invalid_prompt\"}\n\ndata: [DONE]\n\n", "invalid_prompt"
+                ),
+                (
+                    "/v1/chat/completions", "event: error\ndata: {\"message\":\"m\",\"code\":\"invalid_prompt\"}\n\ndata: [DONE]\n\n",
+                    "invalid_prompt"
+                ),
+                ("/v1/chat/completions", "data: {\"detail\":\"broken\"}\n\ndata: [DONE]\n\n", "upstream_error"),
+                ("/v1/chat/completions", "data: Internal Server Error\n\ndata: [DONE]\n\n", "upstream_error"),
+                ("/v1/chat/completions", "data: [{\"error\":{\"code\":\"invalid_prompt\",\"message\":\"m\"}}]\n\n", "invalid_prompt"),
+            ])
+        func failureForms(_ path: String, _ body: String, _ code: String) throws {
+            let stage = try Stage("a")
+            stage.always("a", .raw(Behaviour.streamHead([:]) + Behaviour.chunk(body) + Behaviour.chunkEnd, thenEnd: false))
+            let answer = try stage.daemon.post(
+                path, path.hasSuffix("completions") ? Stage.chat(stream: true) : Stage.body(), headers: [("X-Request-Id", "form")])
+            #expect(answer.text.contains(code), "\(answer.text)")
+            if path.hasSuffix("responses"), answer.status == 200 { #expect(answer.failedCode == code, "\(answer.text)") }
+            #expect(try stage.daemon.record("form")["error_code"] as? String == code)
+            #expect(stage.calls("a") == 1)
+        }
+
+        /// What looks like a failure and is none.
+        @Test func noFailure() throws {
+            let stage = try Stage("a")
+            func chunk(_ text: String, _ reason: String) -> String {
+                "data: {\"id\":\"c\",\"object\":\"chat.completion.chunk\",\"error\":false,\"choices\":[{\"index\":0,\"delta\":{\"content\":\"\(text)\"},\"finish_reason\":\(reason)}]}\n\n"
+            }
+            stage.script(
+                "a",
+                .raw(
+                    Behaviour.streamHead([:]) + Behaviour.chunk(chunk("Hel", "null") + chunk("lo", "\"stop\"") + "data: [DONE]\n\n")
+                        + Behaviour.chunkEnd, thenEnd: false),
+                .status(200, Canned.response().replacingOccurrences(of: "\"error\":null", with: "\"error\":{}")))
+            let chat = try stage.daemon.post("/v1/chat/completions", Stage.chat(stream: true), headers: [("X-Request-Id", "chat")])
+            #expect(chat.text.contains("lo") && chat.text.hasSuffix("[DONE]\n\n"))
+            #expect(try stage.turn("whole", stream: false).status == 200)
+            #expect(try stage.daemon.record("chat")["error_code"] as? String == "usage_estimated")
+            #expect(try stage.daemon.record("whole")["error_code"] as? String ?? "" == "")
+        }
+
+        /// A JSON answer where a stream was asked for, at once or after the head has gone out, is told as that stream.
+        @Test(arguments: ["/v1/responses", "/v1/chat/completions"], [false, true]) func jsonForAStream(_ path: String, _ isLate: Bool)
+            throws
+        {
+            let stage = try Stage("a", "b")
+            let isChat = path.hasSuffix("completions")
+            let (good, body) = (isChat ? Canned.chat : Canned.response(), isChat ? Stage.chat(stream: true) : Stage.body())
+            func answer(_ json: String, _ type: String = "application/json") -> Behaviour {
+                let head = Array("HTTP/1.1 200 OK\r\nContent-Type: \(type)\r\nContent-Length: \(json.utf8.count)\r\n\r\n".utf8)
+                let gate = Gate()
+                if !isLate { gate.open() }
+                DispatchQueue.global().asyncAfter(deadline: .now() + 1.2) { gate.open() }  // longer than what is held back
+                return Behaviour(steps: [.bytes(head), .gate(gate), .bytes(Array(json.utf8))])
+            }
+            for type in ["application/json", "text/html"] {
+                for name in ["a", "b"] { stage.always(name, answer(good, type)) }
+                let told = try stage.daemon.post(path, body, headers: [("X-Request-Id", "good-\(type.suffix(4))")])
+                #expect(told.header("content-type")?.hasPrefix("text/event-stream") == true && told.text.contains("Hello"), "\(told.text)")
+                #expect(isChat ? told.text.hasSuffix("data: [DONE]\n\n") : told.types == ["response.created", "response.completed"])
+                let record = try stage.daemon.record("good-\(type.suffix(4))")
+                #expect(record["input_tokens"] as? Int == 100 && record["error_code"] as? String ?? "" == "")
+            }
+            for name in ["a", "b"] { stage.always(name, answer(Canned.error(code: "rate_limit_exceeded"))) }
+            let before = stage.calls("a") + stage.calls("b")
+            let failed = try stage.daemon.post(path, body, headers: [("X-Request-Id", "limited")])
+            #expect(failed.text.contains("rate_limit_exceeded"), "\(failed.text)")
+            #expect(stage.calls("a") + stage.calls("b") == before + (isLate ? 1 : 2), "before anything was told another account is tried")
+        }
+
         // MARK: Beginnings and ends
 
         struct Row: Sendable, CustomTestStringConvertible {
@@ -181,6 +355,17 @@ extension Integration {
                 name: "chat: JSON's type", type: "Content-Type: application/json\r\n",
                 body: "\n" + text + finish + usage + "data: [DONE]\n\n", has: oneDone),
             Row(name: "chat: byte order mark", type: "", body: "\u{FEFF}" + text + finish + usage + "data: [DONE]\n\n", has: oneDone),
+            Row(
+                name: "chat: cut with empty reasons",
+                body: text.replacingOccurrences(of: "\"finish_reason\":null", with: "\"finish_reason\":\"\""), tokens: 0,
+                code: "upstream_stream_truncated", has: ["upstream_stream_truncated"]),
+            Row(
+                name: "chat: one of two choices ended",
+                body: text + text.replacingOccurrences(of: "\"index\":0", with: "\"index\":1") + finish,
+                tokens: 0, code: "upstream_stream_truncated", has: ["upstream_stream_truncated"]),
+            Row(
+                name: "chat: cut with usage in each chunk", body: "data: " + Canned.chatChunk("Hello", usage: Canned.chatUsage) + "\n\n",
+                code: "upstream_stream_truncated", has: ["Hello", "upstream_stream_truncated"]),
             Row(name: "chat: cut", body: text, tokens: 0, code: "upstream_stream_truncated", has: ["Hello", "upstream_stream_truncated"]),
             Row(
                 name: "chat: cut in an event", body: text + "data: {\"choices\":[{\"ind", tokens: 0, code: "upstream_stream_truncated",
