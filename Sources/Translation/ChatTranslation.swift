@@ -13,11 +13,17 @@ public enum ChatTranslation {
         return invalid("The key \"\(key)\" \(problem.reason)", place + key)
     }
 
-    /// Members of a chat request that are told otherwise; every other one means the same in a Responses request, or is unknown to us, and passes
-    /// as it is.
+    /// Members of a chat request that are told otherwise.
     private static let rewritten: Set<String> = [
         "messages", "tools", "tool_choice", "response_format", "max_tokens", "max_completion_tokens", "store", "stream_options",
         "functions", "function_call", "reasoning_effort", "verbosity",
+    ]
+
+    /// Those that mean the same in a Responses request. What is in none of these lists is refused: passed on it would be the upstream's 400.
+    private static let passing: Set<String> = [
+        "model", "stream", "temperature", "top_p", "user", "metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention",
+        "safety_identifier", "service_tier", "reasoning", "text", "include", "instructions", "previous_response_id", "truncation",
+        "max_output_tokens", "conversation", "prompt",
     ]
 
     /// Parameters that Responses lack, with the values (beside null) that ask for nothing: those are dropped, others refused
@@ -25,7 +31,8 @@ public enum ChatTranslation {
     static let lacking: [(name: String, neutral: [JSONValue])] = [
         ("n", [1]), ("frequency_penalty", [0]), ("presence_penalty", [0]), ("seed", []), ("stop", [[]]), ("logit_bias", [[:]]),
         ("logprobs", [false]), ("top_logprobs", [0]), ("modalities", [["text"]]), ("audio", []), ("prediction", []),
-        ("web_search_options", []),
+        ("web_search_options", []), ("best_of", [1]), ("suffix", [""]), ("echo", [false]), ("top_k", [0, -1]), ("min_p", [0]),
+        ("repetition_penalty", [1]), ("length_penalty", [1]), ("extra_body", [[:]]), ("chat_template_kwargs", [[:]]),
     ]
 
     /// `1` and `1.0` are the same to a client.
@@ -50,10 +57,12 @@ public enum ChatTranslation {
             throw invalid("\"\(name)\" is not supported by this account's upstream; leave it out", name)
         }
 
-        var out = JSONMembers(
-            members.members.filter { member in
-                !rewritten.contains(member.key) && !lacking.contains { $0.name == member.key }
-            })
+        let known = passing.union(rewritten).union(lacking.map(\.name))
+        if let unknown = members.members.first(where: { !$0.value.isNull && !known.contains($0.key) }) {
+            let key = unknown.key.cut(utf8: 64)
+            throw invalid("\"\(key)\" is not known to this account's upstream; leave it out", key)
+        }
+        var out = JSONMembers(members.members.filter { passing.contains($0.key) })
         var instructions: [String] = []
         var input: [JSONValue] = []
         var calls: [String: String] = [:]
@@ -65,7 +74,7 @@ public enum ChatTranslation {
         out["input"] = .array(input)
         if let tools = chat["tools"]?.arrayValue { out["tools"] = .array(tools.map(flattened)) }
         if let choice = chat["tool_choice"], !choice.isNull {
-            out["tool_choice"] = choice["function"] == nil ? choice : named(choice["function"])
+            out["tool_choice"] = flattenedChoice(choice)
         }
         try addFunctions(chat, &out)
         var text = chat["text"]?.objectValue ?? JSONMembers()
@@ -92,6 +101,17 @@ public enum ChatTranslation {
         guard let call = chat["function_call"], !call.isNull else { return }
         guard out["tool_choice"] == nil else { throw invalid("send \"tool_choice\" or \"function_call\", not both", "function_call") }
         if call.stringValue != nil { out["tool_choice"] = call } else { out["tool_choice"] = named(call) }
+    }
+
+    /// What chat nests under its type stands beside it in Responses.
+    private static func flattenedChoice(_ choice: JSONValue) -> JSONValue {
+        if choice["function"] != nil { return named(choice["function"]) }
+        if let custom = choice["custom"] { return ["type": "custom", "name": custom["name"] ?? ""] }
+        guard let allowed = choice["allowed_tools"] else { return choice }
+        return [
+            "type": "allowed_tools", "mode": allowed["mode"] ?? "auto",
+            "tools": .array((allowed["tools"]?.arrayValue ?? []).map { flattenedChoice($0) }),
+        ]
     }
 
     private static func named(_ function: JSONValue?) -> JSONValue { ["type": "function", "name": function?["name"] ?? ""] }
@@ -214,6 +234,9 @@ public enum ChatTranslation {
 
     /// `{type:function,function:{…}}` as `{type:function,…}`. What chat takes for not strict, Responses take for strict: it is said.
     private static func flattened(_ tool: JSONValue) -> JSONValue {
+        if tool["type"]?.stringValue == "custom", let custom = tool["custom"]?.objectValue {
+            return .object(JSONMembers([.init(key: "type", value: "custom")] + custom.members))
+        }
         guard tool["type"]?.stringValue == "function", let function = tool["function"]?.objectValue else { return tool }
         var out = JSONMembers([.init(key: "type", value: "function")] + function.members)
         if out["strict"]?.isNull ?? true { out["strict"] = false }

@@ -24,13 +24,13 @@ private func json(_ text: String) throws -> JSONValue { try value(Array(text.utf
               {"role":"tool","tool_call_id":"c1","content":"42"}],
              "tools":[{"type":"function","function":{"name":"f","strict":true,"parameters":{}}}],
              "tool_choice":{"type":"function","function":{"name":"f"}},
-             "response_format":{"type":"json_schema","json_schema":{"name":"s","schema":{}}},"x_unknown":[1.50]}
+             "response_format":{"type":"json_schema","json_schema":{"name":"s","schema":{}}},"metadata":{"x":"1.50"}}
             """)
         #expect(
             try out
                 == json(
                     """
-                    {"model":"m","stream":true,"temperature":0.5,"x_unknown":[1.50],"instructions":"be brief\\nand kind","input":[
+                    {"model":"m","stream":true,"temperature":0.5,"metadata":{"x":"1.50"},"instructions":"be brief\\nand kind","input":[
                       {"role":"user","content":[{"type":"input_text","text":"hi"},{"type":"input_image","image_url":"data:x","detail":"low"}]},
                       {"type":"function_call","call_id":"c1","name":"f","arguments":"{}"},
                       {"type":"function_call_output","call_id":"c1","output":"42"}],
@@ -77,7 +77,10 @@ private func json(_ text: String) throws -> JSONValue { try value(Array(text.utf
             ("n", "2"), ("frequency_penalty", "0.5"), ("presence_penalty", "-1"), ("seed", "7"), ("stop", "\"x\""), ("stop", "[\"x\"]"),
             ("logit_bias", "{\"1\":2}"), ("logprobs", "true"), ("top_logprobs", "3"), ("modalities", "[\"text\",\"audio\"]"),
             ("audio", "{\"voice\":\"x\"}"),
-            ("prediction", "{}"), ("web_search_options", "{}"), ("functions", "1"),
+            ("prediction", "{}"), ("web_search_options", "{}"), ("functions", "1"), ("best_of", "2"), ("suffix", "\"x\""), ("echo", "true"),
+            ("top_k", "40"), ("min_p", "0.1"), ("repetition_penalty", "1.1"), ("extra_body", "{\"a\":1}"),
+            ("chat_template_kwargs", "{\"a\":1}"),
+            ("x_unknown", "1"), ("input", "\"x\""),
         ])
     func refused(_ name: String, _ value: String) {
         #expect {
