@@ -118,6 +118,10 @@ struct SettingsReader {
 
     /// `~` is the home directory; what is relative starts at the working directory.
     func absolute(_ path: String, _ name: String) throws(SettingsError) -> String {
+        // Nobody expands these here: they would become names of directories.
+        guard !path.contains("$"), !path.hasPrefix("~") || path == "~" || path.hasPrefix("~/") else {
+            throw SettingsError(name, "\"\(path)\": only ~/ is expanded, not variables or other users' homes; give the path itself")
+        }
         let expanded = try path == "~" ? home(name) : path.hasPrefix("~/") ? home(name) + path.dropFirst(1) : path
         if expanded.hasPrefix("/") { return Self.trimmed(expanded) }
         guard let here = value("PWD"), here.hasPrefix("/") else { throw SettingsError(name, "\"\(path)\" must be an absolute path") }

@@ -115,12 +115,12 @@ public struct Settings: Sendable, Equatable {
         guard (1...Limits.workersMax).contains(workers) else {
             throw SettingsError("CODEX_LB_WORKERS", "\(workers) workers; give 1 to \(Limits.workersMax)")
         }
-        let format = value("CODEX_LB_LOG_FORMAT") ?? "logfmt"
+        let format = value("CODEX_LB_LOG_FORMAT")?.lowercased() ?? "logfmt"
         guard let known = LogFormat(rawValue: format == "text" ? "logfmt" : format) else {
             throw SettingsError("CODEX_LB_LOG_FORMAT", "\"\(format)\"; give logfmt or json")
         }
         logFormat = known
-        logLevel = value("CODEX_LB_LOG_LEVEL") ?? "info"
+        logLevel = value("CODEX_LB_LOG_LEVEL")?.lowercased() ?? "info"
         guard ["trace", "debug", "info", "notice", "warning", "error", "critical"].contains(logLevel) else {
             throw SettingsError("CODEX_LB_LOG_LEVEL", "\"\(logLevel)\"; give trace, debug, info, notice, warning, error or critical")
         }

@@ -29,6 +29,7 @@ public struct StoreCopy {
 
     /// Copies and compares. Throws when the target belongs to another store, or when a table's counts differ at the end.
     public func run() throws(StoreError) -> [Count] {
+        try refuseEmpty()
         try refuseOther()
         try copyConfiguration()
         try copyUsage(after: newestInTarget())
@@ -47,6 +48,16 @@ public struct StoreCopy {
             )
         }
         return counts
+    }
+
+    /// A source without anything in it is most often not the one that was meant: a name that leads elsewhere.
+    private func refuseEmpty() throws(StoreError) {
+        let things = try source.connection.rows(
+            "SELECT (SELECT count(*) FROM accounts) + (SELECT count(*) FROM client_keys) + (SELECT count(*) FROM usage_records)", []
+        ) { $0.int(0) }
+        guard things.first ?? 0 == 0 else { return }
+        throw StoreError(
+            .missing, "\(source.place) holds no account, no key and no record: there is nothing to copy. Is it the database that was meant?")
     }
 
     private func counts() throws(StoreError) -> [Count] {

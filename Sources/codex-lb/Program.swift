@@ -25,7 +25,8 @@ struct CodexLB: ParsableCommand {
             """,
         version: "codex-lb \(Version.text)",
         subcommands: [
-            Serve.self, Accounts.self, Keys.self, EncryptionKey.self, Requests.self, Ctl.self, Database.self, Role.self, Demo.self,
+            Serve.self, Accounts.self, Keys.self, EncryptionKey.self, Requests.self, Ctl.self, Database.self, Config.self, Role.self,
+            Demo.self,
             DemoUpstreamCommand.self,
         ])
 
@@ -133,7 +134,9 @@ func complain(_ text: String) {
     guard environment[Heritage.serverVariable] != nil,
         let settings = try? Settings(environment: environment, processors: 1)  // what is wrong with them is what is being told
     else { return LogSink.standard.write("codex-lb: \(text)\n") }
-    makeLog("database", settings).notice("\(text)")
+    // Whatever level is set: these lines say what was done to the database, or why it can't be served from.
+    let log = makeLog("database", settings)
+    log.log(level: max(.notice, log.logLevel), "\(text)")
 }
 
 func makeLog(_ role: String, _ settings: Settings) -> Logger {
@@ -158,12 +161,16 @@ struct Serve: ParsableCommand {
         flags.workers = workers
         flags.dataDirectory = data.dataDirectory
         let settings = try loadSettings(flags)
+        let log = makeLog("supervisor", settings)
+        for (name, nearest) in settings.unknown(in: try environmentWithDirectory()) {
+            log.warning("no such setting: it does nothing", metadata: ["name": "\(name)", "nearest": "\(nearest)"])
+        }
         for address in settings.listen {
             guard case .failure(let error) = ListenAddress.parse(address) else { continue }
             complain("\(error)")
             throw ExitCode(2)
         }
-        let code = SupervisorRole.run(settings: settings, environment: try environmentWithDirectory(), log: makeLog("supervisor", settings))
+        let code = SupervisorRole.run(settings: settings, environment: try environmentWithDirectory(), log: log)
         throw ExitCode(code)
     }
 }

@@ -25,7 +25,8 @@ extension Integration {
         }
 
         /// Each block in its turn, in one home: every command of it ends well.
-        @Test(arguments: Database.both) func database(_ kind: Database) throws {
+        /// With the data directory in a variable, and with none set, as most who read the page have it.
+        @Test(arguments: Database.both, [true, false]) func database(_ kind: Database, _ isSet: Bool) throws {
             let blocks = try Self.blocks(kind)
             try #require(!blocks.isEmpty, "docs/database.md has no block marked \"test: \(kind)\"")
             let daemon = try Daemon(on: kind)
@@ -34,6 +35,18 @@ extension Integration {
             try FileManager.default.createSymbolicLink(atPath: bin + "/codex-lb", withDestinationPath: Daemon.binary)
             var environment = daemon.environment
             environment["CODEX_LB_LOG_LEVEL"] = nil
+            if !isSet {
+                environment["HOME"] = daemon.directory
+                environment["CODEX_LB_DATA_DIR"] = nil
+                environment["CODEX_LB_RUNTIME_DIR"] = nil
+            }
+            let home = isSet ? daemon.data : daemon.directory + "/.codex-lb"
+            // There is something to lose: an account.
+            let seed = try Child(
+                Daemon.binary,
+                ["accounts", "add", "a", "--base-url", "http://127.0.0.1:1/v1", "--key-file", "/etc/hostname"],
+                environment: environment.merging(["CODEX_LB_DATABASE_URL": "sqlite:///\(home)/store.db"]) { $1 })
+            #expect(seed.wait(20) == .code(0))
             var path = [bin, "/usr/bin", "/bin"]
             if kind == .postgresql {
                 let cluster = try PostgresCluster.shared()

@@ -1,0 +1,52 @@
+import DaemonHarness
+import Foundation
+import Testing
+
+extension Integration {
+    /// The settings as an operator asks for them.
+    @Suite struct Configuration {
+        /// What a setting amounts to; secrets are not shown; every documented name is there.
+        @Test func show() throws {
+            let daemon = try Daemon([
+                "CODEX_LB_METRICS_TOKEN": "very-secret-token-1", "CODEX_LB_LOG_LEVEL": "INFO",
+                "CODEX_LB_DATABASE_URL": "postgresql://u:secret@h/db",
+            ])
+            let all = try daemon.run("config", "show")
+            #expect(all.isGood && all.output.contains("CODEX_LB_LOG_LEVEL=info\n") && !all.output.contains("secret"))
+            #expect(try daemon.run("config", "show", "CODEX_LB_DATA_DIR").output == daemon.data + "\n")
+            let page = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+                .appendingPathComponent("docs/settings.md")
+            let names = try String(contentsOf: page, encoding: .utf8).matches(of: /\| `(CODEX_LB_[A-Z_]+)`/).map { String($0.output.1) }
+            #expect(names.count > 30)
+            for name in names { #expect(all.output.contains(name + "="), "\(name)") }
+            let wrong = try daemon.run("config", "show", "CODEX_LB_DATADIR")
+            #expect(wrong.exit == .code(2) && wrong.errors.contains("CODEX_LB_DATA_DIR"))
+        }
+
+        /// A misspelt name does nothing, and that is said: with the nearest one, at the start and by the check.
+        @Test func misspelt() throws {
+            let daemon = try Daemon(["CODEX_LB_LOG_LEVLE": "debug"])
+            let check = try daemon.run("config", "check")
+            #expect(check.exit == .code(2) && check.errors.contains("CODEX_LB_LOG_LEVLE") && check.errors.contains("CODEX_LB_LOG_LEVEL"))
+            try daemon.start()
+            #expect(daemon.log.contains("CODEX_LB_LOG_LEVLE"))
+            daemon.environment["CODEX_LB_LOG_LEVLE"] = nil
+            #expect(try daemon.run("config", "check").isGood)
+        }
+
+        /// Paths that only a shell would expand make no directory of that name.
+        @Test(arguments: ["sqlite:///~root/x.db", "sqlite:///$HOME/x.db"]) func unexpanded(_ url: String) throws {
+            let daemon = try Daemon(["CODEX_LB_DATABASE_URL": url])
+            let result = try daemon.run("db", "upgrade")
+            #expect(result.exit == .code(2) && result.errors.contains("CODEX_LB_DATABASE_URL"), "\(result.errors)")
+        }
+
+        /// A source that holds nothing is not copied over what was meant.
+        @Test func emptyCopy() throws {
+            let daemon = try Daemon()
+            #expect(try daemon.run("db", "upgrade").isGood)
+            let result = try daemon.run("db", "copy", "--to", "sqlite:///\(daemon.directory)/other.db")
+            #expect(!result.isGood && result.errors.contains("nothing to copy"), "\(result.errors)")
+        }
+    }
+}
