@@ -147,8 +147,8 @@ final class DatabaseLink: StoreLink {
     // MARK: Presence
 
     private func tellServing(_ now: Instant, isLeaving: Bool = false) {
-        servingAt = isLeaving ? .never : now.adding(milliseconds: Self.servingMilliseconds)
         guard worker.slot == 0, Int(revision) ?? 0 >= 2 else { return }  // the revision that makes the table
+        servingAt = isLeaving ? .never : now.adding(milliseconds: Self.servingMilliseconds)
         // What fails is tried again; health and the log tell about the database elsewhere.
         pool.serving("\(Process.hostName) pid \(Process.parentID)", isLeaving: isLeaving) { _ in }
     }

@@ -132,6 +132,47 @@ extension Integration {
             #expect(refused.log.contains("encryption.key"), "\(refused.log)")
         }
 
+        /// Only our tables are dumped and put back; what others have in the database stays as it is.
+        @Test func restoreLeavesOthersAlone() throws {
+            let daemon = try Daemon(on: .postgresql)
+            let url = try #require(daemon.environment["CODEX_LB_DATABASE_URL"])
+            let bare = BareDatabase(of: daemon)
+            try bare.sql("CREATE SCHEMA ours; GRANT ALL ON SCHEMA ours TO PUBLIC")
+            try bare.sql("CREATE TABLE orders (id INT PRIMARY KEY); INSERT INTO orders VALUES (1)")
+            try bare.sql("CREATE TABLE accounts (name TEXT); INSERT INTO accounts VALUES ('somebody else')")
+            daemon.environment["CODEX_LB_DATABASE_URL"] = url + (url.contains("?") ? "&" : "?") + "options=-csearch_path%3Dours"
+            try daemon.addAccount("a", baseURL: "http://127.0.0.1:1/v1", key: "x")
+            let dump = String(try daemon.run("db", "backup", seconds: 60).output.split(separator: " ")[0])
+            try daemon.addAccount("b", baseURL: "http://127.0.0.1:1/v1", key: "x")
+            try bare.sql("INSERT INTO orders VALUES (2)")
+            try bare.sql("UPDATE accounts SET name = 'still somebody else'")
+            let restored = try daemon.run("db", "restore", dump, seconds: 60)
+            #expect(restored.isGood, "\(restored.errors)")
+            #expect(try daemon.run("accounts", "list").output.contains("a ") && !daemon.run("accounts", "list").output.contains("b "))
+            #expect(try bare.sql("SELECT count(*) FROM orders") == "2")
+            #expect(try bare.sql("SELECT name FROM public.accounts") == "still somebody else")
+            // The dump is of another schema than this URL's.
+            daemon.environment["CODEX_LB_DATABASE_URL"] = url
+            let elsewhere = try daemon.run("db", "restore", dump, seconds: 60)
+            #expect(!elsewhere.isGood && elsewhere.errors.contains("nothing was changed"), "\(elsewhere.errors)")
+        }
+
+        /// An instance is known by what no URL changes: a restore is refused while it serves, and goes a moment after it has ended.
+        @Test func restoreWhileServed() throws {
+            let daemon = try Daemon(on: .postgresql)
+            let url = try #require(daemon.environment["CODEX_LB_DATABASE_URL"])
+            try daemon.addAccount("a", baseURL: "http://127.0.0.1:1/v1", key: "x")
+            let dump = String(try daemon.run("db", "backup", seconds: 60).output.split(separator: " ")[0])
+            daemon.environment["CODEX_LB_DATABASE_URL"] = url + (url.contains("?") ? "&" : "?") + "application_name=somebody"
+            try daemon.start()
+            daemon.environment["CODEX_LB_DATABASE_URL"] = url
+            #expect(try eventually(5) { try BareDatabase(of: daemon).sql("SELECT count(*) FROM leases WHERE name LIKE 'serving:%'") == "1" })
+            let refused = try daemon.run("db", "restore", dump, seconds: 60)
+            #expect(!refused.isGood && refused.errors.contains("served from by"), "\(refused.errors)")
+            #expect(daemon.stop() == .code(0))
+            #expect(try eventually(5, every: 0.2) { try daemon.run("db", "restore", dump, seconds: 60).isGood })
+        }
+
         /// SIGTERM of one instance under load: its turns are finished and stored, the other notices nothing.
         @Test func oneStops() throws {
             let first = try Stage("a", workers: 2, on: .postgresql)
