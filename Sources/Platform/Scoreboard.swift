@@ -73,6 +73,17 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
 
     // Workers
 
+    /// The first worker whose records, or, when the store `isPolled`, whose questions, the store has not answered for
+    /// `Limits.storeSilentMilliseconds`: the one truth for health, metrics, status and the service manager, whichever process is asked.
+    public func isStoreAway(now: Instant, isPolled: Bool) -> Bool {
+        let now = Int(now.nanoseconds / 1_000_000)
+        return (0..<value(.workerSlots)).contains { slot in
+            guard value(.ready, worker: slot) == 1, isPolled || value(.journalBytes, worker: slot) > 0 else { return false }
+            return now - value(.storeSeenMilliseconds, worker: slot)
+                > (isPolled ? Limits.storePolledSilentMilliseconds : Limits.storeSilentMilliseconds)
+        }
+    }
+
     public func add(_ counter: Counter, worker slot: Int, _ amount: Int = 1) {
         workerCell(slot, counter.rawValue).pointee.wrappingAdd(UInt64(bitPattern: Int64(amount)), ordering: .relaxed)
     }

@@ -78,6 +78,13 @@ public enum PostgresStore {
 
     /// A database with tables but without our ledger belongs to somebody else.
     private static func refuseForeign(_ connection: PostgresConnection) throws(StoreError) {
+        let encoding = try connection.rows("SELECT current_setting('server_encoding')", []) { $0.text(0) }.first ?? ""
+        guard encoding == "UTF8" else {
+            throw StoreError(
+                .constraint,
+                "\(connection.place) is encoded in \(encoding), which can't hold every name that clients and upstreams use; make one that can: createdb -E UTF8 -T template0 codex_lb"
+            )
+        }
         // One look: between two of them another migrator may make it ours.
         let tables = try connection.rows(
             "SELECT tablename FROM pg_tables WHERE schemaname = current_schema() ORDER BY 1", []

@@ -47,6 +47,8 @@ final class Supervisor {
     private var environment: [String: String]
     private var readyFacts: Ready?
     private var stopSignals = 0
+    /// What the service manager was told last.
+    private var statusTold = ""
 
     static let tickMilliseconds = 50
     /// A scheduled backup's child looks itself whether one is due; this is how often it is asked at most.
@@ -154,7 +156,19 @@ final class Supervisor {
                 ? scoreboard.value(.heartbeat, worker: child.slot.number) : scoreboard.value(.writerHeartbeat)
             perform(fleet.heartbeatSeen(child.slot, count: count, now: now))
         }
-        if isLookDue { bringHome(now) }
+        guard isLookDue else { return }
+        bringHome(now)
+        tellStatus(now)
+    }
+
+    /// The service manager's line says what `ctl status` says.
+    private func tellStatus(_ now: Instant) {
+        guard fleet.phase == .serving, stopSignals == 0 else { return }
+        let problem = problem(now)
+        let text = "serving on \(listenerNames.joined(separator: ", "))" + (problem.isEmpty ? "" : "; the database is \(problem)")
+        guard text != statusTold else { return }
+        statusTold = text
+        ServiceManager.notify("STATUS=\(text)")
     }
 
     /// On a shared database no process of ours lives that could store an orphan's records: a child does it when there are any.
@@ -305,7 +319,7 @@ final class Supervisor {
             return perform(fleet.stopNow())
         }
         log.notice("stopping: open turns are finished first", metadata: ["signal": "\(number == SIGINT ? "SIGINT" : "SIGTERM")"])
-        ServiceManager.notify("STOPPING=1")
+        ServiceManager.notify("STOPPING=1\nSTATUS=stopping: open turns are finished first")
         // It ends while it only waits for the database. A migration is never cut: the end comes after it.
         if let upgrade {
             closeListeners()
@@ -326,7 +340,8 @@ final class Supervisor {
             log.notice("no account yet; add one with: codex-lb accounts add NAME --base-url https://api.openai.com/v1 --key-file FILE")
         }
         startJobs()
-        ServiceManager.notify("READY=1\nSTATUS=serving on \(names.joined(separator: ", "))")
+        statusTold = "serving on \(names.joined(separator: ", "))"
+        ServiceManager.notify("READY=1\nSTATUS=\(statusTold)")
     }
 
     // MARK: What children say
@@ -349,6 +364,14 @@ final class Supervisor {
             door.answered(frame.correlation, reply)
         default: break
         }
+    }
+
+    /// Damage and old schemas stay; that the database is away comes and goes, and its word is that of `/health/ready`.
+    private func problem(_ now: Instant) -> String {
+        guard databaseProblem.isEmpty, scoreboard.isStoreAway(now: now, isPolled: settings.database.sqlitePath == nil) else {
+            return databaseProblem
+        }
+        return "unreachable: records wait in the journals; the log says why"
     }
 
     /// Passes a command to the writer; false when there is none.
@@ -374,7 +397,7 @@ final class Supervisor {
         reply.database = settings.database.url.description
         let revision = scoreboard.value(.schemaRevision)
         if revision > 0 { reply.revision = String(repeating: "0", count: max(0, 4 - String(revision).count)) + String(revision) }
-        reply.databaseProblem = databaseProblem
+        reply.databaseProblem = problem(now)
         reply.children = fleet.children.map { child in
             var status = ChildStatus()
             status.pid = Int64(child.state.pid ?? 0)

@@ -145,6 +145,10 @@ public enum Limits {
     public static let requestIDBytesMax = 128
     /// A response from its terminal event to the end of its body; then the client gets its end all the same.
     public static let afterTerminalMilliseconds = 1_000
+    /// A store that acknowledges nothing for so long while records wait, or one that is asked all the time and is silent for so long, is told
+    /// as away.
+    public static let storeSilentMilliseconds = 2_000
+    public static let storePolledSilentMilliseconds = 3_000
     /// Records of one COMMIT, and how long the first of them waits for company.
     public static let batchRecordsMax = 200
     public static let batchMilliseconds = 5

@@ -25,7 +25,6 @@ final class DatabaseLink: StoreLink {
     private var complainedAt: Instant?
     private(set) var revision = ""
     let isPolled = true
-    let silenceMillisecondsMax = 3_000
 
     /// Between two looks at the snapshot's version: a change on another instance is here in less than a second. NOTIFY would be quicker,
     /// but it takes a lock over all commits of the server and needs a session, which poolers do not keep.

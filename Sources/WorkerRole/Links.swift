@@ -71,7 +71,6 @@ protocol StoreLink: AnyObject {
     var revision: String { get }
     /// Whether the store is asked regularly, so that its silence means something.
     var isPolled: Bool { get }
-    var silenceMillisecondsMax: Int { get }
 }
 
 /// Carries the journal to the writer and brings snapshots back. Reconnects for ever; what was not acknowledged is sent again.
@@ -80,7 +79,6 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
     private let reads: ReadPool
     let revision = ""
     let isPolled = false
-    let silenceMillisecondsMax = 10_000
     private var stream: ByteStream?
     private var reader = FrameReader()
     private var isConnected = false

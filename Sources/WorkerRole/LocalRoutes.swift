@@ -122,6 +122,9 @@ enum LocalRoutes {
             "log_lines_dropped_total", "counter", "Log lines that could not be written.",
             board.sum(.logLinesDropped) + board.value(.logLinesDropped))
         metric("schema_revision", "gauge", "Number of the schema's revision.", board.value(.schemaRevision))
+        metric(
+            "database_reachable", "gauge", "0 while the database takes no records or does not answer: they wait in the journals.",
+            worker.isStoreAway(now: Clock.now) ? 0 : 1)
         metric("database_damaged", "gauge", "1 when the check after the start found damage.", board.checkResult == .damaged ? 1 : 0)
         metric("buffered_bytes", "gauge", "Bodies and unsent bytes held by all workers.", board.sum(.bufferedBytes))
         metric("buffered_bytes_max", "gauge", "The most they may hold.", worker.memory.bytesMax)

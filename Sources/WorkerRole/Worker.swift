@@ -211,10 +211,7 @@ final class Worker {
 
     /// Whether the store has been silent for too long. One that is asked all the time speaks all the time; the writer only when it has
     /// something to acknowledge.
-    func isStoreAway(now: Instant) -> Bool {
-        let silence = Int(now.nanoseconds / 1_000_000) - scoreboard.value(.storeSeenMilliseconds, worker: slot)
-        return silence > store.silenceMillisecondsMax && (store.isPolled || !usageJournal.isEmpty)
-    }
+    func isStoreAway(now: Instant) -> Bool { scoreboard.isStoreAway(now: now, isPolled: store.isPolled) }
 
     private func becomeReady() {
         isReady = true

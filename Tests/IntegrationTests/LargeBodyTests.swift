@@ -49,7 +49,7 @@ extension Integration {
         private static func chat(_ count: Int) -> [UInt8] {
             let pad = String(repeating: "a", count: count / 120 - 12)
             return Array(
-                ("{\"model\":\"gpt-5.4\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"x\":"
+                ("{\"model\":\"gpt-5.4\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"metadata\":"
                     + String(repeating: "[\"\(pad)\",", count: 120) + "0" + String(repeating: "]", count: 120) + "}").utf8)
         }
 

@@ -221,6 +221,24 @@ extension Integration {
             #expect(daemon.stop() == .code(0))
         }
 
+        /// Another program holds the database: within three seconds every worker, the metrics and the supervisor say so, with the same word.
+        @Test func oneTruthAboutTheStore() throws {
+            let stage = try Stage("a", workers: 2)
+            _ = try stage.turn("before")
+            try stage.expectOneRecord(of: ["before"])
+            let intruder = try Intruder(stage.daemon, stage.daemon.database, "BEGIN IMMEDIATE")
+            #expect(try stage.turn("waits").types.last == "response.completed")
+            #expect(try eventually(3, every: 0.1) { try stage.health() == (200, "degraded", "unreachable") })
+            for _ in 0..<12 { #expect(try stage.health() == (200, "degraded", "unreachable"), "whichever worker is asked") }
+            #expect(try stage.metric("codex_lb_database_reachable") == 0)
+            #expect((stage.daemon.status()?["database_problem"] as? String)?.hasPrefix("unreachable") == true)
+            try intruder.end()
+            #expect(try eventually(10, every: 0.1) { try stage.health() == (200, "ok", "ok") })
+            for _ in 0..<12 { #expect(try stage.health() == (200, "ok", "ok")) }
+            #expect((stage.daemon.status()?["database_problem"] as? String ?? "") == "")
+            try stage.expectOneRecord(of: ["before", "waits"])
+        }
+
         // MARK: Disk full
 
         /// The disk fills up under load: turns go on, readiness says degraded, and with room again every record is there.
