@@ -26,6 +26,8 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
     public var workingDirectory: String?
     /// A program that becomes the server or the command, with its arguments: `setpriv --reuid …`.
     public var runner: [String] = []
+    /// The program that is run; another path to it where `runner` is somebody who can't reach the usual one.
+    public var binary = Daemon.binary
     private let database: Database
     public private(set) var child: Child?
     /// `127.0.0.1:PORT`, once it serves.
@@ -90,7 +92,7 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
     /// Starts `serve` without waiting.
     public func launch(workers: Int = 1, _ arguments: [String] = [], listen: String = "127.0.0.1:0") throws {
         logStart = logBytes.count
-        let command = runner + [Self.binary, "serve", "--listen", listen, "--workers", String(workers)] + arguments
+        let command = runner + [binary, "serve", "--listen", listen, "--workers", String(workers)] + arguments
         child = try Child(
             command[0], Array(command.dropFirst()), environment: environment, errors: directory + "/log", directory: workingDirectory)
     }
@@ -192,7 +194,7 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
         let name = directory + "/" + UUID().uuidString
         defer { for end in ["in", "out", "err"] { unlink("\(name).\(end)") } }
         if let input { try Data(input.utf8).write(to: URL(fileURLWithPath: name + ".in")) }
-        let command = runner + [Self.binary] + arguments
+        let command = runner + [binary] + arguments
         let child = try Child(
             command[0], Array(command.dropFirst()), environment: environment.merging(extra) { $1 },
             input: input == nil ? "/dev/null" : name + ".in", output: name + ".out", errors: name + ".err", directory: workingDirectory)
