@@ -6,6 +6,7 @@
 #include <malloc.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -134,6 +135,12 @@ void codexlb_adopt_owner(const char *path, const char *like) {
         if (stat(slash == NULL ? "." : length == 0 ? "/" : directory, &info) != 0) return;
     }
     if (lchown(path, info.st_uid, info.st_gid) != 0) return;
+}
+
+int codexlb_flush_output(void) {
+    errno = 0;
+    if (fflush(stdout) == 0 && !ferror(stdout)) return 0;
+    return errno == 0 ? EIO : errno;
 }
 
 void codexlb_tune_allocator(void) {

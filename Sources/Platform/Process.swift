@@ -29,7 +29,10 @@ public enum Descriptor {
     /// Opens /dev/null for each of 0, 1 and 2 that is closed: the next file opened would else get its number, and what is meant for
     /// stderr would go into it.
     public static func fillStandard() {
-        for fd: Int32 in 0...2 where fcntl(fd, F_GETFD) < 0 && errno == EBADF { _ = Glibc.open("/dev/null", O_RDWR) }
+        // What is written to a standard output that was closed is lost: writing must fail, so that who asked for it hears of it.
+        for fd: Int32 in 0...2 where fcntl(fd, F_GETFD) < 0 && errno == EBADF {
+            _ = Glibc.open("/dev/null", fd == 1 ? O_RDONLY : O_RDWR)
+        }
     }
 
     /// errno of the call that just failed.
@@ -70,7 +73,8 @@ public enum Process {
     public static var parentID: Int32 { getppid() }
     public static var hostName: String {
         var name = [CChar](repeating: 0, count: 256)
-        return gethostname(&name, 255) == 0 ? String(decoding: name.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self) : "host"
+        return gethostname(&name, 255) == 0
+            ? String(decoding: name.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self) : "host"
     }
     public static var user: UInt32 { geteuid() }
 
@@ -145,6 +149,9 @@ public enum Process {
     }
 
     public static func signal(_ pid: Int32, _ number: Int32) { _ = kill(pid, number) }
+
+    /// Sends out what was printed; an errno when standard output did not take all of it.
+    public static func flushOutput() -> Int32 { codexlb_flush_output() }
 
     public static func name(_ name: String) { codexlb_name_thread(name) }
     public static func forbidDumps() { codexlb_forbid_dumps() }

@@ -133,7 +133,9 @@ public struct PostgresURL: Sendable, Equatable, CustomStringConvertible {
             case "user": user = value
             case "password": password = value
             case "dbname": database = value
-            case "ssl": parameters.append(("sslmode", value == "true" ? "require" : value))  // as SQLAlchemy's asyncpg dialect calls it
+            case "ssl":
+                let modes = ["true": "require", "1": "require", "false": "disable", "0": "disable"]
+                parameters.append(("sslmode", modes[value.lowercased()] ?? value))  // as SQLAlchemy's asyncpg dialect calls it
             case "hostaddr": throw SettingsError(setting, "the parameter hostaddr can't be used: write the address as the host")
             default: parameters.append((name, value))
             }

@@ -19,6 +19,8 @@ public struct Settings: Sendable, Equatable {
     public var database: DatabaseSettings
     public var keyFile: String
     public var listen: [String]
+    /// Somebody asked for them; else they are the default.
+    public var isListenGiven: Bool
     public var workers: Int
     public var logFormat: LogFormat
     public var logLevel: String
@@ -95,6 +97,7 @@ public struct Settings: Sendable, Equatable {
         keyFile = try read.absolute(
             value("CODEX_LB_ENCRYPTION_KEY_FILE") ?? dataDirectory + "/encryption.key", "CODEX_LB_ENCRYPTION_KEY_FILE")
 
+        isListenGiven = !flags.listen.isEmpty || value("CODEX_LB_LISTEN") != nil || value("PORT") != nil
         if !flags.listen.isEmpty {
             listen = flags.listen
         } else if let list = value("CODEX_LB_LISTEN") {

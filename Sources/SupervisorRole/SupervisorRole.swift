@@ -54,6 +54,11 @@ public enum SupervisorRole {
                 }
             }
         }
+        if !given.isEmpty, settings.isListenGiven {
+            log.warning(
+                "the addresses of --listen, CODEX_LB_LISTEN or PORT are not used: the service manager has given its own sockets",
+                metadata: ["not_used": "\(settings.listen.joined(separator: " "))"])
+        }
         for descriptor in out {
             log.notice(
                 "listening", metadata: ["address": "\(Sockets.name(of: descriptor))", "from": "\(given.isEmpty ? "bind" : "systemd")"])

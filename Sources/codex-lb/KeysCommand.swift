@@ -1,7 +1,12 @@
 import ArgumentParser
 import ControlWire
+import Platform
 import Settings
 import Vocabulary
+
+#if canImport(Glibc)
+    import Glibc
+#endif
 
 struct Keys: ParsableCommand {
     static let configuration = CommandConfiguration(
@@ -40,6 +45,16 @@ struct Keys: ParsableCommand {
             }
             let settings = try data.settings()
             print(try StoreClient.perform(command, settings).plainKey)
+            let code = Process.flushOutput()
+            guard code == 0 else {
+                // Nobody will ever see it: a key that is lost must not stay valid.
+                var revoke = StoreCommand()
+                revoke.revokeClientKey.name = name
+                _ = try StoreClient.perform(revoke, settings)
+                complain(
+                    "the key could not be written to standard output (\(String(cString: strerror(code)))) and was revoked; run this again")
+                throw ExitCode(1)
+            }
             if settings.keyRule == .auto {
                 complain("from now on every request needs a key, also on this host (CODEX_LB_REQUIRE_KEYS=auto; docs/security.md)")
             }

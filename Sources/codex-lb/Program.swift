@@ -19,9 +19,11 @@ struct CodexLB: ParsableCommand {
         abstract: "A load balancer for LLM accounts: clients speak the OpenAI and Codex APIs to one address.",
         discussion: """
             First steps:
-              codex-lb accounts add main --base-url https://api.openai.com/v1 --key-file key.txt
+              codex-lb accounts add main --key-file key.txt \\
+                --base-url https://api.openai.com/v1
               codex-lb serve
-              curl http://127.0.0.1:2455/v1/responses -d '{"model":"gpt-5.4","input":"Hello","stream":true}'
+              curl http://127.0.0.1:2455/v1/responses \\
+                -d '{"model":"gpt-5.4","input":"Hello","stream":true}'
             """,
         version: "codex-lb \(Version.text)",
         subcommands: [
@@ -29,6 +31,14 @@ struct CodexLB: ParsableCommand {
             Demo.self,
             DemoUpstreamCommand.self,
         ])
+
+    /// `help nosuch` would show the general help and end well.
+    private static func refuseUnknownHelp() throws {
+        let arguments = CommandLine.arguments.dropFirst()
+        guard arguments.first == "help", let name = arguments.dropFirst().first, !name.hasPrefix("-") else { return }
+        guard !configuration.subcommands.contains(where: { $0._commandName == name }) else { return }
+        throw ValidationError("there is no command \"\(name)\"")
+    }
 
     /// Synchronous on purpose: the main thread runs the loop.
     static func main() {
@@ -39,6 +49,7 @@ struct CodexLB: ParsableCommand {
         var isServer = Environment.current[Heritage.serverVariable] != nil
         var status: Int32 = 0
         do {
+            try refuseUnknownHelp()
             var command = try parseAsRoot()
             isServer = isServer || command is Serve
             try command.run()
@@ -50,6 +61,11 @@ struct CodexLB: ParsableCommand {
             let text = fullMessage(for: error)
             if code == .success { print(text) } else { LogSink.standard.write(text + "\n") }
             status = code == .success ? 0 : code == .validationFailure ? 2 : 1
+        }
+        let code = Process.flushOutput()
+        if code != 0, status == 0, !isServer {
+            complain("writing to standard output: \(String(cString: strerror(code)))")
+            status = 1
         }
         LogSink.standard.flush(milliseconds: isServer ? Limits.logFlushMilliseconds : Limits.commandFlushMilliseconds)
         Glibc.exit(status)

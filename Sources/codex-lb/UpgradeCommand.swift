@@ -142,7 +142,9 @@ extension Database {
                     let isPassing = settings.database.sqlitePath == nil && [.unreachable, .exhausted, .readOnly].contains(error.kind)
                     let waited = Clock.now.milliseconds(since: start)
                     guard isPassing else { throw error }
-                    guard waited + pause < limit else {
+                    // The last try is at the end, not before it.
+                    pause = min(pause, max(50, limit - waited))
+                    guard waited < limit else {
                         throw StoreError(error.kind, "\(error.message) (waited \(waited / 1000) s, CODEX_LB_DATABASE_STARTUP_WAIT_SECONDS)")
                     }
                     complain("waiting for the database, \(waited / 1000) of \(limit / 1000) s: \(error.message)")

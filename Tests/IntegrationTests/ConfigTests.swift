@@ -34,6 +34,49 @@ extension Integration {
             #expect(try daemon.run("config", "check").isGood)
         }
 
+        /// Every line of the sample file is a valid setting once its # is taken away.
+        @Test func sampleFile() throws {
+            let sample = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+                .appendingPathComponent("etc/codex-lb.env")
+            let lines = try String(contentsOf: sample, encoding: .utf8).split(separator: "\n").map {
+                $0.hasPrefix("#") && $0.contains("=") && !$0.hasPrefix("# ") ? $0.dropFirst() : $0
+            }
+            let daemon = try Daemon()
+            let home = daemon.directory + "/home"
+            try FileManager.default.createDirectory(atPath: home, withIntermediateDirectories: true)
+            try Data(lines.joined(separator: "\n").utf8).write(to: URL(fileURLWithPath: home + "/.env"))
+            daemon.runner = [
+                "/usr/bin/env", "-i", "HOME=\(home)", "PATH=/usr/bin:/bin", "/bin/sh", "-c", "cd \(home) && exec \"$0\" \"$@\"",
+            ]
+            let check = try daemon.run("config", "check")
+            #expect(check.isGood, "\(check.errors)")
+        }
+
+        /// A secret that can't be written is not left behind as a valid key; output that is lost is no success.
+        @Test func lostOutput() throws {
+            let daemon = try Daemon()
+            #expect(try daemon.run("db", "upgrade").isGood)
+            for (place, name) in [("> /dev/full", "full"), (">&-", "closed")] {
+                daemon.runner = ["/bin/sh", "-c", "exec \"$0\" \"$@\" \(place)"]
+                let made = try daemon.run("keys", "create", name)
+                #expect(made.exit == .code(1) && made.errors.contains("revoked"), "\(name): \(made.errors)")
+                #expect(try daemon.run("accounts", "list").exit == .code(1))
+            }
+            daemon.runner = []
+            let keys = try daemon.run("keys", "list")
+            #expect(keys.output.split(separator: "\n").dropFirst().allSatisfy { $0.contains("revoked") }, "\(keys.output)")
+        }
+
+        /// A command that there isn't has no help.
+        @Test func helpOfNothing() throws {
+            let daemon = try Daemon()
+            #expect(try daemon.run("help", "nosuch").exit == .code(2))
+            #expect(try daemon.run("help", "accounts").isGood)
+            let help = try daemon.run("--help").output
+            #expect(help.split(separator: "\n").allSatisfy { $0.utf8.count <= 80 }, "\(help)")
+            #expect(help.contains("--base-url https://api.openai.com/v1\n"))
+        }
+
         /// Paths that only a shell would expand make no directory of that name.
         @Test(arguments: ["sqlite:///~root/x.db", "sqlite:///$HOME/x.db"]) func unexpanded(_ url: String) throws {
             let daemon = try Daemon(["CODEX_LB_DATABASE_URL": url])

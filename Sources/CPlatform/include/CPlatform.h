@@ -41,6 +41,8 @@ void codexlb_tune_allocator(void);
 /// For commands that root runs on a service's files: gives a new file, directory or socket the owner and group of `like`, or where that is
 /// not there those of the directory it would be in. Nothing for anybody but root. What fails leaves the owner as it is.
 void codexlb_adopt_owner(const char *path, const char *like);
+/// Sends out what was printed: 0, or the errno of what standard output did not take, also earlier.
+int codexlb_flush_output(void);
 /// Keeps the process's memory out of core files and away from ptrace by others.
 void codexlb_forbid_dumps(void);
 #endif
