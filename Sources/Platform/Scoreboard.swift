@@ -60,6 +60,8 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         case writerHeartbeat
         /// Log lines that supervisor and writer could not write; workers count their own.
         case logLinesDropped
+        /// In files, until somebody has them tried again.
+        case recordsRefused
     }
     public enum CheckResult: Int, Sendable { case none, running, good, damaged, failed }
 

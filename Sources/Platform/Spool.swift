@@ -10,7 +10,13 @@ public import Vocabulary
 ///
 /// Records have ids: a file that is stored twice is stored once.
 public enum Spool {
-    private static let prefix = "journal-"
+    /// What a file holds.
+    public enum Kind: String, CaseIterable, Sendable {
+        /// Records that wait for a store: the next start, or the running server, stores them.
+        case waiting = "journal-"
+        /// Records that the store refuses for what they are: they stay until an operator has them tried again.
+        case refused = "refused-"
+    }
     private static let suffix = ".spool"
     /// Room for such a file on a disk that has become full: given up for it.
     private static func reserve(_ directory: String) -> String { directory + "/spool.reserve" }
@@ -45,10 +51,7 @@ public enum Spool {
             while at < journal.head {
                 let (records, end, damaged) = journal.read(from: at, count: 1000)
                 for record in records {
-                    withUnsafeBytes(of: UInt32(record.count).littleEndian) { out += $0 }
-                    let sum = record.withUnsafeBytes { SharedMemory.checksum($0) }
-                    withUnsafeBytes(of: sum.littleEndian) { out += $0 }
-                    out += record
+                    append(record, to: &out)
                     count += 1
                 }
                 if damaged || end == at { break }
@@ -56,10 +59,40 @@ public enum Spool {
             }
         }
         guard count > 0 else { return nil }
+        return (try write(out, count, .waiting, directories, now), count)
+    }
+
+    /// Writes records that a store refuses into a file of their own.
+    public static func keep(refused records: [[UInt8]], directories: [String], now: WallTime) throws(SystemError) -> String {
+        var out: [UInt8] = []
+        for record in records { append(record, to: &out) }
+        return try write(out, records.count, .refused, directories, now)
+    }
+
+    private static func append(_ record: [UInt8], to out: inout [UInt8]) {
+        withUnsafeBytes(of: UInt32(record.count).littleEndian) { out += $0 }
+        let sum = record.withUnsafeBytes { SharedMemory.checksum($0) }
+        withUnsafeBytes(of: sum.littleEndian) { out += $0 }
+        out += record
+    }
+
+    /// Has refused records tried again: as those that wait.
+    public static func retry(_ path: String) throws(SystemError) -> String {
+        guard let slash = path.lastIndex(of: "/") else { throw SystemError(EINVAL, "\(path) is no file of records") }
+        let name = path[path.index(after: slash)...]
+        guard name.hasPrefix(Kind.refused.rawValue) else { throw SystemError(EINVAL, "\(path) holds no refused records") }
+        let target = path[...slash] + Kind.waiting.rawValue + name.dropFirst(Kind.refused.rawValue.count)
+        guard rename(path, String(target)) == 0 else { throw SystemError(errno, "renaming \(path)") }
+        return String(target)
+    }
+
+    private static func write(
+        _ out: [UInt8], _ count: Int, _ kind: Kind, _ directories: [String], _ now: WallTime
+    ) throws(SystemError) -> String {
         var problem = SystemError(ENOENT, "no directory to keep records in")
         for directory in directories {
             for _ in 0..<2 {
-                do throws(SystemError) { return (try write(out, directory, now), count) } catch {
+                do throws(SystemError) { return try write(out, kind, directory, now) } catch {
                     problem = error
                     guard [ENOSPC, EDQUOT].contains(error.code), unlink(reserve(directory)) == 0 else { break }
                 }
@@ -68,9 +101,11 @@ public enum Spool {
         throw SystemError(problem.code, "keeping \(count) records: \(problem.what)")
     }
 
-    private static func write(_ out: [UInt8], _ directory: String, _ now: WallTime) throws(SystemError) -> String {
+    private static func write(_ out: [UInt8], _ kind: Kind, _ directory: String, _ now: WallTime) throws(SystemError) -> String {
         let digits = now.rfc3339.filter { $0.isNumber }
-        let path = "\(directory)/\(prefix)\(digits.prefix(8))-\(digits.dropFirst(8).prefix(6))-\(getpid())\(suffix)"
+        let stem = "\(directory)/\(kind.rawValue)\(digits.prefix(8))-\(digits.dropFirst(8).prefix(6))-\(getpid())"
+        var (path, number) = (stem + suffix, 1)
+        while access(path, F_OK) == 0 { (path, number) = ("\(stem)-\(number)\(suffix)", number + 1) }
         let partial = path + ".partial"
         let fd = open(partial, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
         guard fd >= 0 else { throw SystemError(errno, "making \(partial)") }
@@ -100,11 +135,13 @@ public enum Spool {
     }
 
     /// Spool files, oldest first.
-    public static func files(directories: [String]) -> [String] {
-        directories.flatMap { files(directory: $0) }.sorted { $0.split(separator: "/").last ?? "" < $1.split(separator: "/").last ?? "" }
+    public static func files(directories: [String], _ kind: Kind = .waiting) -> [String] {
+        directories.flatMap { files(directory: $0, kind.rawValue) }.sorted {
+            $0.split(separator: "/").last ?? "" < $1.split(separator: "/").last ?? ""
+        }
     }
 
-    private static func files(directory: String) -> [String] {
+    private static func files(directory: String, _ prefix: String) -> [String] {
         guard let folder = opendir(directory) else { return [] }
         defer { closedir(folder) }
         var out: [String] = []

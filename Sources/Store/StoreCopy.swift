@@ -57,7 +57,8 @@ public struct StoreCopy {
         ) { $0.int(0) }
         guard things.first ?? 0 == 0 else { return }
         throw StoreError(
-            .missing, "\(source.place) holds no account, no key and no record: there is nothing to copy. Is it the database that was meant?")
+            .missing, "\(source.place) holds no account, no key and no record: there is nothing to copy. Is it the database that was meant?"
+        )
     }
 
     private func counts() throws(StoreError) -> [Count] {

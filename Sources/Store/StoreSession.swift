@@ -63,6 +63,21 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         records.isEmpty ? 0 : try connection.append(records)
     }
 
+    /// The same; where the store refuses the whole for what is in it, one by one: `refused` are those that can't be stored as they are.
+    public func appendWhatFits(_ records: [UsageRecord]) throws(StoreError) -> (new: Int, refused: [UsageRecord]) {
+        do throws(StoreError) { return (try append(records), []) } catch {
+            guard !error.mayBeRetried else { throw error }
+        }
+        var (new, refused): (Int, [UsageRecord]) = (0, [])
+        for record in records {
+            do throws(StoreError) { new += try append([record]) } catch {
+                guard !error.mayBeRetried else { throw error }
+                refused.append(record)
+            }
+        }
+        return (new, refused)
+    }
+
     /// The newest records, newest first.
     public func usage(last count: Int) throws(StoreError) -> [UsageListing] { try connection.rows(Queries.usage(last: count)) }
 

@@ -47,6 +47,7 @@ final class Supervisor {
     private var environment: [String: String]
     private var readyFacts: Ready?
     private var stopSignals = 0
+    private var refusedFiles: [String] = []
     /// What the service manager was told last.
     private var statusTold = ""
 
@@ -158,7 +159,17 @@ final class Supervisor {
         }
         guard isLookDue else { return }
         bringHome(now)
+        countRefused()
         tellStatus(now)
+    }
+
+    /// Records that the store has refused lie in files until an operator has them tried again.
+    private func countRefused() {
+        let files = Spool.files(directories: settings.spoolDirectories, .refused)
+        guard files != refusedFiles else { return }
+        refusedFiles = files
+        // One that can't be read holds one thing to look at, at least.
+        scoreboard.set(.recordsRefused, files.reduce(0) { $0 + ((try? Spool.load($1).records.count) ?? 1) })  // see above
     }
 
     /// The service manager's line says what `ctl status` says.

@@ -78,14 +78,29 @@ final class DatabaseLink: StoreLink {
     }
 
     private func acknowledged(_ end: UInt64, _ count: Int, _ setAside: [UsageRecord]) {
-        for record in setAside {
-            let hex = record.journalBytes.map { String($0 >> 4, radix: 16) + String($0 & 15, radix: 16) }.joined()
-            worker.log.critical("the database refuses a usage record for what it holds; it is set aside", metadata: ["bytes": "\(hex)"])
-        }
+        keep(setAside)
         worker.usageJournal.acknowledge(through: end)
         worker.acknowledged(count)
         seen()
         flush()
+    }
+
+    /// What the database refuses for what it holds must not hold up the rest: it goes into a file of its own.
+    private func keep(_ refused: [UsageRecord]) {
+        guard !refused.isEmpty else { return }
+        do throws(SystemError) {
+            let path = try Spool.keep(
+                refused: refused.map(\.journalBytes), directories: worker.settings.spoolDirectories, now: Clock.wall)
+            return worker.log.critical(
+                "usage records that the database refuses are kept in a file; try them again with: codex-lb db spool retry",
+                metadata: ["records": "\(refused.count)", "file": "\(path)"])
+        } catch {
+            worker.log.critical("usage records that the database refuses can't be kept in a file", metadata: ["error": "\(error)"])
+        }
+        for record in refused {
+            let hex = record.journalBytes.map { String($0 >> 4, radix: 16) + String($0 & 15, radix: 16) }.joined()
+            worker.log.critical("the database refuses a usage record for what it holds; it is set aside", metadata: ["bytes": "\(hex)"])
+        }
     }
 
     // MARK: Snapshots

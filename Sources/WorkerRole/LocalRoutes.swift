@@ -49,6 +49,7 @@ enum LocalRoutes {
             worker.isStoreAway(now: now)
             ? "unreachable" : board.checkResult == .damaged ? "damaged" : isBehind ? "schema not upgraded" : "ok"
         var status = database == "ok" ? "ok" : "degraded"
+        if board.value(.recordsRefused) > 0 { status = "degraded" }
         if active.isEmpty || !hasRoom { status = "unavailable" }
         if worker.isDraining { status = "draining" }
         let code = status == "ok" || status == "degraded" ? 200 : 503
@@ -59,6 +60,7 @@ enum LocalRoutes {
             "{\"status\":\"\(status)\",\"checks\":{\"database\":\"\(database)\",\"accounts\":\"\(active.isEmpty ? "none active" : needingLogin.isEmpty ? "ok" : "login needed")\"},"
             + "\"accounts\":{\"configured\":\(worker.accounts.count),\"active\":\(active.count),\"limited\":\(limited.count),"
             + "\"reauth_required\":\(needingLogin.count)},"
+            + "\"records\":{\"refused\":\(board.value(.recordsRefused))},"
             + "\"journal\":{\"bytes\":\(waiting),\"capacity\":\(worker.usageJournal.capacity)},\"snapshot_version\":\(worker.snapshot?.version ?? 0),"
             + "\"schema\":{\"revision\":\"\(schema > 0 ? Schema.name(schema) : "")\",\"expected\":\"\(Schema.head.id)\"}}"
         client.respond(code, "application/json", Array(body.utf8), requestID: request.id)
@@ -125,6 +127,9 @@ enum LocalRoutes {
         metric(
             "database_reachable", "gauge", "0 while the database takes no records or does not answer: they wait in the journals.",
             worker.isStoreAway(now: Clock.now) ? 0 : 1)
+        metric(
+            "usage_records_refused", "gauge", "Records that the database refuses, in files until codex-lb db spool retry.",
+            board.value(.recordsRefused))
         metric("database_damaged", "gauge", "1 when the check after the start found damage.", board.checkResult == .damaged ? 1 : 0)
         metric("buffered_bytes", "gauge", "Bodies and unsent bytes held by all workers.", board.sum(.bufferedBytes))
         metric("buffered_bytes_max", "gauge", "The most they may hold.", worker.memory.bytesMax)

@@ -24,7 +24,10 @@ public enum Homecoming {
             var stored = 0
             do throws(StoreError) {
                 for start in stride(from: 0, to: records.count, by: Limits.batchRecordsMax) {
-                    stored += try store.append(Array(records[start..<min(records.count, start + Limits.batchRecordsMax)]))
+                    let batch = Array(records[start..<min(records.count, start + Limits.batchRecordsMax)])
+                    let (new, refused) = try store.appendWhatFits(batch)
+                    stored += new
+                    if !refused.isEmpty { try keep(refused, directories, tell) }
                 }
             } catch {
                 // The server is of use all the same, and the file is there for the next try.
@@ -37,5 +40,17 @@ public enum Homecoming {
             if isWhole { unlink(file) } else { rename(file, file + ".torn") }
         }
         return isWell
+    }
+
+    /// Records that the store refuses for what they are go into a file of their own: they must not hold up the others for ever.
+    static func keep(_ refused: [UsageRecord], _ directories: [String], _ tell: (String) -> Void) throws(StoreError) {
+        do throws(SystemError) {
+            let path = try Spool.keep(refused: refused.map(\.journalBytes), directories: directories, now: Clock.wall)
+            tell(
+                "\(refused.count) usage records that the database refuses are kept in \(path); try them again with: codex-lb db spool retry"
+            )
+        } catch {
+            throw StoreError(.io, "\(error)")
+        }
     }
 }

@@ -161,9 +161,11 @@ final class Writer {
         isCommitting = true
         let part = Array(intake.prefix(Limits.batchRecordsMax))
         let records = part.compactMap(\.record)
+        let (directories, log) = (spoolDirectories, log)
         queue.run({ session -> StoreError? in
             do throws(StoreError) {
-                _ = try session.append(records)
+                let refused = try session.appendWhatFits(records).refused
+                if !refused.isEmpty { try Homecoming.keep(refused, directories) { log.critical("\($0)") } }
                 return nil
             } catch {
                 return error
