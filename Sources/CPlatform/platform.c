@@ -137,6 +137,42 @@ void codexlb_adopt_owner(const char *path, const char *like) {
     if (lchown(path, info.st_uid, info.st_gid) != 0) return;
 }
 
+static char signal_paths[4][4096];
+
+static void remove_and_end(int number) {
+    for (int i = 0; i < 4; i++) {
+        if (signal_paths[i][0] != 0) unlink(signal_paths[i]);
+    }
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+void codexlb_remove_at_signal(const char *path) {
+    static const char *const ends[4] = {"", "-journal", "-wal", "-shm"};
+    static const int numbers[3] = {SIGINT, SIGTERM, SIGHUP};
+    if (path != NULL && strlen(path) > 3900) return;
+    static struct sigaction before[3];
+    static int is_set[3];
+    for (int i = 0; i < 3; i++) {
+        if (is_set[i]) sigaction(numbers[i], &before[i], NULL);
+        is_set[i] = 0;
+    }
+    for (int i = 0; i < 4; i++) {
+        signal_paths[i][0] = 0;
+        if (path != NULL) {
+            strcpy(signal_paths[i], path);
+            strcat(signal_paths[i], ends[i]);
+        }
+    }
+    if (path == NULL) return;
+    for (int i = 0; i < 3; i++) {
+        // What is ignored (nohup) stays so.
+        if (sigaction(numbers[i], NULL, &before[i]) != 0 || before[i].sa_handler == SIG_IGN) continue;
+        struct sigaction remove = {.sa_handler = remove_and_end};
+        is_set[i] = sigaction(numbers[i], &remove, NULL) == 0;
+    }
+}
+
 int codexlb_flush_output(void) {
     errno = 0;
     if (fflush(stdout) == 0 && !ferror(stdout)) return 0;

@@ -21,6 +21,14 @@ enum PostgresFailure {
         }
     }
 
+    /// What to do about a statement's failure; empty where its own words must do.
+    static func advice(_ state: String, _ text: String) -> String {
+        guard state == "42501" else { return "" }
+        return text.contains("schema")
+            ? "; let the role make tables there: GRANT USAGE, CREATE ON SCHEMA public TO the role, or ALTER DATABASE … OWNER TO it"
+            : "; the tables belong to another role: give them to this one (REASSIGN OWNED), or use that one in CODEX_LB_DATABASE_URL"
+    }
+
     /// Whether the connection is worth nothing any more: what comes next needs another one.
     static func evicts(_ kind: StoreError.Kind) -> Bool {
         switch kind {

@@ -30,7 +30,8 @@ final class PostgresResult {
             let message = field("M") ?? String(cString: PQresultErrorMessage(raw))
             let detail = field("D").map { " (\($0))" } ?? ""
             let text = (message + detail).split(whereSeparator: \.isNewline).joined(separator: " ")
-            return StoreError(PostgresFailure.kind(state), "\(place): \(text)\(state.isEmpty ? "" : " (SQLSTATE \(state))")")
+            let advice = PostgresFailure.advice(state, text)
+            return StoreError(PostgresFailure.kind(state), "\(place): \(text)\(state.isEmpty ? "" : " (SQLSTATE \(state))")\(advice)")
         }
     }
 

@@ -147,6 +147,9 @@ public enum Backup {
             close(fd)
             clear(partial)
         }
+        // An operator who breaks it off leaves nothing behind.
+        codexlb_remove_at_signal(partial)
+        defer { codexlb_remove_at_signal(nil) }
         // What root makes must be the service's to write.
         codexlb_adopt_owner(partial, target)
         var info = stat()

@@ -160,11 +160,14 @@ final class DatabaseLink: StoreLink {
 
     // MARK: Presence
 
+    private(set) var isLeaving = false
+
     private func tellServing(_ now: Instant, isLeaving: Bool = false) {
         guard worker.slot == 0, Int(revision) ?? 0 >= 2 else { return }  // the revision that makes the table
         servingAt = isLeaving ? .never : now.adding(milliseconds: Self.servingMilliseconds)
         // What fails is tried again; health and the log tell about the database elsewhere.
-        pool.serving("\(Process.hostName) pid \(Process.parentID)", isLeaving: isLeaving) { _ in }
+        self.isLeaving = isLeaving
+        pool.serving("\(Process.hostName) pid \(Process.parentID)", isLeaving: isLeaving) { [weak self] _ in self?.isLeaving = false }
     }
 
     func draining() { tellServing(worker.loop.now, isLeaving: true) }

@@ -67,6 +67,8 @@ protocol StoreLink: AnyObject {
     func needsLogin(_ account: Account)
     /// The worker takes nothing new any more.
     func draining()
+    /// What it has to say at its end is still on its way.
+    var isLeaving: Bool { get }
     /// The schema's revision; empty when this side does not know it.
     var revision: String { get }
     /// Whether the store is asked regularly, so that its silence means something.
@@ -174,6 +176,7 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
     }
 
     func draining() {}
+    let isLeaving = false
 
     func needsLogin(_ account: Account) {
         guard isConnected else { return }  // the next turn that meets it says so again

@@ -68,6 +68,16 @@ enum LocalRoutes {
 
     /// What the caller's key has used; without a key, which only callers on this host may lack, what all requests have.
     private static func usage(_ request: ClientRequest, _ client: ClientConnection, _ worker: Worker) {
+        func unavailable(_ code: String, _ message: String) {
+            client.respond(
+                ProxyError(
+                    status: 503, code: code, type: "server_error", message: message, origin: .ourselves, retryAfterSeconds: 5),
+                requestID: request.id)
+        }
+        // A shared database that is known to be away would only be waited for.
+        if worker.settings.database.sqlitePath == nil, worker.isStoreAway(now: Clock.now) {
+            return unavailable("database_unavailable", "The database does not answer. Try again in 5s")
+        }
         worker.totals(ofKey: request.key?.id) { result in
             switch result {
             case .success(let totals):
@@ -79,14 +89,10 @@ enum LocalRoutes {
             case .failure(let error):
                 // Whatever is wrong with the store, the caller's key is good: never 401 or 403.
                 worker.log.warning("usage can't be read", metadata: ["request_id": "\(request.id)", "error": "\(error)"])
-                client.respond(
-                    ProxyError(
-                        status: 503, code: error.kind == .poolTimeout ? "database_pool_timeout" : "database_unavailable",
-                        type: "server_error",
-                        message: error.kind == .poolTimeout
-                            ? "No database connection became free in time. Try again in 5s"
-                            : "The database does not answer. Try again in 5s", origin: .ourselves, retryAfterSeconds: 5),
-                    requestID: request.id)
+                unavailable(
+                    error.kind == .poolTimeout ? "database_pool_timeout" : "database_unavailable",
+                    error.kind == .poolTimeout
+                        ? "No database connection became free in time. Try again in 5s" : "The database does not answer. Try again in 5s")
             }
         }
     }

@@ -545,7 +545,8 @@ final class Worker {
             for turn in turns.values { turn.cut() }  // those whose clients have left
         }
         if turns.isEmpty, connections.isEmpty, storeBy == .never { storeBy = now.adding(milliseconds: Self.storeMilliseconds) }
-        if turns.isEmpty || now >= exitBy, connections.isEmpty || now >= exitBy, usageJournal.isEmpty || now >= min(exitBy, storeBy) {
+        let isStored = usageJournal.isEmpty && !store.isLeaving
+        if turns.isEmpty || now >= exitBy, connections.isEmpty || now >= exitBy, isStored || now >= min(exitBy, storeBy) {
             leave()
             loop.stop()
         }

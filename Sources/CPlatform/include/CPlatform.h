@@ -43,6 +43,9 @@ void codexlb_tune_allocator(void);
 void codexlb_adopt_owner(const char *path, const char *like);
 /// Sends out what was printed: 0, or the errno of what standard output did not take, also earlier.
 int codexlb_flush_output(void);
+/// While `path` is set, SIGINT, SIGTERM and SIGHUP remove that file, and what SQLite makes beside it, before they end the process; NULL: as
+/// before. A path of more than 3,900 bytes is left alone.
+void codexlb_remove_at_signal(const char *path);
 /// Keeps the process's memory out of core files and away from ptrace by others.
 void codexlb_forbid_dumps(void);
 #endif
