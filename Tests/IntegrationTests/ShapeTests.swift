@@ -407,28 +407,30 @@ extension Integration {
         ]
 
         /// Each in a body that is chunked and one that ends with its connection.
-        @Test(arguments: rows, [true, false]) func ends(_ row: Row, _ isChunked: Bool) throws {
+        @Test(arguments: [true, false]) func ends(_ isChunked: Bool) throws {
             let stage = try Stage("a")
-            let head = "HTTP/1.1 200 OK\r\n\(row.type)"
-            let bytes =
-                isChunked
-                ? Array((head + "Transfer-Encoding: chunked\r\n\r\n").utf8) + Behaviour.chunk(row.body) + Behaviour.chunkEnd
-                : Array((head + "Connection: close\r\n\r\n" + row.body).utf8)
-            stage.always("a", .raw(bytes, thenEnd: !isChunked))
-            let body = row.path.hasSuffix("completions") ? Stage.chat(stream: true) : Stage.body()
-            let answer = try stage.daemon.post(row.path, body, headers: [("X-Request-Id", "row")])
-            #expect(answer.status == 200 && answer.isWhole)
-            #expect(answer.header("content-type")?.hasPrefix("text/event-stream") == true)
-            for text in row.has { #expect(answer.text.contains(text), "\(answer.text)") }
-            for text in row.hasNot { #expect(!answer.text.contains(text), "\(answer.text)") }
-            #expect(answer.text.components(separatedBy: "[DONE]").count <= 2, "told once")
-            let ends = ["response.completed", "response.failed", "error"].map { "event: \($0)\n" }.reduce(0) {
-                $0 + answer.text.components(separatedBy: $1).count - 1
+            for (i, row) in Self.rows.enumerated() {
+                let head = "HTTP/1.1 200 OK\r\n\(row.type)"
+                let bytes =
+                    isChunked
+                    ? Array((head + "Transfer-Encoding: chunked\r\n\r\n").utf8) + Behaviour.chunk(row.body) + Behaviour.chunkEnd
+                    : Array((head + "Connection: close\r\n\r\n" + row.body).utf8)
+                stage.script("a", .raw(bytes, thenEnd: !isChunked))
+                let body = row.path.hasSuffix("completions") ? Stage.chat(stream: true) : Stage.body()
+                let answer = try stage.daemon.post(row.path, body, headers: [("X-Request-Id", "row-\(i)")])
+                #expect(answer.status == 200 && answer.isWhole, "\(row.name)")
+                #expect(answer.header("content-type")?.hasPrefix("text/event-stream") == true, "\(row.name)")
+                for text in row.has { #expect(answer.text.contains(text), "\(row.name): \(answer.text)") }
+                for text in row.hasNot { #expect(!answer.text.contains(text), "\(row.name): \(answer.text)") }
+                #expect(answer.text.components(separatedBy: "[DONE]").count <= 2, "\(row.name): told once")
+                let ends = ["response.completed", "response.failed", "error"].map { "event: \($0)\n" }.reduce(0) {
+                    $0 + answer.text.components(separatedBy: $1).count - 1
+                }
+                #expect(row.path.hasSuffix("completions") || ends == 1, "\(row.name): \(answer.text)")
+                let record = try stage.daemon.record("row-\(i)")
+                #expect(record["error_code"] as? String ?? "" == row.code, "\(row.name)")
+                if let tokens = row.tokens { #expect(record["input_tokens"] as? Int == tokens, "\(row.name)") }
             }
-            #expect(row.path.hasSuffix("completions") || ends == 1, "\(answer.text)")
-            let record = try stage.daemon.record("row")
-            #expect(record["error_code"] as? String ?? "" == row.code)
-            if let tokens = row.tokens { #expect(record["input_tokens"] as? Int == tokens) }
         }
 
         /// What comes before `response.created` is no answer yet: it is held with it, and another account may still be tried.
