@@ -38,6 +38,8 @@ public final class EventLoop: TaskExecutor, SerialExecutor, @unchecked Sendable 
     private struct Inbox {
         var jobs: [UnownedJob] = []
         var calls: [@Sendable () -> Void] = []
+        /// Nothing is taken any more.
+        var isClosed = false
     }
     private let inbox = Mutex(Inbox())
     private let threadID = Atomic<Int64>(0)
@@ -66,6 +68,15 @@ public final class EventLoop: TaskExecutor, SerialExecutor, @unchecked Sendable 
 
     public func stop() { uv_stop(uv) }
 
+    /// For a loop that ends before its process: closes whatever is open on it and gives its own descriptors back. On its thread, after `run`,
+    /// when nothing of it is used any more; what is posted later is dropped.
+    public func close() {
+        inbox.withLock { box in box = Inbox(isClosed: true) }
+        uv_walk(uv, { handle, _ in if uv_is_closing(handle) == 0 { uv_close(handle, nil) } }, nil)
+        uv_run(uv, UV_RUN_DEFAULT)
+        uv_loop_close(uv)
+    }
+
     /// The monotonic clock.
     public var now: Instant { Clock.now }
 
@@ -73,11 +84,11 @@ public final class EventLoop: TaskExecutor, SerialExecutor, @unchecked Sendable 
 
     /// Runs `call` on the loop's thread, soon. From any thread.
     public func post(_ call: @escaping @Sendable () -> Void) {
-        let wasEmpty = inbox.withLock { box in
-            defer { box.calls.append(call) }
-            return box.calls.isEmpty && box.jobs.isEmpty
+        inbox.withLock { box in
+            guard !box.isClosed else { return }
+            if box.calls.isEmpty, box.jobs.isEmpty { uv_async_send(wakeup) }
+            box.calls.append(call)
         }
-        if wasEmpty { uv_async_send(wakeup) }
     }
 
     /// The same from the loop's own thread: `call` comes when everything that waits now has had its turn.
@@ -88,7 +99,7 @@ public final class EventLoop: TaskExecutor, SerialExecutor, @unchecked Sendable 
 
     private func drainInbox() {
         let box = inbox.withLock { box in
-            defer { box = Inbox() }
+            defer { (box.jobs, box.calls) = ([], []) }
             return box
         }
         for call in box.calls { call() }
@@ -97,11 +108,11 @@ public final class EventLoop: TaskExecutor, SerialExecutor, @unchecked Sendable 
 
     public func enqueue(_ job: consuming ExecutorJob) {
         let job = UnownedJob(job)
-        let wasEmpty = inbox.withLock { box in
-            defer { box.jobs.append(job) }
-            return box.calls.isEmpty && box.jobs.isEmpty
+        inbox.withLock { box in
+            precondition(!box.isClosed, "a job for a loop that was closed")
+            if box.calls.isEmpty, box.jobs.isEmpty { uv_async_send(wakeup) }
+            box.jobs.append(job)
         }
-        if wasEmpty { uv_async_send(wakeup) }
     }
 
     public func asUnownedSerialExecutor() -> UnownedSerialExecutor { UnownedSerialExecutor(ordinary: self) }

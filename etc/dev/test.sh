@@ -2,6 +2,8 @@
 # All tests: builds, unit and integration tests in Swift, then the OpenAI SDK from PyPI as a client.
 set -eu
 cd "$(dirname "$0")/../.."
+# The tests' own servers and clients share one process.
+ulimit -n "$(ulimit -Hn)"
 # Not --build-tests: that builds every product of every dependency too, protoc among them.
 swift build --product codex-lbPackageTests
 swift build --product codex-lb

@@ -27,6 +27,7 @@ public final class FakeUpstream: @unchecked Sendable {  // its parts: `book` has
             do { server = try FakeServer(loop, book, descriptor) } catch { fatalError("fake upstream: \(error)") }
             withExtendedLifetime(server) { loop.run() }
             server.end()
+            loop.close()
         }
         thread.name = "fake-upstream"
         thread.start()
