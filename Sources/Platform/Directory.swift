@@ -5,6 +5,23 @@ internal import CPlatform
 #endif
 
 public enum Directory {
+    /// Removes a directory with everything in it. What can't be removed stays.
+    public static func remove(_ path: String) {
+        if let folder = opendir(path) {
+            while let entry = readdir(folder) {
+                let name = withUnsafePointer(to: &entry.pointee.d_name) {
+                    $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+                }
+                if name == "." || name == ".." { continue }
+                let inner = path + "/" + name
+                var info = stat()
+                if lstat(inner, &info) == 0, info.st_mode & S_IFMT == S_IFDIR { remove(inner) } else { unlink(inner) }
+            }
+            closedir(folder)
+        }
+        rmdir(path)
+    }
+
     /// Makes a directory and its parents, for this user only.
     public static func make(_ path: String) throws(SystemError) {
         var at = ""

@@ -54,12 +54,24 @@ struct Demo: ParsableCommand {
     @Option(name: .long, help: "Proxy workers.") var workers = 2
 
     func run() throws {
+        // Before anything is promised: is the port ours to have?
+        switch ListenAddress.parse(listen) {
+        case .failure(let error):
+            complain("\(error)")
+            throw ExitCode(2)
+        case .success(let address):
+            do throws(SystemError) { Descriptor.close(try Sockets.listen(address)) } catch {
+                complain("\(error). Another program has this port; give another address with --listen")
+                throw ExitCode(1)
+            }
+        }
         var template = Array("/tmp/codex-lb-demo.XXXXXX".utf8CString)
         guard mkdtemp(&template) != nil else {
             complain("cannot make a temporary directory under /tmp: \(String(cString: strerror(errno)))")
             throw ExitCode(1)
         }
         let directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        defer { Directory.remove(directory) }
         var environment = try environmentWithDirectory()
         environment["CODEX_LB_DATA_DIR"] = directory
         for name in [
@@ -92,7 +104,7 @@ struct Demo: ParsableCommand {
                   curl -N http://\(listen)/v1/chat/completions -H 'Content-Type: application/json' -d '{"model":"demo-1","messages":[{"role":"user","content":"Hello"}],"stream":true}'
                   CODEX_LB_DATA_DIR=\(directory) \(Process.executable) requests
 
-                Ctrl-C ends it.
+                Ctrl-C ends it, and its data goes with it.
 
                 """)
             fflush(nil)

@@ -44,6 +44,16 @@ def test_demo_prints_lines_that_work():
         os.killpg(demo.pid, signal.SIGINT)
         code = demo.wait(30)
         found = re.search(r"CODEX_LB_DATA_DIR=(\S+)", printed)
-        if found:
+        is_left = found and os.path.exists(found.group(1))
+        if is_left:
             shutil.rmtree(found.group(1), ignore_errors=True)
-    assert code == 0
+    assert code == 0 and not is_left
+
+
+def test_demo_says_that_the_port_is_taken():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen(1)
+        port = s.getsockname()[1]
+        demo = subprocess.run([BINARY, "demo", "--listen", f"127.0.0.1:{port}"], capture_output=True, text=True, timeout=30)
+    assert demo.returncode == 1 and str(port) in demo.stderr and "serves" not in demo.stdout, demo
