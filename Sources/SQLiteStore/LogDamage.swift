@@ -5,15 +5,7 @@ internal import Vocabulary
     internal import Glibc
 #endif
 
-/// Frames that stand in a log (`-wal`) behind the first one that SQLite can't read: it would begin the log anew there, and they were gone.
-struct LogDamage: Equatable {
-    /// The first frame that does not follow from the one before; the first of the log is 1.
-    var frame: Int
-    /// Ends of transactions that were written there or behind it.
-    var commitsBehind: Int
-    /// Frames of nothing but zeros, which SQLite never writes.
-    var zeroFrames: Int
-
+extension LogDamage {
     /// Each commit is on disk before the next transaction begins (`synchronous = FULL`): two ends behind the place are no trace of a power
     /// cut, but damage. One end, or zeros, may be what a power cut left of a transaction that nobody was told of.
     var isCertain: Bool { commitsBehind > 1 }

@@ -251,6 +251,16 @@ final class PageFile {
     }
 }
 
+/// Frames that stand in a log (`-wal`) behind the first one that SQLite can't read: it would begin the log anew there, and they were gone.
+struct LogDamage: Equatable {
+    /// The first frame that does not follow from the one before; the first of the log is 1.
+    var frame: Int
+    /// Ends of transactions that were written there or behind it.
+    var commitsBehind: Int
+    /// Frames of nothing but zeros, which SQLite never writes.
+    var zeroFrames: Int
+}
+
 /// One cell of a B-tree page.
 struct Cell {
     /// The page to the left of it; nil on a leaf.
