@@ -10,17 +10,21 @@ extension LogDamage {
     /// cut, but damage. One end, or zeros, may be what a power cut left of a transaction that nobody was told of.
     var isCertain: Bool { commitsBehind > 1 }
 
-    /// What is wrong with a database's log; nil when all is well or there is none. Looks again where somebody may have written meanwhile.
+    /// What is wrong with a database's log; nil when all is well or there is none.
+    ///
+    /// Read while somebody writes, frames that come in behind what was read look like it: then only what is found again at the same place
+    /// counts, for a writer goes on from the end that it knows.
     static func find(_ path: String) throws(StoreError) -> LogDamage? {
-        var found: LogDamage?
-        for _ in 0..<3 {
-            let before = head(path)
-            guard before.count == 32 else { return nil }
-            found = try PageFile(path).logDamage
-            if found == nil || head(path) == before && !WriterLock.isHeld(database: path) { break }
-            usleep(20_000)
+        var before: (damage: LogDamage, head: [UInt8])?
+        for _ in 0..<5 {
+            let head = head(path)
+            guard head.count == 32, let found = try PageFile(path).logDamage else { return nil }
+            if !WriterLock.isHeld(database: path) { return found }
+            if let before, before.damage.frame == found.frame, before.head == head { return found }
+            before = (found, head)
+            usleep(50_000)
         }
-        return found
+        return nil
     }
 
     private static func head(_ path: String) -> [UInt8] {

@@ -75,6 +75,10 @@ extension Turn {
         return Self.isDone(event.extracting(data))
     }
 
+    private static func isJSON(_ data: RawSpan) -> Bool {
+        data.withUnsafeBytes { $0.first { $0 > 0x20 } }.map { $0 == UInt8(ascii: "{") || $0 == UInt8(ascii: "[") } ?? false
+    }
+
     /// `[DONE]`, with space around it or none.
     private static func isDone(_ data: RawSpan) -> Bool {
         data.withUnsafeBytes { raw in
@@ -343,8 +347,9 @@ extension Turn {
             pass(event)
             return settle(status: 200, errorCode: findings.errorCode ?? "")
         }
-        var (usage, choices): (Range<Int>?, Range<Int>?) = (nil, nil)
+        var (usage, choices, mayFail): (Range<Int>?, Range<Int>?, Bool) = (nil, nil, false)
         JSONScan.members(json, nil) { key, value in
+            if JSONScan.keyEquals(json, key, "error") || JSONScan.keyEquals(json, key, "type") { mayFail = true }
             if JSONScan.keyEquals(json, key, "usage") { usage = value }
             if JSONScan.keyEquals(json, key, "choices") { choices = value }
             if findings.modelServed.isEmpty, JSONScan.keyEquals(json, key, "model") {
@@ -358,12 +363,12 @@ extension Turn {
                 hasChoices = true
                 let index = JSONScan.find(json, in: choice, "index").flatMap { JSONScan.int(json, $0) } ?? 0
                 let reason = JSONScan.find(json, in: choice, "finish_reason").flatMap { JSONScan.string(json, $0) } ?? ""
-                if openChoices.count < Limits.choicesMax || !reason.isEmpty { openChoices[index] = reason.isEmpty }
+                if openChoices[index] != nil || openChoices.count < Limits.choicesMax { openChoices[index] = reason.isEmpty }
                 return true
             }
         }
-        let isJSON = json.withUnsafeBytes { $0.first { $0 > 0x20 } }.map { $0 == UInt8(ascii: "{") || $0 == UInt8(ascii: "[") } ?? false
-        if isFailure(event, json) || !isJSON {
+        // What has choices and none of these words is no failure, whatever it is in: most chunks are not looked at twice.
+        if choices == nil || mayFail || EventFields.name(of: event) != nil, isFailure(event, json) || !Self.isJSON(json) {
             let refusal = UpstreamRefusal(event: json)
             if goesToAnotherAccount(refusal) { return }
             guard findings.errorCode == nil else { return }

@@ -110,6 +110,27 @@ import Vocabulary
         #expect(!told.contains { $0.contains("damaged-log") })
     }
 
+    @Test("A log that is written while it is read is no damage, however the two meet")
+    func hotWriter() throws {
+        let scratch = Scratch()
+        let store = try scratch.open()
+        let ended = DispatchSemaphore(value: 0)
+        let path = scratch.database
+        Thread.detachNewThread {
+            for start in stride(from: 0, to: 40_000, by: 20) {
+                do { _ = try store.append((start..<start + 20).map { record($0) }) } catch { Issue.record("\(error)") }
+            }
+            ended.signal()
+        }
+        var looks = 0
+        while ended.wait(timeout: .now()) == .timedOut {
+            if let found = try LogDamage.find(path) { Issue.record("\(found)") }
+            looks += 1
+        }
+        #expect(looks > 3)
+        store.close()
+    }
+
     @Test("All of it zeros: nothing is called complete")
     func allZeros() throws {
         let crashed = try Crashed()
