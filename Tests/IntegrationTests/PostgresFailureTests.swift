@@ -436,7 +436,7 @@ extension Integration {
             try stage.expectOneRecord(of: load.stop())
         }
 
-        /// A record that the database refuses for what it holds is set aside alone, with a line that has it; all others are stored.
+        /// A record that the database refuses for what it holds is set aside alone, in a file; all others are stored.
         @Test func poison() throws {
             let (stage, cluster) = try stage(["CODEX_LB_DATABASE_POOL_SIZE": "1", "CODEX_LB_DATABASE_MAX_OVERFLOW": "0"])
             let name = try #require(stage.daemon.databaseName)
@@ -449,7 +449,7 @@ extension Integration {
             }
             try holder.end()
             try stage.expectOneRecord(of: (0..<8).filter { $0 != 5 }.map { "req-\($0)" })
-            #expect(stage.daemon.waitLog("set aside"))
+            #expect(stage.daemon.waitLog("db spool retry"))
             #expect(try eventually(5) { try stage.metric("codex_lb_journal_bytes") == 0 })
             #expect(try stage.daemon.records().count == 7)
         }
