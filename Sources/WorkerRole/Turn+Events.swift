@@ -369,9 +369,9 @@ extension Turn {
         }
         // What has choices and none of these words is no failure, whatever it is in: most chunks are not looked at twice.
         if choices == nil || mayFail || EventFields.name(of: event) != nil, isFailure(event, json) || !Self.isJSON(json) {
+            guard findings.errorCode == nil else { return }  // told, and counted against the account, once
             let refusal = UpstreamRefusal(event: json)
             if goesToAnotherAccount(refusal) { return }
-            guard findings.errorCode == nil else { return }
             let error = ErrorEnvelope.error(for: .failedEvent(refusal))
             findings.errorCode = error.code
             // SDKs look for an object `error` in the chunk.

@@ -69,7 +69,7 @@ final class Turn: UpstreamUser, Answering {
         case none
         /// An error status: its body is read to decide.
         case refusal([UInt8])
-        /// A success that should be events and does not say so: its first byte tells what it is.
+        /// A success that should be events, whatever its type says: its first byte tells what it is.
         case undecided
         /// JSON where events belong: read whole before anything of it is told.
         case gathered([UInt8])
@@ -306,7 +306,7 @@ final class Turn: UpstreamUser, Answering {
             }
         case .gathered(var body):
             answer = .none
-            let isTooLarge = body.count + bytes.byteCount > Limits.assembledBodyBytesMax
+            let isTooLarge = body.count + bytes.byteCount > Limits.eventBytesMax
             if !isTooLarge { bytes.withUnsafeBytes { body += $0 } }
             answer = .gathered(body)
             if isTooLarge { return streamBroke(code: "upstream_unavailable", message: "The upstream's JSON answer is too large") }
@@ -351,7 +351,7 @@ final class Turn: UpstreamUser, Answering {
         switch answer {
         case .body(var copy):
             answer = .none
-            copy.giveUp()  // its usage will be an estimate
+            copy.giveUp()  // its usage stands near its end, or is estimated
             answer = .body(copy)
         case .events, .chatEvents, .assembled:
             (items, itemsBytes, itemsLost) = ([], 0, itemsLost || !items.isEmpty)
@@ -630,7 +630,7 @@ final class Turn: UpstreamUser, Answering {
             connection?.giveUpRequest()
             if exchange.state == .visible { request.memory.set(0) }
         }
-        if now >= firstByteBy || isStalled && exchange.state == .dispatched && responseHead == nil {
+        if now >= firstByteBy || isStalled && responseHead == nil {
             connection?.close()
             return attemptFailed(.timedOut)
         }
@@ -793,6 +793,7 @@ final class Turn: UpstreamUser, Answering {
         }
         var output = outputEvents
         if case .body(let copy) = answer, request.route != .embeddings { output = copy.count / 4 }
+        if case .gathered(let body) = answer { output = body.count / 4 }
         findings.usage = TokenUsage(input: Int64(request.receivedBytes / 4), output: Int64(output))
         findings.isEstimated = true
     }

@@ -426,7 +426,7 @@ final class UpstreamConnection: ByteStreamDelegate {
             // It may have answered before it stopped to take the request: reading meets that answer, or the end.
             writeProblem = error.description
             unsent = []
-            if !isPaused { stream.startReading() }
+            if !isHeldUp { stream.startReading() }
         case .idle, .closed:
             fail(error.description)
         }

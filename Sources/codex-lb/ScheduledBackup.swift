@@ -26,9 +26,7 @@ enum ScheduledBackup {
             try Backup.prune(database: path, label: Backup.scheduledLabel, keeping: kept)
             complain("scheduled backup made: \(file.path) (\(file.bytes) bytes)")
         case .postgresql(let url):
-            var host = [CChar](repeating: 0, count: 256)
-            gethostname(&host, 255)
-            let holder = String(decoding: host.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self) + ":\(getpid())"
+            let holder = "\(Process.hostName):\(Process.id)"
             guard let lease = try PostgresLease.take(url, lease, holder: holder) else { return }  // another instance is at it
             guard lease.takenMilliseconds - lease.doneMilliseconds >= Int64(interval) else {
                 _ = try lease.release(isDone: false)
