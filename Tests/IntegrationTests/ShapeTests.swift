@@ -112,11 +112,7 @@ extension Integration {
         @Test(arguments: ["gzip", "zstd"]) func packedMuch(_ coding: String) throws {
             let stage = try Stage("a")
             let worker = try #require(stage.daemon.pid("worker"))
-            func peak() -> Int {
-                let status = String(decoding: FileManager.default.contents(atPath: "/proc/\(worker)/status") ?? Data(), as: UTF8.self)
-                let line = status.split(separator: "\n").first { $0.hasPrefix("VmHWM:") }
-                return line.flatMap { Int($0.split(separator: " ")[1]) } ?? 0
-            }
+            func peak() -> Int { statusKilobytes(worker, "VmHWM") }
             #expect(try stage.turn("warm").types.last == "response.completed")
             let before = peak()
             let delta = Behaviour.event(Canned.delta(String(repeating: "y", count: 1 << 16)))

@@ -72,3 +72,10 @@ extension Child.Exit {
     /// A start that was refused: 1, or 78 where only an operator can mend it.
     var isRefusal: Bool { self == .code(1) || self == .code(78) }
 }
+
+/// A number of kilobytes in what the kernel tells of a process (`proc_pid_status(5)`): `VmHWM` is the peak, `VmRSS` what is there now. 0 if the process is gone.
+func statusKilobytes(_ pid: Int32, _ name: String) -> Int {
+    let status = String(decoding: FileManager.default.contents(atPath: "/proc/\(pid)/status") ?? Data(), as: UTF8.self)
+    let line = status.split(separator: "\n").first { $0.hasPrefix(name + ":") } ?? ""
+    return Int(line.filter(\.isNumber)) ?? 0
+}

@@ -61,9 +61,7 @@ extension Integration {
         private static let workerMiB = ProcessInfo.processInfo.environment["CODEX_LB_TEST_RELEASE"] == nil ? 120 : 30
 
         static func residentBytes(_ pid: Int32) -> Int {
-            let text = String(decoding: FileManager.default.contents(atPath: "/proc/\(pid)/status") ?? Data(), as: UTF8.self)
-            let line = text.split(separator: "\n").first { $0.hasPrefix("VmRSS:") } ?? ""
-            return (Int(line.filter(\.isNumber)) ?? 0) * 1024
+            statusKilobytes(pid, "VmRSS") * 1024
         }
 
         /// A silent upstream: the client gets comments, and the stream goes on after them.

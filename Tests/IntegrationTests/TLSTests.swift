@@ -105,11 +105,7 @@ extension Integration {
             let upstream = try SecureUpstream()
             let daemon = try daemon(upstream)
             let worker = try #require(daemon.pid("worker"))
-            func peak() -> Int {
-                let status = String(decoding: FileManager.default.contents(atPath: "/proc/\(worker)/status") ?? Data(), as: UTF8.self)
-                let line = status.split(separator: "\n").first { $0.hasPrefix("VmHWM:") }
-                return line.flatMap { Int($0.split(separator: " ")[1]) } ?? 0
-            }
+            func peak() -> Int { statusKilobytes(worker, "VmHWM") }
             #expect(try post(daemon).status == 200)
             let before = peak()
             let megabytes = 24

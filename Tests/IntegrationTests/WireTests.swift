@@ -24,11 +24,7 @@ extension Integration {
         @Test func pipelinesAndNeverReads() throws {
             let stage = try Stage("a")
             let worker = try #require(stage.daemon.pid("worker"))
-            func resident() -> Int {
-                let status = String(decoding: FileManager.default.contents(atPath: "/proc/\(worker)/status") ?? Data(), as: UTF8.self)
-                let line = status.split(separator: "\n").first { $0.hasPrefix("VmRSS:") }
-                return line.flatMap { Int($0.split(separator: " ")[1]) } ?? 0
-            }
+            func resident() -> Int { statusKilobytes(worker, "VmRSS") }
             _ = try stage.daemon.get("/metrics")
             let before = resident()
             #expect(before > 0)
@@ -79,11 +75,7 @@ extension Integration {
         @Test func answerBeyondTheMemoryLimit() throws {
             let stage = try Stage("a", environment: ["CODEX_LB_MEMORY_LIMIT": "16M"])
             let worker = try #require(stage.daemon.pid("worker"))
-            func peak() -> Int {
-                let status = String(decoding: FileManager.default.contents(atPath: "/proc/\(worker)/status") ?? Data(), as: UTF8.self)
-                let line = status.split(separator: "\n").first { $0.hasPrefix("VmHWM:") }
-                return line.flatMap { Int($0.split(separator: " ")[1]) } ?? 0
-            }
+            func peak() -> Int { statusKilobytes(worker, "VmHWM") }
             #expect(try stage.turn("warm", stream: false).status == 200)
             let before = peak()
             // The usage of an answer that is too large to keep is found at its end; without one there it is an estimate.
@@ -324,11 +316,7 @@ extension Integration {
         @Test func packedBodiesAndTheMemoryLimit() throws {
             let stage = try Stage("a", environment: ["CODEX_LB_MEMORY_LIMIT": "16M"])
             let worker = try #require(stage.daemon.pid("worker"))
-            func peak() -> Int {
-                let status = String(decoding: FileManager.default.contents(atPath: "/proc/\(worker)/status") ?? Data(), as: UTF8.self)
-                let line = status.split(separator: "\n").first { $0.hasPrefix("VmHWM:") }
-                return line.flatMap { Int($0.split(separator: " ")[1]) } ?? 0
-            }
+            func peak() -> Int { statusKilobytes(worker, "VmHWM") }
             let packed = try Shapes.packed(
                 Array("{\"model\":\"gpt-5.4\",\"input\":\"\(String(repeating: "x", count: 100 << 20))\"}".utf8), "gzip")
             let before = peak()
