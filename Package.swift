@@ -47,17 +47,18 @@ let package = Package(
         .target(name: "CPlatform", cSettings: [.define("_GNU_SOURCE")]),
         // 1  words
         part("Vocabulary"),
+        part("Bytes"),
         // 2  bytes ⇄ values
-        part("HTTPWire", ["Vocabulary"]),
-        part("JSONWire", ["Vocabulary"]),
+        part("HTTPWire", ["Vocabulary", "Bytes"]),
+        part("JSONWire", ["Vocabulary", "Bytes"]),
         part("ControlWire", ["Vocabulary", protobuf], exclude: ["control.proto"]),
         // 3  decisions
         part("Settings", ["Vocabulary"]),
         part("Schema", ["Vocabulary"]),
-        part("Admission", ["Vocabulary", "HTTPWire"]),
+        part("Admission", ["Vocabulary", "Bytes", "HTTPWire"]),
         part("Routing", ["Vocabulary"]),
-        part("Exchange", ["Vocabulary", "HTTPWire", "JSONWire", "Translation"]),
-        part("Metering", ["Vocabulary", "JSONWire"]),
+        part("Exchange", ["Vocabulary", "Bytes", "HTTPWire", "JSONWire", "Translation", "Metering"]),
+        part("Metering", ["Vocabulary", "Bytes", "JSONWire"]),
         part("Translation", ["Vocabulary", "JSONWire"]),
         part("Fleet", ["Vocabulary"]),
         // 4  the world
@@ -76,7 +77,7 @@ let package = Package(
         part(
             "WorkerRole",
             [
-                "Vocabulary", "HTTPWire", "JSONWire", "ControlWire", "Settings", "Admission", "Routing", "Exchange", "Metering",
+                "Vocabulary", "Bytes", "HTTPWire", "JSONWire", "ControlWire", "Settings", "Admission", "Routing", "Exchange", "Metering",
                 "Translation", "Platform", "Loop", "TLS", "Sealing", "Inflate", "Diagnostics", "Schema", "Store", "SQLiteStore",
                 "PostgresStore", log,
             ]),
@@ -103,7 +104,7 @@ let package = Package(
             swiftSettings: ours),
         .target(name: "DaemonHarness", path: "Tests/Support/DaemonHarness", swiftSettings: ours),
         .testTarget(name: "IntegrationTests", dependencies: ["FakeUpstream", "DaemonHarness", "Platform"], swiftSettings: ours),
-        suite("Exchange", ["Vocabulary", "HTTPWire", "JSONWire"]),
+        suite("Exchange", ["Vocabulary", "Bytes", "HTTPWire", "JSONWire", "Metering"]),
         .testTarget(name: "TidyTests", swiftSettings: ours),
         suite("Routing"),
         suite("Admission", ["Vocabulary", "HTTPWire"]),

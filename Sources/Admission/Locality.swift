@@ -1,3 +1,4 @@
+import Bytes
 public import HTTPWire
 
 /// What a request's head tells about who stands behind its peer. It can show that somebody does, never that nobody does.

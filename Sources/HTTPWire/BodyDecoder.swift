@@ -1,3 +1,5 @@
+import Bytes
+
 /// Finds a body's data in the bytes of a connection. Takes any split of them and gives the same data.
 ///
 /// A chunked body (RFC 9112 §7.1) goes through these states; `trailer…` lines are checked and dropped:
@@ -89,7 +91,7 @@ public struct BodyDecoder: Sendable {
             if let digit = hexDigit(c) {
                 sizeDigits += 1
                 guard sizeDigits <= 16, remaining <= Int.max >> 4 else { throw WireError(400, "chunk size too large") }
-                remaining = remaining << 4 | digit
+                remaining = remaining << 4 | Int(digit)
                 return false
             }
             guard sizeDigits > 0 else { throw WireError(400, "invalid chunk size") }
@@ -180,14 +182,5 @@ public struct BodyDecoder: Sendable {
     private mutating func countTrailer() throws(WireError) {
         trailerBytes += 1
         guard trailerBytes <= Self.trailerBytesMax else { throw WireError(431, "trailers larger than \(Self.trailerBytesMax) bytes") }
-    }
-}
-
-@inline(__always) private func hexDigit(_ c: UInt8) -> Int? {
-    switch c {
-    case 0x30...0x39: Int(c - 0x30)
-    case 0x41...0x46: Int(c - 0x41 + 10)
-    case 0x61...0x66: Int(c - 0x61 + 10)
-    default: nil
     }
 }

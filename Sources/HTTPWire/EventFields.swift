@@ -1,3 +1,5 @@
+import Bytes
+
 /// Reads the fields of one event as `EventSplitter` gives it (WHATWG HTML §9.2.6).
 public struct EventFields {
     /// The payload when there is exactly one data line, which is the usual case; without `data:`, one space and the line end.

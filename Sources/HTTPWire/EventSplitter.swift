@@ -1,3 +1,5 @@
+import Bytes
+
 /// Finds the borders of server-sent events, so that whole events are passed on byte for byte.
 ///
 /// An event ends with its blank line, whatever mix of LF, CRLF and CR ends the lines. Whether a CR is the whole line end or half of it
@@ -20,22 +22,28 @@ public struct EventSplitter: Sendable {
         case border
     }
 
+    /// Where a whole event lies, its blank line included.
+    public enum Event: Equatable, Sendable {
+        /// In the bytes that were given.
+        case here(Range<Int>)
+        /// Its beginning came earlier: `takeHeld()` has all of it.
+        case held
+    }
+
     private let eventBytesMax: Int
     private var place = Place.border
-    /// The unfinished event's bytes.
+    /// The bytes of an event that is not whole, or is and waits for `takeHeld()`.
     public private(set) var held: [UInt8] = []
 
     public init(eventBytesMax: Int) { self.eventBytesMax = eventBytesMax }
 
-    /// 0 at an event border.
-    public var heldBytes: Int { held.count }
-
-    /// Calls `event` with the bytes of each event that became complete, its blank line included. The bytes of an unfinished event are
-    /// copied; an event that lies in `bytes` whole is not. After an error the stream can't be split further.
-    public mutating func feed(_ bytes: RawSpan, _ event: (RawSpan) -> Void) throws(WireError) {
-        var start = 0
-        var i = 0
+    /// The next event of `bytes` from `offset` on, which is moved behind it. Nil: no further one ends here; what has begun is copied. After an
+    /// error the stream can't be split further.
+    @inline(__always)
+    public mutating func next(_ bytes: RawSpan, _ offset: inout Int) throws(WireError) -> Event? {
+        let start = offset
         let count = bytes.byteCount
+        var i = start
         while i < count {
             if place == .line {
                 guard let found = bytes.lineBreak(from: i, to: count) else { break }
@@ -57,10 +65,8 @@ public struct EventSplitter: Sendable {
             case (.blankCarriage, 0x0A): ends = true
             case (.blankCarriage, _):
                 // The CR was the whole blank line; this byte belongs to the next event.
-                try complete(bytes, start, i, event)
-                start = i
                 place = .border
-                continue
+                return try event(bytes, start, i, &offset)
             case (.borderCarriage, 0x0A): place = .border
             case (.border, 0x0A): ends = true
             case (.border, 0x0D): place = .blankCarriage
@@ -69,26 +75,30 @@ public struct EventSplitter: Sendable {
             }
             i += 1
             if ends {
-                try complete(bytes, start, i, event)
-                start = i
                 if place != .borderCarriage { place = .border }
+                return try event(bytes, start, i, &offset)
             }
         }
+        offset = count
         if start < count {
             try check(held.count + count - start)
             held.append(bytes.extracting(start..<count))
         }
+        return nil
     }
 
-    private mutating func complete(_ bytes: RawSpan, _ start: Int, _ end: Int, _ event: (RawSpan) -> Void) throws(WireError) {
+    /// The event that `next` told to be held.
+    public mutating func takeHeld() -> [UInt8] {
+        defer { held = [] }
+        return held
+    }
+
+    private mutating func event(_ bytes: RawSpan, _ start: Int, _ end: Int, _ offset: inout Int) throws(WireError) -> Event {
         try check(held.count + end - start)
-        if held.isEmpty {
-            event(bytes.extracting(start..<end))
-        } else {
-            held.append(bytes.extracting(start..<end))
-            event(held.span.bytes)
-            held.removeAll(keepingCapacity: held.capacity <= 64 * 1024)
-        }
+        offset = end
+        if held.isEmpty { return .here(start..<end) }
+        held.append(bytes.extracting(start..<end))
+        return .held
     }
 
     private func check(_ count: Int) throws(WireError) {

@@ -1,3 +1,4 @@
+import Bytes
 internal import Vocabulary
 
 /// What request and response heads have in common: their end, their fields, what the fields say about the body.

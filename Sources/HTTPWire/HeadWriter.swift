@@ -1,3 +1,5 @@
+import Bytes
+
 /// Appends heads and chunks to an output buffer. No value can end its line: a field whose name isn't a token, or whose value holds
 /// CR, LF, NUL or another control, is left out whole.
 public enum HeadWriter {

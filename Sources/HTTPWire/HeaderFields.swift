@@ -1,3 +1,5 @@
+import Bytes
+
 /// Header fields as ranges into one copy of the head: two allocations however many fields there are.
 public struct HeaderFields: Sendable {
     struct Field: Sendable {

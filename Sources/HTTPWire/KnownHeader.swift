@@ -1,3 +1,5 @@
+import Bytes
+
 /// The field names that the program handles itself; every other one is `other`.
 public enum KnownHeader: UInt8, Sendable, CaseIterable {
     case other

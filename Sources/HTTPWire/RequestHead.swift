@@ -1,3 +1,4 @@
+import Bytes
 internal import Vocabulary
 
 /// The head of a request that keeps RFC 9112 to the letter; everything else is refused, because what two parsers read
@@ -140,15 +141,5 @@ public struct RequestHead: Sendable {
         }
         let rest = bytes.text(end..<target.upperBound)
         return rest.utf8.first == UInt8(ascii: "/") ? rest : "/" + rest
-    }
-}
-
-extension RawSpan {
-    func equals(_ text: StaticString) -> Bool {
-        guard byteCount == text.utf8CodeUnitCount else { return false }
-        return text.withUTF8Buffer { buffer in
-            for i in 0..<buffer.count where self[i] != buffer[i] { return false }
-            return true
-        }
     }
 }

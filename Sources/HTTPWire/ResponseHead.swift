@@ -1,3 +1,4 @@
+import Bytes
 internal import Vocabulary
 
 /// The head of an upstream's response, as strictly read as a request: a doubt about where it ends would give one turn's bytes to another.

@@ -1,3 +1,4 @@
+import Bytes
 import Vocabulary
 
 /// Why an object doesn't say the same to every reader, and under which key.

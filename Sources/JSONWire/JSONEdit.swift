@@ -1,3 +1,5 @@
+import Bytes
+
 /// Changes members of a document and leaves every other byte as it was.
 public enum JSONEdit {
     /// The top-level object with each key of `changes` set to the given JSON, or removed where that is nil. A key that occurs several times

@@ -1,3 +1,4 @@
+import Bytes
 import Vocabulary
 
 /// A document's objects and arrays in their order, found by the one pass that checks it (RFC 8259 to the letter, valid UTF-8 without a

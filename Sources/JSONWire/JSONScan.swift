@@ -1,3 +1,5 @@
+import Bytes
+
 /// Why bytes aren't a JSON document, and where.
 public struct JSONError: Error, Equatable, Sendable {
     public var offset: Int

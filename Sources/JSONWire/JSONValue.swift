@@ -1,3 +1,4 @@
+import Bytes
 import Vocabulary
 
 /// The members of an object in their order, unknown ones and repeated ones included.

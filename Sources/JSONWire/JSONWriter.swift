@@ -1,3 +1,5 @@
+import Bytes
+
 /// Appends JSON to an output buffer.
 public enum JSONWriter {
     /// With quotes and escapes.

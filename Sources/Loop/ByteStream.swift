@@ -28,7 +28,8 @@ public final class ByteStream {
 
     let kind: Kind
     private let storage: UnsafeMutableRawPointer
-    public weak var delegate: (any ByteStreamDelegate)?
+    /// Held until the stream is closed.
+    public var delegate: (any ByteStreamDelegate)?
     public let loop: EventLoop
     public private(set) var isClosed = false
     private var isReading = false
@@ -259,6 +260,7 @@ public final class ByteStream {
     public func close() {
         guard !isClosed else { return }
         isClosed = true
+        delegate = nil
         storage.withMemoryRebound(to: uv_handle_t.self, capacity: 1) { h in
             uv_close(h) { Unmanaged<ByteStream>.fromOpaque($0!.pointee.data).release() }
         }
@@ -269,6 +271,7 @@ public final class ByteStream {
         guard !isClosed else { return }
         guard kind == .tcp else { return close() }
         isClosed = true
+        delegate = nil
         let code = uv_tcp_close_reset(storage.assumingMemoryBound(to: uv_tcp_t.self)) {
             Unmanaged<ByteStream>.fromOpaque($0!.pointee.data).release()
         }

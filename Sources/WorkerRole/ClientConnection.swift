@@ -111,7 +111,8 @@ final class ClientConnection: ByteStreamDelegate {
     /// Some of it has been sent.
     private var hasBegun = false
     private var isChunked = false
-    private var pending: [UInt8] = []
+    /// Body bytes of the answer that `flush` sends.
+    var pending: [UInt8] = []
     private var answerBytes = 0
     private(set) var lastWrite: Instant
     private var stalledSince: Instant

@@ -19,31 +19,17 @@ final class Turn: UpstreamUser, Answering {
     private(set) var ask: TurnRequest
     /// A large body as this kind of account gets it.
     private var prepared: (kind: Account.Kind, body: [UInt8])?
-    weak var client: ClientConnection?
+    var client: ClientConnection?
     var exchange = Exchange()
-    var findings = UsageFindings()
-    /// How the present upstream answer is passed on.
-    var answer = AnswerMode.none
-    var splitter = EventSplitter(eventBytesMax: Limits.eventBytesMax)
-    /// Events that are kept back while another account may still be tried.
-    var heldBack: [UInt8] = []
-    var sawCreated = false
-    /// Choices of a chat stream that have begun, and whether each goes on.
-    var openChoices: [Int64: Bool] = [:]
-    /// A chunk without choices has told the usage of the whole chat.
-    var hasFinalUsage = false
-    var responseHead: ResponseHead?
+    /// The present attempt's answer; nil before it begins.
+    var answer: AnswerAdapter?
+    private(set) var responseHead: ResponseHead?
     /// The last attempt's error answer, for the client when no account is left.
     private var refused: (head: ResponseHead, body: [UInt8])?
-    /// Output items of a stream, for answers whose terminal event leaves them out.
-    var items: [[UInt8]] = []
-    var itemsBytes = 0
-    /// There was no room for some of them.
-    var itemsLost = false
-    /// What `keptBytes` takes of the instance's memory; nil while it is little.
+    /// What the answer keeps takes of the instance's memory; nil while it is little.
     private var kept: MemoryShare?
 
-    private var account: RoutedAccount?
+    var account: RoutedAccount?
     private var connection: UpstreamConnection?
     private var connecting: ConnectAttempt?
     private var wakeAt = Instant.never
@@ -53,35 +39,14 @@ final class Turn: UpstreamUser, Answering {
     var idleSince: Instant
     private var acceptedAt = Instant.never
     private var isPaused = false
-    private var isSettled = false
-    private var settledAt = Instant.never
+    var isSettled = false
+    var settledAt = Instant.never
     /// Rises when an attempt is given up: what its answer still brings is ignored.
     private var attemptNumber = 0
-    private var firstByteMilliseconds: Int?
+    var firstByteMilliseconds: Int?
     /// The client has left; until `usageBy` the upstream may still tell what the answer cost.
-    private var isClientGone = false
+    var isClientGone = false
     private var usageBy = Instant.never
-    /// Events of the answer that tell something of its text: about as many tokens.
-    var outputEvents = 0
-
-    /// What becomes of an upstream's answer.
-    enum AnswerMode {
-        case none
-        /// An error status: its body is read to decide.
-        case refusal([UInt8])
-        /// A success that should be events, whatever its type says: its first byte tells what it is.
-        case undecided
-        /// JSON where events belong: read whole before anything of it is told.
-        case gathered([UInt8])
-        /// Server-sent events, passed on one by one.
-        case events
-        /// Server-sent events of the Responses API, told as a chat stream.
-        case chatEvents(ChatStreamTranslator)
-        /// A body passed on as it comes; a copy is kept for its usage.
-        case body(AnswerCopy)
-        /// Server-sent events that become one JSON answer.
-        case assembled
-    }
 
     init(_ worker: Worker, _ request: ClientRequest, _ ask: TurnRequest, _ client: ClientConnection) {
         (self.worker, self.request, self.ask, self.client) = (worker, request, ask, client)
@@ -124,7 +89,7 @@ final class Turn: UpstreamUser, Answering {
         worker.scoreboard.turnStarted(account: chosen.value.slot, worker: worker.slot, now: worker.loop.now)
     }
 
-    private func release() {
+    func release() {
         guard let account else { return }
         worker.scoreboard.turnEnded(account: account.value.slot, worker: worker.slot)
     }
@@ -204,7 +169,7 @@ final class Turn: UpstreamUser, Answering {
         refusalBy = .never
         acceptedAt = .never
         connection = nil
-        if case .refusal(let body) = answer, let head = responseHead { refused = (head, body) } else { refused = nil }
+        if let body = answer?.refusalBody, let head = responseHead { refused = (head, body) } else { refused = nil }
         let wall = Clock.wall
         let (action, penalty) = exchange.attemptFailed(failure, now: wall, jitter: Double.random(in: -1...1), model: ask.model)
         if let account { worker.penalise(account, ask.model, penalty, failure, requestID: request.id) }
@@ -222,24 +187,10 @@ final class Turn: UpstreamUser, Answering {
         }
     }
 
-    /// The stream's first telling event is a failure that another account may make good.
-    func failedBeforeVisible(_ refusal: UpstreamRefusal) {
-        connection?.close()
-        attemptFailed(.failedEvent(refusal))
-    }
-
     /// The next attempt starts clean.
     private func forgetAnswer() {
         attemptNumber += 1
-        answer = .none
-        splitter = EventSplitter(eventBytesMax: Limits.eventBytesMax)
-        heldBack = []
-        (sawCreated, openChoices, hasFinalUsage, outputEvents) = (false, [:], false, 0)
-        (items, itemsBytes, itemsLost) = ([], 0, false)
-        kept = nil
-        responseHead = nil
-        isPaused = false
-        findings = UsageFindings()
+        (answer, responseHead, kept, isPaused) = (nil, nil, nil, false)
     }
 
     // MARK: The upstream's answer
@@ -248,125 +199,77 @@ final class Turn: UpstreamUser, Answering {
         firstByteBy = .never
         idleSince = worker.loop.now
         responseHead = head
-        guard (200..<300).contains(head.status) else {
-            answer = .refusal([])
+        let form = AnswerForm(ask, isChatGPT: isChatGPT, requestID: request.id, createdSeconds: request.time.seconds)
+        answer = AnswerAdapter(form, status: head.status, contentType: head.fields.first(.contentType) ?? "")
+        if answer?.refusalBody != nil {
             refusalBy = worker.loop.now.adding(milliseconds: Limits.errorBodyMilliseconds)
-            return
+        } else {
+            exchange.responseAccepted()
+            acceptedAt = worker.loop.now
         }
-        exchange.responseAccepted()
-        acceptedAt = worker.loop.now
-        let type = head.fields.first(.contentType)?.lowercased() ?? ""
-        let mayBeEvents = ask.wantsStream || isChatGPT || type.hasPrefix("text/event-stream")
-        answer = mayBeEvents || type.hasPrefix("text/html") ? .undecided : .body(AnswerCopy())
-    }
-
-    private var eventsMode: AnswerMode {
-        if !ask.wantsStream, isChatGPT { return .assembled }
-        guard request.route == .chatCompletions, isChatGPT else { return .events }
-        return .chatEvents(
-            ChatStreamTranslator(
-                model: ask.model, includeUsage: ask.includesUsage, created: request.time.seconds, id: "chatcmpl-" + request.id))
-    }
-
-    /// White space and a byte order mark mean nothing to either kind.
-    private func decide(_ bytes: RawSpan) {
-        let (blank, first) = bytes.withUnsafeBytes { raw in
-            let rest = raw.dropFirst(raw.starts(with: [0xEF, 0xBB, 0xBF]) ? 3 : 0).drop { $0 == 0x20 || $0 >= 0x09 && $0 <= 0x0D }
-            return (raw.count - rest.count, rest.first)
-        }
-        guard let first else { return }
-        switch first {
-        case UInt8(ascii: "<"):  // some gateway's page: no client of an API reads it
-            let why = "status \(responseHead?.status ?? 0) with a page of HTML"
-            if !exchange.isInvisible { return streamBroke(code: "upstream_unavailable", message: why) }
-            connection?.close()
-            return attemptFailed(.broken(why))
-        case UInt8(ascii: "{"), UInt8(ascii: "["):
-            answer = ask.wantsStream || isChatGPT ? .gathered([]) : .body(AnswerCopy())
-        default: answer = eventsMode
-        }
-        upstreamSent(bytes.extracting(droppingFirst: blank))
     }
 
     func upstreamSent(_ bytes: RawSpan) {
         idleSince = worker.loop.now
-        switch answer {
-        case .none:
-            break
-        case .undecided:
-            return decide(bytes)
-        case .refusal(var body):
-            answer = .none  // sole owner while appending
-            let room = max(0, Limits.errorBodyBytesMax - body.count)
-            bytes.withUnsafeBytes { body += $0.prefix(room) }
-            answer = .refusal(body)
-            if bytes.byteCount > room {  // the rest is not worth waiting for
-                connection?.close()
-                return refusedInPart(body)
-            }
-        case .gathered(var body):
-            answer = .none
-            let isTooLarge = body.count + bytes.byteCount > Limits.eventBytesMax
-            if !isTooLarge { bytes.withUnsafeBytes { body += $0 } }
-            answer = .gathered(body)
-            if isTooLarge { return streamBroke(code: "upstream_unavailable", message: "The upstream's JSON answer is too large") }
-        case .body(var copy):
-            answer = .none
-            copy.append(bytes)
-            answer = .body(copy)
-            beginBodyIfNeeded()
-            client?.append(bytes)
-        case .events, .chatEvents, .assembled:
-            // An event may end the attempt, and the next one has a splitter of its own: this one is taken out while it works.
-            var feeding = EventSplitter(eventBytesMax: Limits.eventBytesMax)
-            swap(&feeding, &splitter)
-            let attempt = attemptNumber
-            do throws(WireError) {
-                try feeding.feed(bytes) { event in
-                    if attempt == attemptNumber { received(event: event) }
-                }
-            } catch {
-                if attempt == attemptNumber { streamBroke(code: "stream_event_too_large", message: error.reason) }
-                return
-            }
-            if attempt == attemptNumber { swap(&feeding, &splitter) }
-        }
+        var offset = 0
+        drive { answer, out in answer.feed(bytes, &offset, into: &out) }
         makeRoomForKept()
     }
 
-    /// Bytes of the answer that are held here.
-    private var keptBytes: Int {
-        let copied =
-            switch answer {
-            case .body(let copy): copy.bytes.count
-            case .refusal(let body), .gathered(let body): body.count
-            default: 0
+    /// Lets the answer work until nothing of it has to be decided.
+    private func drive(_ step: (inout AnswerAdapter, inout [UInt8]) -> AnswerAdapter.Signal?) {
+        let attempt = attemptNumber
+        while attempt == attemptNumber, !exchange.isFinished, answer != nil {
+            guard let signal = tell(step) else { return }
+            perform(signal)
+        }
+    }
+
+    /// What the answer has for the client goes out at the next `flush`: after the record, when that is due.
+    private func tell<T>(_ step: (inout AnswerAdapter, inout [UInt8]) -> T) -> T {
+        defer { if exchange.state == .accepted, answer?.isTelling == true { becomeVisible() } }
+        if let client { return step(&answer!, &client.pending) }
+        var nobody: [UInt8] = []
+        return step(&answer!, &nobody)
+    }
+
+    private func perform(_ signal: AnswerAdapter.Signal) {
+        switch signal {
+        case .complete(let code):
+            settle(status: answer?.isBody == true ? responseHead?.status ?? 200 : 200, errorCode: code)
+        case .failed(let refusal, let mayMove):
+            // Only what the table lets go to another account ends the attempt, and only while nothing of the answer has been worked out: that
+            // would be paid for twice. The rest is the answer; what it tells of the account counts all the same.
+            let verdict = FailoverTable.verdict(.failedEvent(refusal), attemptsOnAccount: 1, now: Clock.wall, jitter: 0, model: ask.model)
+            if mayMove, verdict.next == .nextAccount {
+                connection?.close()
+                return attemptFailed(.failedEvent(refusal))
             }
-        return copied + splitter.heldBytes + heldBack.count + itemsBytes
+            if let account { worker.penalise(account, ask.model, verdict.penalty, .failedEvent(refusal), requestID: request.id) }
+            if let next = tell({ $0.tellFailure(into: &$1) }) { perform(next) }
+        case .refuse(let error, let inStream):
+            fail(error, inStream: inStream)
+        case .broken(let error):
+            streamBroke(error)
+        case .page:  // no client of an API reads it
+            let why = "status \(responseHead?.status ?? 0) with a page of HTML"
+            if !exchange.isInvisible { return streamBroke(code: "upstream_unavailable", message: why) }
+            connection?.close()
+            attemptFailed(.broken(why))
+        case .refused:
+            connection?.close()  // the rest is not worth waiting for
+            refusedInPart()
+        }
     }
 
     /// Counts what is kept. When the instance has no room for it, what the client's answer can do without goes first.
     private func makeRoomForKept() {
-        guard !exchange.isFinished, !countKept() else { return }
-        switch answer {
-        case .body(var copy):
-            answer = .none
-            copy.giveUp()  // its usage stands near its end, or is estimated
-            answer = .body(copy)
-        case .events, .chatEvents, .assembled:
-            (items, itemsBytes, itemsLost) = ([], 0, itemsLost || !items.isEmpty)
-            if countKept() { return }
-            return streamBroke(MemoryBudget.overloaded("an event of the answer does not fit"))
-        case .gathered:
-            return streamBroke(MemoryBudget.overloaded("the answer does not fit"))
-        case .none, .undecided, .refusal:
-            break  // small, and needed
-        }
-        _ = countKept()
+        guard !exchange.isFinished, answer != nil, !countKept(), let problem = answer?.shed(), !countKept() else { return }
+        streamBroke(MemoryBudget.overloaded(problem))
     }
 
     private func countKept() -> Bool {
-        let bytes = keptBytes
+        let bytes = answer?.keptBytes ?? 0
         guard bytes > Limits.memoryStepBytes else {
             kept = nil
             return true
@@ -380,10 +283,8 @@ final class Turn: UpstreamUser, Answering {
 
     func upstreamPaused() {
         guard let client, exchange.state == .visible else { return }
-        if case .body(let copy) = answer {
-            // The last bytes wait for the record; everything before them goes out now.
-            if let whole = responseHead?.fields.first(.contentLength).flatMap({ Int($0) }), copy.count >= whole { return }
-        }
+        // The last bytes wait for the record; everything before them goes out now.
+        if let answer, answer.isBody, let whole = bodyLength, answer.bodyBytes >= whole { return }
         client.flush()
         if client.queuedBytes > Limits.downstreamHighBytes, !isPaused {
             isPaused = true
@@ -400,28 +301,11 @@ final class Turn: UpstreamUser, Answering {
 
     func upstreamCompleted() {
         connection = nil
-        switch answer {
-        case .none: break
-        case .undecided:
-            answer = eventsMode
-            endOfEvents()
-        case .refusal(let body): attemptFailed(.refused(refusal(body)))
-        case .gathered(let body): tell(gathered: body)
-        case .body(let copy):
-            beginBodyIfNeeded()
-            let tail = copy.isWhole ? [] : copy.usageInTail
-            let body = copy.isWhole ? copy.bytes.span.bytes : tail.span.bytes
-            switch request.route {
-            case .chatCompletions: UsageTap.chatChunk(body, into: &findings)
-            case .embeddings: UsageTap.embeddingsBody(body, into: &findings)
-            default: UsageTap.responsesBody(body, into: &findings)
-            }
-            let failure = copy.isWhole ? UpstreamRefusal(answer: body) : nil
-            settle(status: responseHead?.status ?? 200, errorCode: failure.map { $0.code.isEmpty ? "upstream_error" : $0.code } ?? "")
-            finishAnswer()
-        case .events, .chatEvents, .assembled:
-            endOfEvents()
-        }
+        guard let answer else { return }
+        if let body = answer.refusalBody { return attemptFailed(.refused(refusal(body))) }
+        let attempt = attemptNumber
+        drive { $0.end(into: &$1) }
+        if attempt == attemptNumber, !exchange.isFinished { finishAnswer() }
     }
 
     func upstreamTookRequest() {
@@ -435,11 +319,11 @@ final class Turn: UpstreamUser, Answering {
         guard !exchange.isFinished else { return }
         switch exchange.state {
         case .dispatched:
-            if case .refusal(let body) = answer { return refusedInPart(body) }
+            if answer?.refusalBody != nil { return refusedInPart() }
             if progress == .unread, !isClientGone, exchange.staleConnectionFound() { return dispatch(isAgain: true) }
             attemptFailed(.broken(why))
         case .accepted, .visible:
-            if case .body = answer {
+            if answer?.isBody == true {
                 if exchange.isInvisible { return attemptFailed(.broken(why)) }
                 settle(status: 502, errorCode: "upstream_unavailable")
                 exchange.finished()
@@ -454,14 +338,14 @@ final class Turn: UpstreamUser, Answering {
     }
 
     private var brokenCode: String {
-        if isBare { return "upstream_unavailable" }
+        if answer?.isBare ?? true { return "upstream_unavailable" }
         return request.route == .codexResponses ? "stream_incomplete" : "upstream_stream_truncated"
     }
 
     /// The status is known, only its body is cut: no client can read that, so it gets one of ours.
-    private func refusedInPart(_ body: [UInt8]) {
-        let refusal = refusal(body)
-        answer = .none
+    private func refusedInPart() {
+        let refusal = refusal(answer?.refusalBody ?? [])
+        answer = nil
         attemptFailed(.refused(refusal))
     }
 
@@ -474,8 +358,7 @@ final class Turn: UpstreamUser, Answering {
     // MARK: Answering the client
 
     /// The first bytes of the answer are about to go out: from here on no other account.
-    func becomeVisible() {
-        guard exchange.state == .accepted else { return }
+    private func becomeVisible() {
         exchange.becameVisible()
         acceptedAt = .never
         noteFirstByte()
@@ -483,44 +366,33 @@ final class Turn: UpstreamUser, Answering {
         prepared = nil
         // What is still on its way to an upstream that answered early is held until it is out.
         if connection?.isRequestOut ?? true { request.memory.set(0) }
+        guard let client, let answer, let received = responseHead else { return }
+        switch answer.head {
+        case .received:
+            client.beginAnswer(status: received.status, length: bodyLength) { out in
+                UpstreamRequest.passFields(received, requestID: request.id, into: &out)
+            }
+        case .stream:
+            client.beginAnswer(status: 200, length: nil) { out in
+                HeadWriter.field("Content-Type", "text/event-stream; charset=utf-8", into: &out)
+                UpstreamRequest.passFields(received, requestID: request.id, isStream: true, into: &out)
+                HeadWriter.field("Cache-Control", "no-cache, no-transform", into: &out)
+                HeadWriter.field("X-Accel-Buffering", "no", into: &out)
+            }
+        case .whole(let bytes):
+            client.beginAnswer(status: 200, length: bytes) { out in
+                HeadWriter.field("Content-Type", "application/json", into: &out)
+                HeadWriter.field("X-Request-Id", request.id, into: &out)
+            }
+        }
     }
 
-    /// What a failure that is told, not failed over, says of the account.
-    func penalise(_ refusal: UpstreamRefusal, _ penalty: Verdict.Penalty) {
-        if let account { worker.penalise(account, ask.model, penalty, .failedEvent(refusal), requestID: request.id) }
-    }
-
-    /// No event has told anything of the answer yet.
-    var isBare: Bool { !sawCreated && outputEvents == 0 }
+    private var bodyLength: Int? { responseHead?.fields.first(.contentLength).flatMap { Int($0) } }
 
     private func noteFirstByte() {
         guard firstByteMilliseconds == nil else { return }
         firstByteMilliseconds = worker.loop.now.milliseconds(since: request.start)
         worker.scoreboard.observeFirstByte(milliseconds: firstByteMilliseconds!, worker: worker.slot)
-    }
-
-    private func beginBodyIfNeeded() {
-        guard exchange.state == .accepted, let head = responseHead else { return }
-        becomeVisible()
-        let length = head.fields.first(.contentLength).flatMap { Int($0) }
-        client?.beginAnswer(status: head.status, length: length) { out in
-            UpstreamRequest.passFields(head, requestID: request.id, into: &out)
-        }
-    }
-
-    func beginStream() {
-        guard exchange.state == .accepted else { return }
-        becomeVisible()
-        client?.beginAnswer(status: 200, length: nil) { out in
-            HeadWriter.field("Content-Type", "text/event-stream; charset=utf-8", into: &out)
-            if let head = responseHead { UpstreamRequest.passFields(head, requestID: request.id, isStream: true, into: &out) }
-            HeadWriter.field("Cache-Control", "no-cache, no-transform", into: &out)
-            HeadWriter.field("X-Accel-Buffering", "no", into: &out)
-        }
-        if !heldBack.isEmpty {
-            client?.append(heldBack.span.bytes)
-            heldBack = []
-        }
     }
 
     func finishAnswer() {
@@ -599,20 +471,9 @@ final class Turn: UpstreamUser, Answering {
         guard !isSettled else {  // the terminal event is out; only the end of the body is missing
             return finishAnswer()
         }
-        if exchange.isInvisible, !ask.wantsStream || !request.route.isResponses { return fail(error) }
-        if let told = findings.errorCode {  // the upstream's own word is out: one is enough
-            settle(status: 200, errorCode: told)
-            return finishAnswer()
-        }
-        settle(status: 200, errorCode: error.code)
-        beginStream()
-        let events =
-            request.route.isResponses
-            ? ErrorEnvelope.failedEvents(
-                error, responseID: findings.responseID ?? request.id, model: ask.model, createdSeconds: request.time.seconds,
-                createdFirst: !sawCreated && request.route == .responses)
-            : ErrorEnvelope.chatFailure(error)
-        client?.append(events.span.bytes)
+        if exchange.isInvisible, !ask.wantsStream || !request.route.isResponses || answer == nil { return fail(error) }
+        let code = tell { $0.tellBroken(error, into: &$1) }
+        settle(status: 200, errorCode: code)
         logRefused(200, error.code)
         finishAnswer()
     }
@@ -638,18 +499,16 @@ final class Turn: UpstreamUser, Answering {
             connection?.close()
             return abandon(errorCode: "client_disconnected", status: 499)
         }
-        if now >= refusalBy, case .refusal(let body) = answer {
+        if now >= refusalBy, answer?.refusalBody != nil {
             connection?.close()
-            return refusedInPart(body)
+            return refusedInPart()
         }
-        if acceptedAt != .never, now.milliseconds(since: acceptedAt) >= worker.settings.times.holdBack, ask.wantsStream {
+        if acceptedAt != .never, now.milliseconds(since: acceptedAt) >= worker.settings.times.holdBack, ask.wantsStream,
+            answer?.takesComments == true
+        {
             // Silence is told as such: the client gets its head now and comments from here on.
-            switch answer {
-            case .undecided, .gathered, .events, .chatEvents:
-                beginStream()
-                client?.flush()
-            case .none, .refusal, .body, .assembled: break
-            }
+            tell { $0.open(into: &$1) }
+            client?.flush()
         }
         guard connection != nil, !isPaused else { return }
         if isSettled, exchange.state == .visible, now.milliseconds(since: settledAt) >= Limits.afterTerminalMilliseconds {
@@ -661,7 +520,7 @@ final class Turn: UpstreamUser, Answering {
         if exchange.state == .accepted || exchange.state == .visible,
             now.milliseconds(since: idleSince) >= worker.settings.times.upstreamIdle
         {
-            if case .body = answer {
+            if answer?.isBody == true {
                 connection?.close()
                 return upstreamFailed("silent for too long", .answered)
             }
@@ -671,11 +530,7 @@ final class Turn: UpstreamUser, Answering {
     }
 
     private func commentIfSilent(_ now: Instant) {
-        guard exchange.state == .visible, let client, client.queuedBytes == 0 else { return }
-        switch answer {
-        case .undecided, .gathered, .events, .chatEvents: break
-        default: return
-        }
+        guard exchange.state == .visible, let client, client.queuedBytes == 0, answer?.takesComments == true else { return }
         // A half-closed client may be gone: only writing tells, so it is asked more often.
         let interval = client.isHalfClosed ? min(1000, worker.settings.times.keepaliveComment) : worker.settings.times.keepaliveComment
         guard now.milliseconds(since: client.lastWrite) >= interval else { return }
@@ -708,14 +563,11 @@ final class Turn: UpstreamUser, Answering {
             status: 503, code: "proxy_unavailable", type: "server_error", message: "codex-lb is shutting down", origin: .ourselves)
         guard !exchange.isFinished else { return }
         if exchange.isInvisible { return fail(error) }
-        switch answer {
-        case .undecided, .gathered, .events, .chatEvents: streamBroke(code: "proxy_unavailable", message: error.message)
-        case .assembled where isSettled: streamBroke(code: "", message: "")
-        default:
-            let client = self.client
-            abandon(errorCode: "proxy_unavailable", status: 503)
-            client?.abort()
-        }
+        if answer?.takesComments == true { return streamBroke(code: "proxy_unavailable", message: error.message) }
+        if answer?.isAssembled == true, isSettled { return streamBroke(code: "", message: "") }
+        let client = self.client
+        abandon(errorCode: "proxy_unavailable", status: 503)
+        client?.abort()
     }
 
     private func abandon(errorCode: String, status: Int) {
@@ -725,76 +577,5 @@ final class Turn: UpstreamUser, Answering {
         settle(status: status, errorCode: errorCode)
         exchange.finished()
         worker.ended(self)
-    }
-
-    // MARK: Accounting
-
-    /// Puts the turn's record into the journal, once: before the last byte of the answer goes out.
-    func settle(status: Int, errorCode: String) {
-        guard !isSettled else { return }
-        isSettled = true
-        release()
-        let (status, errorCode) = isClientGone ? (499, "client_disconnected") : (status, errorCode)
-        estimateUsage(errorCode)
-        let now = worker.loop.now
-        settledAt = now
-        var record = UsageRecord(id: request.recordID, time: request.time, route: request.route.rawValue, requestID: request.id)
-        record.keyID = request.key?.id
-        record.accountID = exchange.attempts > 0 || account != nil ? account?.value.id : nil
-        record.modelAsked = ask.model.cut(utf8: Limits.recordModelBytesMax)
-        record.modelServed = findings.modelServed.cut(utf8: Limits.recordModelBytesMax)
-        record.status = status
-        // A turn whose numbers were changed is no failure, but whoever reads the record must see it.
-        let mark =
-            findings.isEstimated
-            ? (errorCode.isEmpty ? "usage_estimated" : errorCode + "_usage_estimated")
-            : errorCode.isEmpty && findings.isOutOfRange ? "usage_out_of_range" : errorCode
-        record.errorCode = mark.cut(utf8: Limits.recordCodeBytesMax)
-        if let usage = findings.usage {
-            record.inputTokens = usage.input
-            record.cachedInputTokens = usage.cachedInput
-            record.outputTokens = usage.output
-            record.reasoningTokens = usage.reasoning
-            record.costMicrodollars = PriceTable.costMicrodollars(
-                model: findings.modelServed.isEmpty ? ask.model : findings.modelServed, serviceTier: findings.serviceTier, usage: usage)
-            worker.scoreboard.add(.inputTokens, worker: worker.slot, Int(usage.input))
-            worker.scoreboard.add(.outputTokens, worker: worker.slot, Int(usage.output))
-        }
-        record.firstByteMilliseconds = firstByteMilliseconds.map { Int64($0) }
-        record.durationMilliseconds = Int64(now.milliseconds(since: request.start))
-        record.attempts = exchange.attempts
-        record.requestBytes = Int64(request.receivedBytes)
-        record.responseBytes = Int64(client?.bodyBytes ?? 0)
-        worker.journal(record)
-        worker.scoreboard.add(.turnsFinished, worker: worker.slot)
-        if !errorCode.isEmpty { worker.scoreboard.add(.turnsFailed, worker: worker.slot) }
-        worker.scoreboard.add(.requestBytes, worker: worker.slot, request.receivedBytes)
-        worker.scoreboard.add(.turnsOpen, worker: worker.slot, -1)
-        worker.log.debug(
-            "turn finished",
-            metadata: [
-                "request_id": "\(request.id)", "route": "\(request.route.rawValue)",
-                "model": "\(ask.model.cut(utf8: Limits.recordModelBytesMax))", "status": "\(status)",
-                "code": "\(errorCode)", "account": "\(account?.value.name ?? "")", "attempts": "\(exchange.attempts)",
-                "duration_ms": "\(record.durationMilliseconds)",
-            ])
-    }
-
-    var hasSettled: Bool { isSettled }
-
-    /// An answer that told no usage was not free: neither one whose client left before its end nor one of an upstream that never tells.
-    /// The record says that its numbers are a guess: four bytes of the request, or one event or four bytes of the answer, to a token.
-    private func estimateUsage(_ errorCode: String) {
-        // What we ended for want of memory was asked for and worked on all the same.
-        guard findings.usage == nil, isClientGone || errorCode.isEmpty || errorCode == "server_overloaded" else { return }
-        switch (exchange.state, answer) {
-        case (.dispatched, .none) where isClientGone, (.accepted, _), (.visible, _): break
-        default: return
-        }
-        var output = outputEvents
-        if case .body(let copy) = answer, request.route != .embeddings { output = copy.count / 4 }
-        if case .gathered(let body) = answer { output = body.count / 4 }
-        findings.usage = TokenUsage(input: Int64(request.receivedBytes / 4), output: Int64(output))
-        findings.isEstimated = true
     }
 }

@@ -34,7 +34,8 @@ final class UpstreamConnection: ByteStreamDelegate {
     let origin: Origin
     private let stream: ByteStream
     private var tls: TLSClient?
-    private weak var user: (any UpstreamUser)?
+    /// Until the request has its answer or its failure.
+    private var user: (any UpstreamUser)?
     private unowned let pool: UpstreamPool
 
     private enum Phase {

@@ -7,11 +7,18 @@
         var at = 0
         while at < count {
             let end = min(count, at + step)
+            let piece = input.span.bytes.extracting(at..<end)
+            var offset = 0
             do {
-                try splitter.feed(input.span.bytes.extracting(at..<end)) { event in
-                    events.append(event.withUnsafeBytes { Array($0) })
-                    let one = EventFields.data(of: event).map { range in event.extracting(range).withUnsafeBytes { Array($0) } }
-                    if let one { precondition(one == EventFields.joinedData(of: event)) }
+                while let next = try splitter.next(piece, &offset) {
+                    let bytes: [UInt8]
+                    switch next {
+                    case .here(let place): bytes = piece.array(place)
+                    case .held: bytes = splitter.takeHeld()
+                    }
+                    events.append(bytes)
+                    let event = bytes.span.bytes
+                    if let one = EventFields.data(of: event).map({ event.array($0) }) { precondition(one == EventFields.joinedData(of: event)) }
                     _ = EventFields.name(of: event)
                     _ = EventFields.isComment(event)
                 }

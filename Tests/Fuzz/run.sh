@@ -15,7 +15,7 @@ for name; do
     # One module of the sources and the harness: what the sources import of Vocabulary is the file of limits alone.
     work=$dir/$name.sources
     rm -rf "$work"; mkdir -p "$work" "$dir/$name.corpus"
-    cp "$root/Sources/$module"/*.swift "$root/Sources/Vocabulary/Limits.swift" "$work/"
+    cp "$root/Sources/$module"/*.swift "$root/Sources/Bytes"/*.swift "$root/Sources/Vocabulary/Limits.swift" "$work/"
     link=""
     if [ $module = ControlWire ]; then
         # Its values are Vocabulary's, and its messages need SwiftProtobuf: a debug build has made that.
@@ -40,7 +40,7 @@ for name; do
         dict=$here/Translation.dict ;;
     esac
     cp "$here/$name.swift" "$work/Harness.swift"
-    sed -i -E '/^(public |internal )?import (Vocabulary|JSONWire|Store)$/d' "$work"/*.swift
+    sed -i -E '/^(public |internal )?import (Vocabulary|Bytes|JSONWire|Store)$/d' "$work"/*.swift
     swiftc -swift-version 6 -O -sanitize=fuzzer -parse-as-library -module-name Fuzz -o "$dir/$name" "$work"/*.swift $link
     echo "== $name, $seconds s"
     # -rss_limit and -timeout end what grows or hangs.

@@ -7,7 +7,18 @@ func events(_ input: [UInt8], cuts: [Int], max: Int = 1 << 20) -> (events: [Stri
     var found: [String] = []
     var start = 0
     for cut in cuts + [input.count] {
-        do { try splitter.feed(input.span.bytes.extracting(start..<cut)) { found.append(text($0)) } } catch {
+        let piece = input.span.bytes.extracting(start..<cut)
+        var offset = 0
+        do throws(WireError) {
+            while let event = try splitter.next(piece, &offset) {
+                switch event {
+                case .here(let place): found.append(text(piece.extracting(place)))
+                case .held:
+                    let whole = splitter.takeHeld()
+                    found.append(text(whole.span.bytes))
+                }
+            }
+        } catch {
             return (found, splitter.held, error)
         }
         start = cut
