@@ -44,6 +44,8 @@ extension RawSpan {
         return true
     }
 
+    @inlinable public func equalsIgnoringCase(_ text: StaticString) -> Bool { equalsIgnoringCase(0..<byteCount, text) }
+
     /// Starts with `text`, without regard to ASCII case; `text` is lower case.
     @inlinable public func hasPrefix(ignoringCase text: StaticString) -> Bool {
         byteCount >= text.utf8CodeUnitCount && equalsIgnoringCase(0..<text.utf8CodeUnitCount, text)

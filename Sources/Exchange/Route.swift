@@ -15,6 +15,10 @@ public enum Route: String, Sendable {
     case usage = "/v1/usage"
 
     public init?(path: String) {
+        if let exact = Self(rawValue: path) {
+            self = exact
+            return
+        }
         var path = path
         if path.count > 1, path.hasSuffix("/") { path.removeLast() }
         if path.hasPrefix("/backend-api/codex/v1/") { path = "/backend-api/codex/" + path.dropFirst(22) }

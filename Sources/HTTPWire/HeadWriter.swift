@@ -67,7 +67,7 @@ public enum HeadWriter {
     /// The size line of a chunk; `count` must not be 0, for that is the last chunk.
     public static func chunkStart(count: Int, into out: inout [UInt8]) {
         precondition(count > 0)
-        out.append(contentsOf: String(count, radix: 16).utf8)
+        out.append(hex: count)
         out.append("\r\n" as StaticString)
     }
 

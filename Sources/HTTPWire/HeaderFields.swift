@@ -16,11 +16,18 @@ public struct HeaderFields: Sendable {
     }
 
     /// The head (for a request, with its first line) and what was appended after.
-    var bytes: [UInt8]
-    var fields: [Field]
+    private(set) var bytes: [UInt8]
+    private(set) var fields: [Field]
+    /// The known names that occur, a bit each: most questions are about fields that are not there.
+    private var present: UInt64 = 0
 
     public init() { (bytes, fields) = ([], []) }
-    init(bytes: [UInt8], fields: [Field]) { (self.bytes, self.fields) = (bytes, fields) }
+    init(bytes: [UInt8], fields: [Field]) {
+        (self.bytes, self.fields) = (bytes, fields)
+        for field in fields { present |= 1 << UInt64(field.known.rawValue) }
+    }
+
+    public func has(_ known: KnownHeader) -> Bool { present >> UInt64(known.rawValue) & 1 == 1 }
 
     public var count: Int { fields.count }
 
@@ -34,27 +41,34 @@ public struct HeaderFields: Sendable {
         let known = KnownHeader.named(bytes.span.bytes, start..<middle)
         let trimmed = bytes.span.bytes.trimmed(middle..<bytes.count)
         fields.append(Field(known, name: start..<middle, value: trimmed))
+        present |= 1 << UInt64(known.rawValue)
     }
 
     /// The first such field's value without space around it.
     public func first(_ known: KnownHeader) -> String? {
+        guard has(known) else { return nil }
         for field in fields where field.known == known { return bytes.span.bytes.text(field.value) }
         return nil
     }
 
     public func all(_ known: KnownHeader) -> [String] {
-        fields.filter { $0.known == known }.map { bytes.span.bytes.text($0.value) }
+        guard has(known) else { return [] }
+        return fields.filter { $0.known == known }.map { bytes.span.bytes.text($0.value) }
     }
 
     /// The content codings of the body, the first applied first, without those that change nothing; in lower case.
     public var contentEncodings: [String] {
-        all(.contentEncoding).flatMap { $0.split(separator: ",") }.map {
+        guard has(.contentEncoding) else { return [] }
+        return all(.contentEncoding).flatMap { $0.split(separator: ",") }.map {
             String($0.drop { $0 == " " || $0 == "\t" }.prefix { $0 != " " && $0 != "\t" }).lowercased()
         }
         .filter { !["", "identity", "none", "utf-8", "utf8", "binary"].contains($0) }  // what some write who mean none
     }
 
-    public mutating func remove(_ known: KnownHeader) { fields.removeAll { $0.known == known } }
+    public mutating func remove(_ known: KnownHeader) {
+        fields.removeAll { $0.known == known }
+        present &= ~(1 << UInt64(known.rawValue))
+    }
 
     /// By a name of any case, known or not.
     public func first(named name: String) -> String? {
@@ -66,6 +80,7 @@ public struct HeaderFields: Sendable {
 
     /// Whether the comma lists of all such fields name `token` (lower case), in any case. Parameters after a semicolon count to the token.
     public func hasToken(_ known: KnownHeader, _ token: StaticString) -> Bool {
+        guard has(known) else { return false }
         let span = bytes.span.bytes
         for field in fields where field.known == known {
             if anyElement(span, field.value, { span.equalsIgnoringCase($0, token) }) { return true }
@@ -94,6 +109,7 @@ public struct HeaderFields: Sendable {
 
     /// Whether `Connection` has more in it than `close` and `keep-alive`.
     private var nominatesFields: Bool {
+        guard has(.connection) else { return false }
         let span = bytes.span.bytes
         for field in fields where field.known == .connection {
             let more = anyElement(span, field.value) {
@@ -105,6 +121,7 @@ public struct HeaderFields: Sendable {
     }
 
     private func isNominated(_ name: RawSpan) -> Bool {
+        guard has(.connection) else { return false }
         let span = bytes.span.bytes
         for field in fields where field.known == .connection {
             if anyElement(span, field.value, { span.equalsIgnoringCase($0, name) }) { return true }

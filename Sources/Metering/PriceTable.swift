@@ -78,7 +78,10 @@ public enum PriceTable {
 
     /// The cost in millionths of a dollar, rounded half up; nil when the model is not in the table.
     public static func costMicrodollars(model name: String, serviceTier: String, usage: TokenUsage) -> Int64? {
-        guard let model = find(name) else { return nil }
+        find(name).map { cost($0, serviceTier: serviceTier, usage: usage) }
+    }
+
+    fileprivate static func cost(_ model: Model, serviceTier: String, usage: TokenUsage) -> Int64 {
         let isLong = usage.input > longContextTokens
         var price = model.standard
         switch serviceTier {
@@ -100,5 +103,23 @@ public enum PriceTable {
         let output = usage.output > 0 ? usage.output : usage.reasoning
         let cost = (input - cached) * price.input + cached * price.cached + output * price.output
         return (cost + 5_000) / 10_000
+    }
+}
+
+/// Remembers what the table has for names that come again and again.
+public struct PriceBook: Sendable {
+    private var known: [String: PriceTable.Model?] = [:]
+    /// Names come from outside.
+    static let namesMax = 256
+
+    public init() {}
+
+    /// As `PriceTable.costMicrodollars`.
+    public mutating func costMicrodollars(model name: String, serviceTier: String, usage: TokenUsage) -> Int64? {
+        if let found = known[name] { return found.map { PriceTable.cost($0, serviceTier: serviceTier, usage: usage) } }
+        if known.count >= Self.namesMax { known = [:] }
+        let found = PriceTable.find(name)
+        known[name] = .some(found)
+        return found.map { PriceTable.cost($0, serviceTier: serviceTier, usage: usage) }
     }
 }

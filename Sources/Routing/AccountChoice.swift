@@ -1,7 +1,7 @@
 public import Vocabulary
 
 /// What routing knows of one account at the moment of choice.
-public struct Candidate: Sendable, Equatable {
+@frozen public struct Candidate: Sendable, Equatable {
     public var accountID: Int64
     /// Serves the route and is active.
     public var isEligible: Bool
@@ -14,7 +14,7 @@ public struct Candidate: Sendable, Equatable {
     /// It could not be reached when it was tried last.
     public var isDoubtful: Bool
 
-    public init(
+    @inlinable public init(
         accountID: Int64, isEligible: Bool, inFlight: Int, lastUsed: Instant, cooldownUntil: Instant, isLimited: Bool,
         isDoubtful: Bool = false
     ) {
@@ -40,28 +40,29 @@ public enum Routing {
     /// Fewest turns in flight, then least recently used. Accounts that cool down after errors are used when no other is left;
     /// those that are rate limited never are. One that could not be reached gets a single turn to show that it can, not all that come
     /// while that one waits.
-    public static func choose(_ candidates: [Candidate], excluding tried: [Int64], now: Instant) -> Choice {
-        var best: Int?
-        var spare: Int?  // cooling down after errors: the one that comes back first
+    @inlinable public static func choose(_ candidates: some Sequence<Candidate>, excluding tried: [Int64], now: Instant) -> Choice {
+        var best: (index: Int, candidate: Candidate)?
+        var spare: (index: Int, until: Instant)?  // cooling down after errors: the one that comes back first
         var firstReset: Instant?
         var anyEligible = false
-        for (i, c) in candidates.enumerated() where c.isEligible {
+        var i = -1
+        for c in candidates {
+            i += 1
+            guard c.isEligible else { continue }
             anyEligible = true
-            if tried.contains(c.accountID) { continue }
+            if !tried.isEmpty, tried.contains(c.accountID) { continue }
             let isCooling = c.cooldownUntil > now
             if isCooling || c.isDoubtful && c.inFlight > 0 {
                 if isCooling, c.isLimited {
                     firstReset = min(firstReset ?? c.cooldownUntil, c.cooldownUntil)
-                } else if spare.map({ c.cooldownUntil < candidates[$0].cooldownUntil }) ?? true {
-                    spare = i
+                } else if spare.map({ c.cooldownUntil < $0.until }) ?? true {
+                    spare = (i, c.cooldownUntil)
                 }
-            } else if let b = best {
-                if (c.inFlight, c.lastUsed) < (candidates[b].inFlight, candidates[b].lastUsed) { best = i }
-            } else {
-                best = i
+            } else if best.map({ (c.inFlight, c.lastUsed) < ($0.candidate.inFlight, $0.candidate.lastUsed) }) ?? true {
+                best = (i, c)
             }
         }
-        if let chosen = best ?? spare { return .account(chosen) }
+        if let chosen = best?.index ?? spare?.index { return .account(chosen) }
         if !anyEligible { return .noneEligible }
         if let firstReset { return .allLimited(until: firstReset) }
         return .allTried

@@ -149,6 +149,8 @@ public enum Limits {
     /// as away.
     public static let storeSilentMilliseconds = 2_000
     public static let storePolledSilentMilliseconds = 3_000
+    /// A request's body below this is sent together with its head.
+    public static let joinedBodyBytesMax = 16 * 1024
     /// Records of one COMMIT, and how long the first of them waits for company.
     public static let batchRecordsMax = 200
     public static let batchMilliseconds = 5

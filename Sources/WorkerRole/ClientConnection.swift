@@ -1,4 +1,5 @@
 import Admission
+import Bytes
 import Exchange
 import HTTPWire
 import Inflate
@@ -186,7 +187,7 @@ final class ClientConnection: ByteStreamDelegate {
     private func putBack(_ rest: some Collection<UInt8>) {
         switch phase {
         case .lingering, .closed: break
-        case .idle, .head, .body, .answering: input.insert(contentsOf: rest, at: 0)
+        case .idle, .head, .body, .answering: if !rest.isEmpty { input.insert(contentsOf: rest, at: 0) }
         }
     }
 
@@ -203,12 +204,20 @@ final class ClientConnection: ByteStreamDelegate {
     /// deadline. What a worker that drains has not read yet counts too.
     private var isFollowed: Bool {
         guard !isCut else { return false }
-        return unadvanced > 0 || !Self.isBlank(input[...]) || worker.isDraining && !isHalfClosed && stream.unreadBytes > 0
+        return unadvanced > 0 || hasInput || worker.isDraining && !isHalfClosed && stream.unreadBytes > 0
     }
 
+    /// Of a further request.
+    private var hasInput: Bool { input.withUnsafeBytes { !Self.isBlank($0.bytes) } }
+
     /// Nothing, or (the beginning of) the empty line that may stand before a request (RFC 9112 §2.2).
-    private static func isBlank(_ bytes: ArraySlice<UInt8>) -> Bool {
-        bytes.isEmpty || bytes.elementsEqual([13]) || bytes.elementsEqual([13, 10])
+    private static func isBlank(_ bytes: RawSpan) -> Bool {
+        switch bytes.byteCount {
+        case 0: true
+        case 1: bytes[0] == Ascii.cr
+        case 2: bytes[0] == Ascii.cr && bytes[1] == Ascii.lf
+        default: false
+        }
     }
 
     /// Takes requests from `bytes` for as long as they can be answered at once.
@@ -221,9 +230,8 @@ final class ClientConnection: ByteStreamDelegate {
                 case .idle, .head:
                     if isUnread { return }
                     if case .idle = phase {
-                        let rest = bytes.extracting(droppingFirst: offset).withUnsafeBytes { Array($0.prefix(3)) }
-                        if Self.isBlank(rest[...]) {  // no request has begun
-                            if rest.count == 2 { offset += 2 }
+                        if Self.isBlank(bytes.extracting(droppingFirst: offset)) {  // no request has begun
+                            if bytes.byteCount - offset == 2 { offset += 2 }
                             return
                         }
                         phase = .head
@@ -254,7 +262,7 @@ final class ClientConnection: ByteStreamDelegate {
     /// Bytes from `offset` on that are (the beginning of) another request.
     private static func meaning(_ bytes: RawSpan, _ offset: Int) -> Int {
         let rest = bytes.extracting(droppingFirst: offset)
-        return rest.byteCount <= 2 && isBlank(rest.withUnsafeBytes { Array($0) }[...]) ? 0 : rest.byteCount
+        return isBlank(rest) ? 0 : rest.byteCount
     }
 
     /// A request that can't be read: answered, then the connection ends, since nobody knows where the next one begins.
@@ -701,7 +709,7 @@ final class ClientConnection: ByteStreamDelegate {
     /// to come, is not idle until `idleToo` says so.
     func drain(idleToo: Bool) {
         switch phase {
-        case .idle where !Self.isBlank(input[...]): break  // requests that wait until the client has read
+        case .idle where hasInput: break  // requests that wait until the client has read
         case .idle:
             if stream.queuedBytes > 0 { linger() } else if idleToo || hasAsked && stream.unreadBytes == 0 { close() }
         case .head, .body, .answering, .lingering, .closed: break  // an answer that nothing follows ends it

@@ -33,7 +33,7 @@ extension Turn {
             record.cachedInputTokens = usage.cachedInput
             record.outputTokens = usage.output
             record.reasoningTokens = usage.reasoning
-            record.costMicrodollars = PriceTable.costMicrodollars(
+            record.costMicrodollars = worker.prices.costMicrodollars(
                 model: findings.modelServed.isEmpty ? ask.model : findings.modelServed, serviceTier: findings.serviceTier, usage: usage)
             worker.scoreboard.add(.inputTokens, worker: worker.slot, Int(usage.input))
             worker.scoreboard.add(.outputTokens, worker: worker.slot, Int(usage.output))

@@ -154,9 +154,11 @@ final class Turn: UpstreamUser, Answering {
         }
         if !isAgain { exchange.requestDispatched() }
         self.connection = connection
-        let head = UpstreamRequest.head(request, account, target: account.prefix + path, bodyCount: body.count)
+        var head = UpstreamRequest.head(request, account, target: account.prefix + path, bodyCount: body.count)
         // A small body travels with its head in one packet.
-        connection.send(body.count < 16 * 1024 ? [head + body] : [head, body], method: .post, for: self)
+        let isJoined = body.count < Limits.joinedBodyBytesMax
+        if isJoined { head += body }
+        connection.send(isJoined ? [head] : [head, body], method: .post, for: self)
     }
 
     /// Nothing has been seen by the client: what now?

@@ -31,7 +31,7 @@ enum UpstreamProgress {
 
 /// One HTTP/1.1 connection to an origin, plain or TLS, used by one request at a time.
 final class UpstreamConnection: ByteStreamDelegate {
-    let origin: Origin
+    let home: OriginConnections
     private let stream: ByteStream
     private var tls: TLSClient?
     /// Until the request has its answer or its failure.
@@ -88,8 +88,8 @@ final class UpstreamConnection: ByteStreamDelegate {
     /// The body has a coding that nobody reads here: why it fails; empty for an error answer, whose status is worth having all the same.
     private var unreadable: String?
 
-    init(_ origin: Origin, _ stream: ByteStream, _ tls: TLSClient?, _ pool: UpstreamPool) {
-        (self.origin, self.stream, self.tls, self.pool) = (origin, stream, tls, pool)
+    init(_ home: OriginConnections, _ stream: ByteStream, _ tls: TLSClient?, _ pool: UpstreamPool) {
+        (self.home, self.stream, self.tls, self.pool) = (home, stream, tls, pool)
         idleSince = stream.loop.now
         tookAt = idleSince
         stream.delegate = self

@@ -11,6 +11,15 @@ enum ConnectFailure: Error {
     case exhausted(String)
 }
 
+/// What is kept of one origin between requests.
+final class OriginConnections {
+    let origin: Origin
+    /// The most recently used one last.
+    fileprivate(set) var idle: [UpstreamConnection] = []
+    fileprivate var session: TLSSession?
+    init(_ origin: Origin) { self.origin = origin }
+}
+
 /// Keep-alive connections by origin: the most recently used one is given out first. New ones are resolved, connected, tunnelled
 /// through the outbound proxy if there is one, and secured.
 final class UpstreamPool {
@@ -22,8 +31,7 @@ final class UpstreamPool {
     private let connectMilliseconds: Int
     /// Idle connections are closed before there are more than this, whatever their origin.
     private let connectionsMax: Int
-    private var idle: [Origin: [UpstreamConnection]] = [:]
-    private var sessions: [Origin: TLSSession] = [:]
+    private var origins: [Origin: OriginConnections] = [:]
     private var all: [ObjectIdentifier: UpstreamConnection] = [:]
     private var attempts: [ObjectIdentifier: ConnectAttempt] = [:]
     /// Where TLS records are decrypted into; lives only during a callback.
@@ -48,7 +56,7 @@ final class UpstreamPool {
     func connection(
         to origin: Origin, fresh: Bool = false, _ done: @escaping (Result<UpstreamConnection, ConnectFailure>) -> Void
     ) -> ConnectAttempt? {
-        if !fresh, let kept = idle[origin]?.popLast() {
+        if !fresh, let kept = origins[origin]?.idle.popLast() {
             counted(true)
             done(.success(kept))
             return nil
@@ -68,44 +76,45 @@ final class UpstreamPool {
     fileprivate func finished(_ attempt: ConnectAttempt) { attempts[ObjectIdentifier(attempt)] = nil }
 
     fileprivate func made(_ origin: Origin, _ stream: ByteStream, _ tls: TLSClient?) -> UpstreamConnection {
-        let connection = UpstreamConnection(origin, stream, tls, self)
+        let connection = UpstreamConnection(connections(of: origin), stream, tls, self)
         all[ObjectIdentifier(connection)] = connection
         return connection
     }
 
-    fileprivate func client(_ origin: Origin) throws(TLSError) -> TLSClient {
-        let isAddress = SocketAddress(numeric: origin.host, port: 0) != nil
-        return try TLSClient(tls!, host: origin.host, isAddress: isAddress, resuming: sessions[origin])
+    private func connections(of origin: Origin) -> OriginConnections {
+        if let known = origins[origin] { return known }
+        let new = OriginConnections(origin)
+        origins[origin] = new
+        return new
     }
 
-    fileprivate func distrust(_ origin: Origin) { sessions[origin] = nil }
+    fileprivate func client(_ origin: Origin) throws(TLSError) -> TLSClient {
+        let isAddress = SocketAddress(numeric: origin.host, port: 0) != nil
+        return try TLSClient(tls!, host: origin.host, isAddress: isAddress, resuming: origins[origin]?.session)
+    }
+
+    fileprivate func distrust(_ origin: Origin) { origins[origin]?.session = nil }
 
     func returned(_ connection: UpstreamConnection) {
         keepSession(of: connection)
-        let waiting = idle[origin(connection), default: []]
-        if waiting.count >= Limits.upstreamPoolIdlePerOriginMax {
-            waiting.first?.close()
-        }
-        idle[origin(connection), default: []].append(connection)
+        if connection.home.idle.count >= Limits.upstreamPoolIdlePerOriginMax { connection.home.idle.first?.close() }
+        connection.home.idle.append(connection)
     }
 
     /// Called when an answer is whole: by then a TLS 1.3 server has sent its tickets.
     func keepSession(of connection: UpstreamConnection) {
-        if origin(connection).isTLS, let session = connection.session { sessions[origin(connection)] = session }
+        if connection.home.origin.isTLS, let session = connection.session { connection.home.session = session }
     }
-
-    private func origin(_ connection: UpstreamConnection) -> Origin { connection.origin }
 
     func closed(_ connection: UpstreamConnection) {
         all[ObjectIdentifier(connection)] = nil
-        idle[connection.origin]?.removeAll { $0 === connection }
-        if idle[connection.origin]?.isEmpty == true { idle[connection.origin] = nil }
+        connection.home.idle.removeAll { $0 === connection }
     }
 
     /// Closes what has been idle for too long.
     func sweep(_ now: Instant) {
-        for list in idle.values {
-            for connection in list where now.milliseconds(since: connection.idleSince) > Limits.upstreamPoolIdleMilliseconds {
+        for home in origins.values {
+            for connection in home.idle where now.milliseconds(since: connection.idleSince) > Limits.upstreamPoolIdleMilliseconds {
                 connection.close()
             }
         }
@@ -116,7 +125,7 @@ final class UpstreamPool {
     @discardableResult
     func closeIdle(_ count: Int) -> Int {
         var closed = 0
-        while closed < count, let oldest = idle.values.compactMap(\.first).min(by: { $0.idleSince < $1.idleSince }) {
+        while closed < count, let oldest = origins.values.compactMap(\.idle.first).min(by: { $0.idleSince < $1.idleSince }) {
             oldest.close()
             closed += 1
         }

@@ -19,7 +19,7 @@ enum UpstreamRequest {
 
     static func head(_ request: ClientRequest, _ account: RoutedAccount, target: String, bodyCount: Int) -> [UInt8] {
         var out: [UInt8] = []
-        out.reserveCapacity(1024)
+        out.reserveCapacity(1024 + (bodyCount < Limits.joinedBodyBytesMax ? bodyCount : 0))
         HeadWriter.request(.post, target: target, into: &out)
         HeadWriter.field("Host", account.origin.authority, into: &out)
         HeadWriter.field("Authorization", account.authorization, into: &out)
@@ -75,17 +75,16 @@ enum UpstreamRequest {
     /// Fields that carry a credential or an identity under one of the many names that gateways have for them, or that are about the body or the
     /// answer as the client meant them, which here are others.
     private static func isPrivate(_ name: RawSpan) -> Bool {
-        let text = name.withUnsafeBytes { String(decoding: $0, as: UTF8.self).lowercased() }
-        if text == "idempotency-key" { return false }
-        return privateNames.contains(text) || privateEnds.contains { text.hasSuffix($0) } || privateStarts.contains { text.hasPrefix($0) }
+        if name.hasSuffix(ignoringCase: "-key") { return !name.equalsIgnoringCase("idempotency-key") }
+        return privateEnds.contains { name.hasSuffix(ignoringCase: $0) } || privateNames.contains { name.equalsIgnoringCase($0) }
+            || name.hasPrefix(ignoringCase: "x-") && privateStarts.contains { name.hasPrefix(ignoringCase: $0) }
     }
-    private static let privateNames: Set<String> = [
+    private static let privateNames: [StaticString] = [
         "from", "cookie2", "api_key", "remote-user", "content-md5", "digest", "content-digest", "repr-digest", "range", "if-range",
-        "if-match",
-        "if-none-match", "if-modified-since", "if-unmodified-since", "x-rewrite-url", "x-original-url",
+        "if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "x-rewrite-url", "x-original-url",
     ]
-    private static let privateEnds = ["-key", "-token", "-auth", "authorization", "-secret", "-password"]
-    private static let privateStarts = ["x-auth-", "x-amzn-oidc-", "x-goog-iap-", "x-ms-client-principal", "x-ms-token-"]
+    private static let privateEnds: [StaticString] = ["-token", "-auth", "authorization", "-secret", "-password"]
+    private static let privateStarts: [StaticString] = ["x-auth-", "x-amzn-oidc-", "x-goog-iap-", "x-ms-client-principal", "x-ms-token-"]
 
     /// The upstream's end-to-end fields for the client, without those that this answer has of its own.
     static func passFields(_ head: ResponseHead, requestID: String, isStream: Bool = false, into out: inout [UInt8]) {

@@ -5,6 +5,7 @@ import Exchange
 import HTTPWire
 public import Logging
 import Loop
+import Metering
 public import Platform
 import Routing
 import Sealing
@@ -93,6 +94,7 @@ final class Worker {
     /// Of this worker alone: the others learn of a model's limit by a refusal of their own.
     private var modelCooldowns = ModelCooldowns()
     var modelOffers = ModelOffers()
+    var prices = PriceBook()
     lazy var catalogue = ModelCatalogue(self)
     private var store: (any StoreLink)!
     private var supervisor: SupervisorLink!
@@ -378,11 +380,17 @@ final class Worker {
     func choose(for route: Route, model: String, excluding tried: [Int64]) -> AccountChoice {
         let now = loop.now
         let hasModelLimits = !modelCooldowns.isEmpty
-        let serving = accounts.filter { $0.value.state == .active && route.upstreamPath($0.value.kind) != nil }
-        var lacking = modelOffers.isEmpty ? [] : modelOffers.lacking(model, among: serving.map(\.value.id), now: now)
-        // Where everybody lacks it one account may say so, in its own words.
-        if lacking.count == serving.count, tried.isEmpty { lacking = [] }
-        let candidates = serving.map { account in
+        func serves(_ account: RoutedAccount) -> Bool {
+            account.value.state == .active && route.upstreamPath(account.value.kind) != nil
+        }
+        var lacking: Set<Int64> = []
+        if !modelOffers.isEmpty {
+            let serving = accounts.filter(serves)
+            lacking = modelOffers.lacking(model, among: serving.map(\.value.id), now: now)
+            // Where everybody lacks it one account may say so, in its own words.
+            if lacking.count == serving.count, tried.isEmpty { lacking = [] }
+        }
+        let candidates = accounts.lazy.map { [self] account in
             let slot = account.value.slot
             var cooldown = scoreboard.cooldown(account: slot, owner: account.value.id, now: now)
             if hasModelLimits, let until = modelCooldowns.until(account: account.value.id, model: model, now: now),
@@ -392,14 +400,14 @@ final class Worker {
             }
             return Candidate(
                 accountID: account.value.id,
-                isEligible: !lacking.contains(account.value.id),
+                isEligible: serves(account) && (lacking.isEmpty || !lacking.contains(account.value.id)),
                 inFlight: scoreboard.inFlight(account: slot), lastUsed: scoreboard.lastUsed(account: slot),
                 cooldownUntil: cooldown?.until ?? now, isLimited: cooldown?.isLimit ?? false,
                 isDoubtful: scoreboard.failures(account: slot) > 0)
         }
         switch Routing.choose(candidates, excluding: tried, now: now) {
-        case .account(let index): return .account(serving[index])
-        case .noneEligible: return serving.isEmpty ? .noneEligible : .allTried
+        case .account(let index): return .account(accounts[index])
+        case .noneEligible: return accounts.contains(where: serves) ? .allTried : .noneEligible
         case .allTried: return .allTried
         case .allLimited(let until):
             // Clients are told whole seconds, rounded up: what is lost between two clocks must not make one more.
