@@ -51,7 +51,7 @@ let package = Package(
         // 2  bytes ⇄ values
         part("HTTPWire", ["Vocabulary", "Bytes"]),
         part("JSONWire", ["Vocabulary", "Bytes"]),
-        part("ControlWire", ["Vocabulary", protobuf], exclude: ["control.proto"]),
+        part("ControlWire", ["Vocabulary", "Bytes", protobuf], exclude: ["control.proto"]),
         // 3  decisions
         part("Settings", ["Vocabulary"]),
         part("Schema", ["Vocabulary"]),

@@ -5,7 +5,7 @@ public import HTTPWire
 public enum Locality {
     /// `Host` names this host, and no field tells of a proxy.
     public static func isDirect(_ fields: HeaderFields) -> Bool {
-        guard isLocal(authority: fields.first(.host) ?? "localhost") else { return false }
+        guard fields.with(.host, { isLocal(authority: $0) }) ?? true else { return false }
         var isDirect = true
         fields.forEach { known, name, _ in
             switch known {
@@ -20,32 +20,47 @@ public enum Locality {
     /// `localhost`, a name below it, or a loopback address, with or without a port. Anything behind a bracketed address but a port makes
     /// it another name.
     public static func isLocal(authority: String) -> Bool {
-        var name = authority.lowercased()[...]
-        if name.hasPrefix("[") {
-            guard let end = name.firstIndex(of: "]") else { return false }
-            let rest = name[name.index(after: end)...]
-            guard rest.isEmpty || isPort(rest) else { return false }
-            name = name[name.index(after: name.startIndex)..<end]
-            return name == "::1" || name.hasPrefix("::ffff:127.") && isLoopbackV4(name.dropFirst(7))
-        }
-        if let colon = name.firstIndex(of: ":") {
-            guard isPort(name[colon...]) else { return false }
-            name = name[..<colon]
-        }
-        return name == "localhost" || name.hasSuffix(".localhost") || isLoopbackV4(name)
+        var authority = authority
+        return authority.withUTF8 { isLocal(authority: UnsafeRawBufferPointer($0).bytes) }
     }
 
-    private static func isPort(_ text: Substring) -> Bool {
-        text.first == ":" && text.utf8.dropFirst().allSatisfy { (0x30...0x39).contains($0) }
+    private static func isLocal(authority: RawSpan) -> Bool {
+        let count = authority.byteCount
+        if count > 0, authority[0] == Ascii.openBracket {
+            guard let end = authority.first(Ascii.closeBracket, from: 1, to: count) else { return false }
+            guard end + 1 == count || isPort(authority.extracting(droppingFirst: end + 1)) else { return false }
+            let name = authority.extracting(1..<end)
+            return name.equals("::1") || name.hasPrefix(ignoringCase: "::ffff:127.") && isLoopbackV4(name.extracting(droppingFirst: 7))
+        }
+        var end = count
+        if let colon = authority.first(Ascii.colon, from: 0, to: count) {
+            guard isPort(authority.extracting(droppingFirst: colon)) else { return false }
+            end = colon
+        }
+        let name = authority.extracting(0..<end)
+        return name.equalsIgnoringCase("localhost") || name.hasSuffix(ignoringCase: ".localhost") || isLoopbackV4(name)
+    }
+
+    private static func isPort(_ text: RawSpan) -> Bool {
+        guard text.byteCount > 0, text[0] == Ascii.colon else { return false }
+        for i in 1..<text.byteCount where !isDigit(text[i]) { return false }
+        return true
     }
 
     /// Four numbers from 0 to 255, the first of them 127; no name can look like that (WHATWG URL, "ends in a number").
-    private static func isLoopbackV4(_ text: Substring) -> Bool {
-        let parts = text.split(separator: ".", omittingEmptySubsequences: false)
-        return parts.count == 4 && parts[0] == "127"
-            && parts.allSatisfy {
-                !$0.isEmpty && $0.utf8.count <= 3 && $0.utf8.allSatisfy { (0x30...0x39).contains($0) } && UInt8($0) != nil
+    private static func isLoopbackV4(_ text: RawSpan) -> Bool {
+        guard text.hasPrefix("127.") else { return false }
+        var (parts, digits, number) = (0, 0, 0)
+        for i in 0...text.byteCount {
+            if i == text.byteCount || text[i] == UInt8(ascii: ".") {
+                guard digits > 0, number <= 255 else { return false }
+                (parts, digits, number) = (parts + 1, 0, 0)
+            } else {
+                guard isDigit(text[i]), digits < 3 else { return false }
+                (digits, number) = (digits + 1, number * 10 + Int(text[i] - 0x30))
             }
+        }
+        return parts == 4
     }
 
     /// Fields that reverse proxies, CDNs and load balancers add; `name` in any case.

@@ -100,6 +100,22 @@ extension RawSpan {
         return i
     }
 
+    /// The first bracket, brace or quote from `from` on, or a letter that looks like one; `byteCount` if there is none. Eight bytes a step.
+    @inlinable @inline(__always) public func bracketOrQuote(from: Int) -> Int {
+        let (ones, highs): (UInt64, UInt64) = (0x0101_0101_0101_0101, 0x8080_8080_8080_8080)
+        var i = from
+        while i &+ 8 <= byteCount {
+            let word = UInt64(littleEndian: unsafeLoadUnaligned(fromByteOffset: i, as: UInt64.self))
+            // Brackets and braces differ from 0x7F in bits of 0x26 alone; so do Y, y, _ and DEL, which are rare between strings.
+            let (quote, bracket) = (word ^ (ones &* 0x22), (word | (ones &* 0x26)) ^ (ones &* 0x7F))
+            let hit = ((quote &- ones) & ~quote | (bracket &- ones) & ~bracket) & highs
+            if hit != 0 { return i &+ hit.trailingZeroBitCount >> 3 }
+            i &+= 8
+        }
+        while i < byteCount, self[i] != 0x22, self[i] | 0x26 != 0x7F { i &+= 1 }
+        return i
+    }
+
     /// The first byte from `from` on that ends a run of ordinary letters in a string: a quote, a backslash, a control or one beyond ASCII;
     /// `byteCount` if there is none. Eight bytes a step.
     @inlinable @inline(__always) public func plainEnd(from: Int) -> Int {

@@ -99,7 +99,7 @@ int codexlb_set_nonblocking(int fd, int on) {
     return f < 0 || fcntl(fd, F_SETFL, on ? f | O_NONBLOCK : f & ~O_NONBLOCK) < 0 ? -errno : 0;
 }
 
-uint32_t codexlb_crc32c(const void *bytes, size_t count) {
+static uint32_t crc32c_by_table(const void *bytes, size_t count) {
     static uint32_t table[256];
     if (table[1] == 0) {
         for (uint32_t i = 0; i < 256; i++) {
@@ -113,6 +113,29 @@ uint32_t codexlb_crc32c(const void *bytes, size_t count) {
     while (count--) crc = table[(crc ^ *p++) & 0xFF] ^ (crc >> 8);
     return ~crc;
 }
+
+#if defined(__x86_64__)
+__attribute__((target("sse4.2"))) static uint32_t crc32c_by_instruction(const void *bytes, size_t count) {
+    uint64_t crc = ~0u;
+    const uint8_t *p = bytes;
+    for (; count >= 8; count -= 8, p += 8) {
+        uint64_t word;
+        memcpy(&word, p, 8);
+        crc = __builtin_ia32_crc32di(crc, word);
+    }
+    while (count--) crc = __builtin_ia32_crc32qi((uint32_t)crc, *p++);
+    return ~(uint32_t)crc;
+}
+#endif
+
+uint32_t codexlb_crc32c(const void *bytes, size_t count) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("sse4.2")) return crc32c_by_instruction(bytes, count);
+#endif
+    return crc32c_by_table(bytes, count);
+}
+
+uint32_t codexlb_crc32c_by_table(const void *bytes, size_t count) { return crc32c_by_table(bytes, count); }
 
 int codexlb_pin(int cpu) {
     cpu_set_t set;

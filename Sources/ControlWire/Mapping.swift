@@ -24,21 +24,6 @@ extension UsageRecord {
         (durationMilliseconds, attempts) = (m.durationMs, Int(m.attempts))
         (requestBytes, responseBytes) = (m.requestBytes, m.responseBytes)
     }
-
-    /// The serialised message as it stands in a journal and in `UsageBatch`.
-    public init(journalBytes: [UInt8]) throws(MappingError) {
-        guard let message = try? UsageRecordMessage(serializedBytes: journalBytes) else {  // why it fails says nothing more
-            throw MappingError("\(journalBytes.count) bytes that are no usage record")
-        }
-        try self.init(message)
-    }
-
-    public var journalBytes: [UInt8] {
-        guard let bytes: [UInt8] = try? UsageRecordMessage(self).serializedBytes() else {  // cannot fail
-            preconditionFailure("a proto3 message without required fields always serialises")
-        }
-        return bytes
-    }
 }
 
 extension UsageRecordMessage {

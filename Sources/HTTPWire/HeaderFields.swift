@@ -51,6 +51,14 @@ public struct HeaderFields: Sendable {
         return nil
     }
 
+    /// What `body` makes of the first such field's value; nil without one.
+    public func with<T>(_ known: KnownHeader, _ body: (RawSpan) -> T) -> T? {
+        guard has(known) else { return nil }
+        let span = bytes.span.bytes
+        for field in fields where field.known == known { return body(span.extracting(field.value)) }
+        return nil
+    }
+
     public func all(_ known: KnownHeader) -> [String] {
         guard has(known) else { return [] }
         return fields.filter { $0.known == known }.map { bytes.span.bytes.text($0.value) }

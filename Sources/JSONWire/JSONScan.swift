@@ -92,7 +92,8 @@ public enum JSONScan {
     /// Whether a key, as `members` gives it, is `name`, however it is escaped.
     public static func keyEquals(_ bytes: RawSpan, _ key: Range<Int>, _ name: StaticString) -> Bool {
         if bytes.equals(key, name) { return true }
-        guard hasBackslash(bytes, key) else { return false }
+        // An escape is longer than what it stands for.
+        guard key.count > name.utf8CodeUnitCount, hasBackslash(bytes, key) else { return false }
         return unescaped(bytes, key) == name.withUTF8Buffer { String(decoding: $0, as: UTF8.self) }
     }
 
@@ -255,8 +256,7 @@ public enum JSONScan {
     }
 
     private static func hasBackslash(_ bytes: RawSpan, _ range: Range<Int>) -> Bool {
-        for i in range where bytes[i] == Ascii.backslash { return true }
-        return false
+        bytes.first(Ascii.backslash, from: range.lowerBound, to: range.upperBound) != nil
     }
 
     /// Behind the closing quote of the string that starts at `start`.
@@ -279,7 +279,9 @@ public enum JSONScan {
         case Ascii.openBrace, Ascii.openBracket:
             var depth = 0
             var i = start
-            while i < bytes.byteCount {
+            while true {
+                i = bytes.bracketOrQuote(from: i)
+                guard i < bytes.byteCount else { return nil }
                 switch bytes[i] {
                 case Ascii.quote:
                     guard let end = stringEnd(bytes, i) else { return nil }
@@ -293,7 +295,6 @@ public enum JSONScan {
                 }
                 i += 1
             }
-            return nil
         default:
             var i = start
             while i < bytes.byteCount {

@@ -47,40 +47,61 @@ public enum UsageTap {
     public static func responsesBody(_ json: RawSpan, into findings: inout UsageFindings) { responseObject(json, into: &findings) }
 
     private static func responseObject(_ json: RawSpan, into findings: inout UsageFindings) {
-        if let model = JSONScan.find(json, "model") { findings.modelServed = JSONScan.string(json, model) ?? findings.modelServed }
-        if let tier = JSONScan.find(json, "service_tier") { findings.serviceTier = JSONScan.string(json, tier) ?? findings.serviceTier }
-        if let id = JSONScan.find(json, "id") { findings.responseID = JSONScan.string(json, id) ?? findings.responseID }
-        guard let usage = JSONScan.find(json, "usage"), JSONScan.kind(json, usage) == .object else { return }
-        let part = json.extracting(usage)
-        findings.usage = TokenUsage(
-            input: tokens(part, JSONScan.find(part, "input_tokens"), &findings),
-            cachedInput: tokens(part, JSONScan.find(part, "input_tokens_details", "cached_tokens"), &findings),
-            output: tokens(part, JSONScan.find(part, "output_tokens"), &findings),
-            reasoning: tokens(part, JSONScan.find(part, "output_tokens_details", "reasoning_tokens"), &findings))
+        object(json, into: &findings)
     }
 
     /// A `chat.completion.chunk` or a whole `chat.completion`.
-    public static func chatChunk(_ json: RawSpan, into findings: inout UsageFindings) {
-        if let model = JSONScan.find(json, "model") { findings.modelServed = JSONScan.string(json, model) ?? findings.modelServed }
-        if let tier = JSONScan.find(json, "service_tier") { findings.serviceTier = JSONScan.string(json, tier) ?? findings.serviceTier }
-        if let id = JSONScan.find(json, "id") { findings.responseID = JSONScan.string(json, id) ?? findings.responseID }
-        chatUsage(json, into: &findings)
-    }
+    public static func chatChunk(_ json: RawSpan, into findings: inout UsageFindings) { object(json, into: &findings, isChat: true) }
 
     /// The answer of an embeddings route.
     public static func embeddingsBody(_ json: RawSpan, into findings: inout UsageFindings) {
-        if let model = JSONScan.find(json, "model") { findings.modelServed = JSONScan.string(json, model) ?? findings.modelServed }
-        chatUsage(json, into: &findings)
+        object(json, into: &findings, isChat: true, hasIdentity: false)
     }
 
-    private static func chatUsage(_ json: RawSpan, into findings: inout UsageFindings) {
-        guard let usage = JSONScan.find(json, "usage"), JSONScan.kind(json, usage) == .object else { return }
-        let part = json.extracting(usage)
+    /// One walk over the members; of a key that occurs twice the first counts.
+    private static func object(
+        _ json: RawSpan, into findings: inout UsageFindings, isChat: Bool = false, hasIdentity: Bool = true
+    ) {
+        var (model, tier, id, usage): (Range<Int>?, Range<Int>?, Range<Int>?, Range<Int>?)
+        JSONScan.members(json, nil) { key, value in
+            if model == nil, JSONScan.keyEquals(json, key, "model") {
+                model = value
+            } else if usage == nil, JSONScan.keyEquals(json, key, "usage") {
+                usage = value
+            } else if hasIdentity, tier == nil, JSONScan.keyEquals(json, key, "service_tier") {
+                tier = value
+            } else if hasIdentity, id == nil, JSONScan.keyEquals(json, key, "id") {
+                id = value
+            }
+            return true
+        }
+        if let model { findings.modelServed = JSONScan.string(json, model) ?? findings.modelServed }
+        if let tier { findings.serviceTier = JSONScan.string(json, tier) ?? findings.serviceTier }
+        if let id { findings.responseID = JSONScan.string(json, id) ?? findings.responseID }
+        if let usage, JSONScan.kind(json, usage) == .object { tokens(json, usage, isChat: isChat, into: &findings) }
+    }
+
+    private static func tokens(_ json: RawSpan, _ usage: Range<Int>, isChat: Bool, into findings: inout UsageFindings) {
+        let (inputName, outputName): (StaticString, StaticString) =
+            isChat ? ("prompt_tokens", "completion_tokens") : ("input_tokens", "output_tokens")
+        let (inputDetails, outputDetails): (StaticString, StaticString) =
+            isChat ? ("prompt_tokens_details", "completion_tokens_details") : ("input_tokens_details", "output_tokens_details")
+        var (input, cached, output, reasoning): (Range<Int>?, Range<Int>?, Range<Int>?, Range<Int>?)
+        JSONScan.members(json, usage) { key, value in
+            if input == nil, JSONScan.keyEquals(json, key, inputName) {
+                input = value
+            } else if output == nil, JSONScan.keyEquals(json, key, outputName) {
+                output = value
+            } else if cached == nil, JSONScan.keyEquals(json, key, inputDetails) {
+                cached = JSONScan.find(json, in: value, "cached_tokens")
+            } else if reasoning == nil, JSONScan.keyEquals(json, key, outputDetails) {
+                reasoning = JSONScan.find(json, in: value, "reasoning_tokens")
+            }
+            return true
+        }
         findings.usage = TokenUsage(
-            input: tokens(part, JSONScan.find(part, "prompt_tokens"), &findings),
-            cachedInput: tokens(part, JSONScan.find(part, "prompt_tokens_details", "cached_tokens"), &findings),
-            output: tokens(part, JSONScan.find(part, "completion_tokens"), &findings),
-            reasoning: tokens(part, JSONScan.find(part, "completion_tokens_details", "reasoning_tokens"), &findings))
+            input: tokens(json, input, &findings), cachedInput: tokens(json, cached, &findings),
+            output: tokens(json, output, &findings), reasoning: tokens(json, reasoning, &findings))
     }
 
     /// The number of tokens at a place; 0 where none is told.

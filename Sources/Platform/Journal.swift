@@ -40,7 +40,7 @@ public struct Journal: @unchecked Sendable {  // one writer; positions are atomi
         capacity - usedBytes > (turns + 1) * (Limits.journalRecordBytesMax + 16)
     }
 
-    /// Appends one record. False when it does not fit: Admission prevents that by refusing turns in time.
+    /// Appends one record of at most `Limits.journalRecordBytesMax` bytes. False when it does not fit: Admission prevents that by refusing turns in time.
     public func append(_ record: [UInt8]) -> Bool {
         precondition(record.count <= Limits.journalRecordBytesMax, "a usage record of \(record.count) bytes")
         let need = 8 + (record.count + 7) / 8 * 8
@@ -67,24 +67,34 @@ public struct Journal: @unchecked Sendable {  // one writer; positions are atomi
     /// A record whose checksum does not hold ends the reading: what follows can't be trusted.
     public func read(from position: UInt64, count: Int) -> (records: [[UInt8]], end: UInt64, damaged: Bool) {
         var records: [[UInt8]] = []
+        let (_, end, damaged) = visit(from: position, count: count) { records.append($0.withUnsafeBytes { Array($0) }) }
+        return (records, end, damaged)
+    }
+
+    /// The same without copies: `body` gets each record where it lies.
+    public func visit(
+        from position: UInt64, count: Int, _ body: (RawSpan) -> Void
+    ) -> (count: Int, end: UInt64, damaged: Bool) {
+        var visited = 0
         var at = position
         let end = head
-        while at < end, records.count < count {
+        while at < end, visited < count {
             let offset = Int(at % UInt64(capacity))
             let length = ring.loadUnaligned(fromByteOffset: offset, as: UInt32.self)
             if length == Self.skip {
                 at += UInt64(capacity - offset)
                 continue
             }
-            guard length <= UInt32(Limits.journalRecordBytesMax), offset + 8 + Int(length) <= capacity else { return (records, at, true) }
+            guard length <= UInt32(Limits.journalRecordBytesMax), offset + 8 + Int(length) <= capacity else { return (visited, at, true) }
             let bytes = UnsafeRawBufferPointer(start: ring + offset + 8, count: Int(length))
             guard SharedMemory.checksum(bytes) == ring.loadUnaligned(fromByteOffset: offset + 4, as: UInt32.self) else {
-                return (records, at, true)
+                return (visited, at, true)
             }
-            records.append(Array(bytes))
+            body(bytes.bytes)
+            visited += 1
             at += UInt64(8 + (Int(length) + 7) / 8 * 8)
         }
-        return (records, at, false)
+        return (visited, at, false)
     }
 
     /// Forgets everything before `end`: the store has committed it.

@@ -68,7 +68,7 @@ protocol Answering: AnyObject {
 
 /// One downstream HTTP/1.1 connection. Requests are answered one at a time, in order; what a client pipelines waits in `input`.
 final class ClientConnection: ByteStreamDelegate {
-    unowned let worker: Worker
+    let worker: Worker
     private let stream: ByteStream
     let isLocalPeer: Bool
     /// It has sent a request.
@@ -407,37 +407,35 @@ final class ClientConnection: ByteStreamDelegate {
         guard request.route.isTurn else { return worker.answer(request, on: self) }
         let body = request.body
         request.body = []
-        let finish: (Result<TurnRequest, ProxyError>) -> Void = { [weak self] result in
-            guard let self, case .answering = phase else { return }
-            if case .success(let ask) = result, ask.memoryBytes > Limits.memoryStepBytes, !request.memory.resize(to: ask.memoryBytes) {
-                return respond(MemoryBudget.overloaded("the request body does not fit"), requestID: request.id)
-            }
-            worker.startTurn(request, result, self)
-        }
         let inline = Limits.inlineBodyBytesMax
         if body.count <= inline {
             // A small body may unpack to a large one: then the attempt ends early and the thread pool does it.
             let (reading, isLarger) = Self.read(
                 body, encodings, request.route, bytesMax: encodings.isEmpty ? inline : min(inline, request.route.bodyBytesMax))
-            if !isLarger { return finish(reading) }
+            if !isLarger { return finish(request, reading) }
         }
-        unpack(request, body, encodings, room: encodings.isEmpty ? body.count : max(1 << 20, 8 * body.count), then: finish)
+        unpack(request, body, encodings, room: encodings.isEmpty ? body.count : max(1 << 20, 8 * body.count))
+    }
+
+    private func finish(_ request: ClientRequest, _ reading: Result<TurnRequest, ProxyError>) {
+        guard case .answering = phase else { return }
+        if case .success(let ask) = reading, ask.memoryBytes > Limits.memoryStepBytes, !request.memory.resize(to: ask.memoryBytes) {
+            return respond(MemoryBudget.overloaded("the request body does not fit"), requestID: request.id)
+        }
+        worker.startTurn(request, reading, self)
     }
 
     /// Reads a body on the thread pool. What a packed one unpacks to has its room before it is unpacked: more is tried with more.
-    private func unpack(
-        _ request: ClientRequest, _ body: [UInt8], _ encodings: [String], room: Int,
-        then finish: @escaping (Result<TurnRequest, ProxyError>) -> Void
-    ) {
+    private func unpack(_ request: ClientRequest, _ body: [UInt8], _ encodings: [String], room: Int) {
         let route = request.route
         let room = min(room, route.bodyBytesMax)
         guard encodings.isEmpty || request.memory.resize(to: body.count + room) else {
             return respond(MemoryBudget.overloaded("the request body does not fit when it is unpacked"), requestID: request.id)
         }
-        worker.bodyWork.run({ Self.read(body, encodings, route, bytesMax: room) }) { [weak self] reading, isLarger in
-            guard isLarger, room < route.bodyBytesMax else { return finish(reading) }
-            guard let self, case .answering = phase else { return }
-            unpack(request, body, encodings, room: 4 * room, then: finish)
+        worker.bodyWork.run({ Self.read(body, encodings, route, bytesMax: room) }) { [self] reading, isLarger in
+            guard isLarger, room < route.bodyBytesMax else { return finish(request, reading) }
+            guard case .answering = phase else { return }
+            unpack(request, body, encodings, room: 4 * room)
         }
     }
 

@@ -191,13 +191,17 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
     func flush() {
         guard isConnected, let stream, stream.queuedBytes < 1 << 20 else { return }
         while sent < worker.usageJournal.head {
-            let (records, end, damaged) = worker.usageJournal.read(from: sent, count: Limits.batchRecordsMax)
+            var records: [UInt8] = []
+            let (count, end, damaged) = worker.usageJournal.visit(from: sent, count: Limits.batchRecordsMax) {
+                FrameCodec.append(record: $0, to: &records)
+            }
             if damaged { worker.log.critical("the journal is damaged: what follows this place is given up", metadata: ["place": "\(end)"]) }
             // The acknowledgement of what could still be read forgets what could not.
             sent = damaged ? worker.usageJournal.head : end
-            let batch = UsageBatch(end: sent, records: records)
-            unacknowledged.append((sent, records.count))
-            send { $0.usageBatch = batch }
+            unacknowledged.append((sent, count))
+            var frame: [UInt8] = []
+            FrameCodec.encodeBatch(end: sent, records: records, into: &frame)
+            stream.write(frame)
         }
     }
 

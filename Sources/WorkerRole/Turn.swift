@@ -14,7 +14,7 @@ import Vocabulary
 ///
 /// Lives until its record is in the journal and its answer is out; `Worker.turns` holds it.
 final class Turn: UpstreamUser, Answering {
-    unowned let worker: Worker
+    let worker: Worker
     let request: ClientRequest
     private(set) var ask: TurnRequest
     /// A large body as this kind of account gets it.
@@ -98,13 +98,13 @@ final class Turn: UpstreamUser, Answering {
     private func dispatch(isAgain: Bool = false) {
         guard let account, let path = request.route.upstreamPath(account.value.kind) else { return }
         if ask.isLongToRewrite(account.value.kind), prepared?.kind != account.value.kind {
-            return prepare(account.value.kind) { [unowned self] in dispatch(isAgain: isAgain) }
+            return prepare(account.value.kind) { [self] in dispatch(isAgain: isAgain) }
         }
         // A kept connection is given at once, and what follows may already have asked for the next one.
         var isDone = false
-        let attempt = worker.pool.connection(to: account.origin, fresh: isAgain) { [weak self] result in
+        let attempt = worker.pool.connection(to: account.origin, fresh: isAgain) { [self] result in
             isDone = true
-            guard let self, !isSettled, !exchange.isFinished else {
+            guard !isSettled, !exchange.isFinished else {
                 if case .success(let unused) = result { unused.giveBack() }
                 return
             }
@@ -124,10 +124,10 @@ final class Turn: UpstreamUser, Answering {
     /// A large body is rewritten on the thread pool, before there is a connection that would wait for it.
     private func prepare(_ kind: Account.Kind, then next: @escaping () -> Void) {
         let (ask, memory) = (ask, request.memory)
-        worker.bodyWork.run({ Result { () throws(ProxyError) in try ask.upstreamBody(kind) } }) { [weak self] result in
+        worker.bodyWork.run({ Result { () throws(ProxyError) in try ask.upstreamBody(kind) } }) { [self] result in
             // The body stays counted until the thread pool has given it back, also when its client has left.
             withExtendedLifetime(memory) {}
-            guard let self, !exchange.isFinished else { return }
+            guard !exchange.isFinished else { return }
             switch result {
             case .success(let body):
                 guard memory.grow(to: ask.memoryBytes + body.count) else {

@@ -36,7 +36,7 @@ final class UpstreamConnection: ByteStreamDelegate {
     private var tls: TLSClient?
     /// Until the request has its answer or its failure.
     private var user: (any UpstreamUser)?
-    private unowned let pool: UpstreamPool
+    private let pool: UpstreamPool
 
     private enum Phase {
         /// Nobody uses it.

@@ -21,17 +21,9 @@ enum UpstreamRequest {
         var out: [UInt8] = []
         out.reserveCapacity(1024 + (bodyCount < Limits.joinedBodyBytesMax ? bodyCount : 0))
         HeadWriter.request(.post, target: target, into: &out)
-        HeadWriter.field("Host", account.origin.authority, into: &out)
-        HeadWriter.field("Authorization", account.authorization, into: &out)
-        HeadWriter.field("Content-Type", "application/json", into: &out)
-        HeadWriter.field("Content-Length", String(bodyCount), into: &out)
+        out += account.headFields
+        HeadWriter.field("Content-Length", bodyCount, into: &out)
         let isChatGPT = account.value.kind == .chatGPT
-        if isChatGPT {
-            HeadWriter.field("Accept", "text/event-stream", into: &out)
-            if let id = account.chatGPTAccountID { HeadWriter.field("chatgpt-account-id", id, into: &out) }
-        }
-        // What comes is read here; packed answers are unpacked, but nobody need pack them.
-        HeadWriter.field("Accept-Encoding", "identity", into: &out)
         let isNative = isNative(request.head.fields)
         if !isNative { HeadWriter.field("User-Agent", "codex-lb/\(Version.text)", into: &out) }
         request.head.fields.forEachEndToEnd { known, name, value in

@@ -21,12 +21,16 @@ struct RoutedAccount {
     let prefix: String
     /// `Bearer …`
     let authorization: String
+    /// The fields of each request to it that depend on nothing else.
+    let headFields: [UInt8]
     /// Its clients may choose whom a request is charged to.
     let passesOrganization: Bool
 
     /// The value of `chatgpt-account-id`; ids that were made up for a login without one are not sent.
-    var chatGPTAccountID: String? {
-        value.credentials.chatGPTAccountID.flatMap { $0.hasPrefix("email_") || $0.hasPrefix("local_") ? nil : $0 }
+    var chatGPTAccountID: String? { Self.accountID(value) }
+
+    private static func accountID(_ account: Account) -> String? {
+        account.credentials.chatGPTAccountID.flatMap { $0.hasPrefix("email_") || $0.hasPrefix("local_") ? nil : $0 }
     }
 
     init?(_ account: Account, passesOrganization: Bool) {
@@ -35,6 +39,17 @@ struct RoutedAccount {
         (self.origin, self.prefix) = (origin, prefix)
         authorization = "Bearer " + account.credentials.bearer
         self.passesOrganization = passesOrganization && account.kind == .apiKey
+        var fields: [UInt8] = []
+        HeadWriter.field("Host", origin.authority, into: &fields)
+        HeadWriter.field("Authorization", authorization, into: &fields)
+        HeadWriter.field("Content-Type", "application/json", into: &fields)
+        // What comes is read here; packed answers are unpacked, but nobody need pack them.
+        HeadWriter.field("Accept-Encoding", "identity", into: &fields)
+        if account.kind == .chatGPT {
+            HeadWriter.field("Accept", "text/event-stream", into: &fields)
+            if let id = Self.accountID(account) { HeadWriter.field("chatgpt-account-id", id, into: &fields) }
+        }
+        headFields = fields
     }
 }
 
@@ -67,6 +82,8 @@ final class Worker {
     var slot: Int { heritage.slot }
     /// Where an answer's pieces are put together for one write; lives only during a call.
     var scratch: [UInt8] = []
+    /// Where a record is put together; the same.
+    private var recordBytes: [UInt8] = []
 
     private(set) var snapshot: Snapshot?
     private(set) var accounts: [RoutedAccount] = []
@@ -493,7 +510,9 @@ final class Worker {
 
     func journal(_ record: UsageRecord) {
         if !store.isPolled, usageJournal.isEmpty { storeSeen() }  // its silence begins with something to acknowledge
-        if usageJournal.append(record.journalBytes) {
+        recordBytes.removeAll(keepingCapacity: true)
+        record.append(to: &recordBytes)
+        if usageJournal.append(recordBytes) {
             scoreboard.add(.recordsJournaled, worker: slot)
         } else {
             log.critical("usage record lost: the journal is full", metadata: ["id": "\(record.id)"])

@@ -28,6 +28,8 @@ int codexlb_set_nonblocking(int fd, int on);
 
 /// CRC-32C (Castagnoli) of the bytes.
 uint32_t codexlb_crc32c(const void *bytes, size_t count);
+// The same without the processor's instruction for it.
+uint32_t codexlb_crc32c_by_table(const void *bytes, size_t count);
 
 /// Pins the calling thread to one CPU; 0 or -errno. For benchmarks.
 int codexlb_pin(int cpu);
