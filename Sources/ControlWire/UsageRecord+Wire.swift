@@ -97,7 +97,12 @@ extension FrameCodec {
 }
 
 /// Protocol buffers' wire types that are used here, and those that are skipped.
-private enum WireKind: UInt64 { case varint = 0, fixed64 = 1, bytes = 2, fixed32 = 5 }
+private enum WireKind: UInt64 {
+    case varint = 0
+    case fixed64 = 1
+    case bytes = 2
+    case fixed32 = 5
+}
 
 extension [UInt8] {
     fileprivate static func varintBytes(_ value: UInt64) -> Int { Swift.max(1, (64 - value.leadingZeroBitCount + 6) / 7) }
@@ -147,7 +152,7 @@ private struct WireReader {
     mutating func tag(_ bytes: RawSpan) throws(MappingError) -> (number: UInt64, kind: WireKind)? {
         guard at < bytes.byteCount else { return nil }
         let tag = try varint(bytes)
-        guard tag >> 3 != 0, let kind = WireKind(rawValue: tag & 7) else { throw problem(bytes) }
+        guard tag <= UInt64(UInt32.max), tag >> 3 != 0, let kind = WireKind(rawValue: tag & 7) else { throw problem(bytes) }
         return (tag >> 3, kind)
     }
 

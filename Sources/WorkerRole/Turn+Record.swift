@@ -15,7 +15,7 @@ extension Turn {
         let (status, errorCode) = isClientGone ? (499, "client_disconnected") : (status, errorCode)
         let findings = findings(errorCode)
         let now = worker.loop.now
-        settledAt = now
+        deadlines.completed(now)
         var record = UsageRecord(id: request.recordID, time: request.time, route: request.route.rawValue, requestID: request.id)
         record.keyID = request.key?.id
         record.accountID = exchange.attempts > 0 || account != nil ? account?.value.id : nil

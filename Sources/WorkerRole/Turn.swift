@@ -32,25 +32,19 @@ final class Turn: UpstreamUser, Answering {
     var account: RoutedAccount?
     private var connection: UpstreamConnection?
     private var connecting: ConnectAttempt?
-    private var wakeAt = Instant.never
-    private var firstByteBy = Instant.never
-    /// The body of an error answer is awaited until then.
-    private var refusalBy = Instant.never
-    var idleSince: Instant
-    private var acceptedAt = Instant.never
-    private var isPaused = false
+    var deadlines: TurnDeadlines
+    /// The record is in the journal.
     var isSettled = false
-    var settledAt = Instant.never
     /// Rises when an attempt is given up: what its answer still brings is ignored.
     private var attemptNumber = 0
     var firstByteMilliseconds: Int?
-    /// The client has left; until `usageBy` the upstream may still tell what the answer cost.
+    /// The client has left; the upstream may still tell what the answer cost.
     var isClientGone = false
-    private var usageBy = Instant.never
 
     init(_ worker: Worker, _ request: ClientRequest, _ ask: TurnRequest, _ client: ClientConnection) {
         (self.worker, self.request, self.ask, self.client) = (worker, request, ask, client)
-        idleSince = worker.loop.now
+        let times = worker.settings.times
+        deadlines = TurnDeadlines(.init(firstByte: times.firstByte, holdBack: times.holdBack, upstreamIdle: times.upstreamIdle))
     }
 
     var isChatGPT: Bool { account?.value.kind == .chatGPT }
@@ -167,9 +161,7 @@ final class Turn: UpstreamUser, Answering {
             connection?.close()
             return abandon(errorCode: "client_disconnected", status: 499)
         }
-        firstByteBy = .never
-        refusalBy = .never
-        acceptedAt = .never
+        deadlines.attemptEnded()
         connection = nil
         if let body = answer?.refusalBody, let head = responseHead { refused = (head, body) } else { refused = nil }
         let wall = Clock.wall
@@ -185,34 +177,29 @@ final class Turn: UpstreamUser, Answering {
         case .dispatch(let wait):
             worker.scoreboard.add(.retries, worker: worker.slot)
             forgetAnswer()
-            wakeAt = worker.loop.now.adding(milliseconds: wait)
+            deadlines.attemptScheduled(worker.loop.now, afterMilliseconds: wait)
         }
     }
 
     /// The next attempt starts clean.
     private func forgetAnswer() {
         attemptNumber += 1
-        (answer, responseHead, kept, isPaused) = (nil, nil, nil, false)
+        (answer, responseHead, kept) = (nil, nil, nil)
     }
 
     // MARK: The upstream's answer
 
     func upstreamResponded(_ head: ResponseHead) {
-        firstByteBy = .never
-        idleSince = worker.loop.now
         responseHead = head
         let form = AnswerForm(ask, isChatGPT: isChatGPT, requestID: request.id, createdSeconds: request.time.seconds)
-        answer = AnswerAdapter(form, status: head.status, contentType: head.fields.first(.contentType) ?? "")
-        if answer?.refusalBody != nil {
-            refusalBy = worker.loop.now.adding(milliseconds: Limits.errorBodyMilliseconds)
-        } else {
-            exchange.responseAccepted()
-            acceptedAt = worker.loop.now
-        }
+        let answer = AnswerAdapter(form, status: head.status, contentType: head.fields.first(.contentType) ?? "")
+        self.answer = answer
+        deadlines.responded(worker.loop.now, isRefusal: answer.refusalBody != nil, wantsStream: ask.wantsStream)
+        if answer.refusalBody == nil { exchange.responseAccepted() }
     }
 
     func upstreamSent(_ bytes: RawSpan) {
-        idleSince = worker.loop.now
+        deadlines.heard(worker.loop.now)
         var offset = 0
         drive { answer, out in answer.feed(bytes, &offset, into: &out) }
         makeRoomForKept()
@@ -288,16 +275,15 @@ final class Turn: UpstreamUser, Answering {
         // The last bytes wait for the record; everything before them goes out now.
         if let answer, answer.isBody, let whole = bodyLength, answer.bodyBytes >= whole { return }
         client.flush()
-        if client.queuedBytes > Limits.downstreamHighBytes, !isPaused {
-            isPaused = true
+        if client.queuedBytes > Limits.downstreamHighBytes, !deadlines.isPaused {
+            deadlines.paused()
             connection?.pause()
         }
     }
 
     func clientDrained() {
-        guard isPaused else { return }
-        isPaused = false
-        idleSince = worker.loop.now
+        guard deadlines.isPaused else { return }
+        deadlines.resumed(worker.loop.now)
         connection?.resume()
     }
 
@@ -313,7 +299,7 @@ final class Turn: UpstreamUser, Answering {
     func upstreamTookRequest() {
         if exchange.state == .visible { request.memory.set(0) }
         guard exchange.state == .dispatched, responseHead == nil else { return }
-        firstByteBy = worker.loop.now.adding(milliseconds: worker.settings.times.firstByte)
+        deadlines.requestTaken(worker.loop.now)
     }
 
     func upstreamFailed(_ why: String, _ progress: UpstreamProgress) {
@@ -362,7 +348,7 @@ final class Turn: UpstreamUser, Answering {
     /// The first bytes of the answer are about to go out: from here on no other account.
     private func becomeVisible() {
         exchange.becameVisible()
-        acceptedAt = .never
+        deadlines.becameVisible()
         noteFirstByte()
         ask.forgetBody()
         prepared = nil
@@ -483,56 +469,53 @@ final class Turn: UpstreamUser, Answering {
     // MARK: Time and the client's fate
 
     func sweep(_ now: Instant) {
-        if now >= wakeAt {
-            wakeAt = .never
-            return dispatch()
-        }
         // Once an answer has begun, what of the request is not taken says nothing: the answer's own deadlines bound the turn.
-        let isStalled = connection?.isUploadStalled(now, milliseconds: worker.settings.times.writeStalled) == true
-        if isStalled, responseHead != nil {
-            connection?.giveUpRequest()
+        if let connection, connection.isUploadStalled(now, milliseconds: worker.settings.times.writeStalled) {
+            guard responseHead != nil else { return perform(.noAnswer) }
+            connection.giveUpRequest()
             if exchange.state == .visible { request.memory.set(0) }
         }
-        if now >= firstByteBy || isStalled && responseHead == nil {
+        if let due = deadlines.due(now) { perform(due) } else { commentIfSilent(now) }
+    }
+
+    private func perform(_ due: TurnDeadlines.Due) {
+        switch due {
+        case .attempt:
+            dispatch()
+        case .noAnswer:
             connection?.close()
-            return attemptFailed(.timedOut)
-        }
-        if now >= usageBy {
+            attemptFailed(.timedOut)
+        case .refusalCut:
             connection?.close()
-            return abandon(errorCode: "client_disconnected", status: 499)
-        }
-        if now >= refusalBy, answer?.refusalBody != nil {
+            refusedInPart()
+        case .usageMissing:
             connection?.close()
-            return refusedInPart()
-        }
-        if acceptedAt != .never, now.milliseconds(since: acceptedAt) >= worker.settings.times.holdBack, ask.wantsStream,
-            answer?.takesComments == true
-        {
+            abandon(errorCode: "client_disconnected", status: 499)
+        case .tellSilence:
             // Silence is told as such: the client gets its head now and comments from here on.
+            guard answer?.takesComments == true else { return }
             tell { $0.open(into: &$1) }
             client?.flush()
-        }
-        guard connection != nil, !isPaused else { return }
-        if isSettled, exchange.state == .visible, now.milliseconds(since: settledAt) >= Limits.afterTerminalMilliseconds {
+        case .endMissing:
             // The answer is complete; an upstream that does not end its body must not keep the client waiting.
+            guard exchange.state == .visible, connection != nil else { return }
             connection?.close()
             connection = nil
-            return finishAnswer()
-        }
-        if exchange.state == .accepted || exchange.state == .visible,
-            now.milliseconds(since: idleSince) >= worker.settings.times.upstreamIdle
-        {
+            finishAnswer()
+        case .silent:
+            guard exchange.state == .accepted || exchange.state == .visible, connection != nil else { return }
             if answer?.isBody == true {
                 connection?.close()
                 return upstreamFailed("silent for too long", .answered)
             }
-            return streamBroke(code: "stream_idle_timeout", message: "The upstream was silent for too long")
+            streamBroke(code: "stream_idle_timeout", message: "The upstream was silent for too long")
         }
-        commentIfSilent(now)
     }
 
     private func commentIfSilent(_ now: Instant) {
-        guard exchange.state == .visible, let client, client.queuedBytes == 0, answer?.takesComments == true else { return }
+        guard exchange.state == .visible, connection != nil, !deadlines.isPaused, let client, client.queuedBytes == 0,
+            answer?.takesComments == true
+        else { return }
         // A half-closed client may be gone: only writing tells, so it is asked more often.
         let interval = client.isHalfClosed ? min(1000, worker.settings.times.keepaliveComment) : worker.settings.times.keepaliveComment
         guard now.milliseconds(since: client.lastWrite) >= interval else { return }
@@ -554,7 +537,7 @@ final class Turn: UpstreamUser, Answering {
             return abandon(errorCode: "client_disconnected", status: 499)
         }
         // What was read is paid for: the usage stands at the answer's end, which may be near.
-        usageBy = worker.loop.now.adding(milliseconds: Limits.usageAfterClientMilliseconds)
+        deadlines.clientLeft(worker.loop.now)
         worker.clientLeft(self)  // no connection sweeps it any more
         clientDrained()
     }

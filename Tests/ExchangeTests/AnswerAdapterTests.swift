@@ -79,7 +79,8 @@ private let chatUsage = "data: {\"id\":\"c\",\"choices\":[],\"usage\":{\"prompt_
         "data: {\"type\":\"error\",\"code\":\"insufficient_quota\",\"message\":\"m\"}\n\n",
         "{\"id\":\"resp_1\",\"status\":\"completed\",\"output\":[],\(usage)}",
         "<html><title>502</title></html>", " \r\n", "",
-        chatChunks + chatUsage + "data: [DONE]\n\n", chatChunks, chatChunks + "data: {\"error\":{\"message\":\"m\",\"code\":\"x\"}}\n\n" + chatUsage,
+        chatChunks + chatUsage + "data: [DONE]\n\n", chatChunks,
+        chatChunks + "data: {\"error\":{\"message\":\"m\",\"code\":\"x\"}}\n\n" + chatUsage,
         created + "data: {\"type\":\"response.output_text.delta\",\ndata: \"delta\":\"two lines\"}\n\n" + completed,
         created + "event: x\nevent: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\"}\nid: 1\n\n" + completed,
     ]

@@ -1,3 +1,4 @@
+import CPlatform
 import Platform
 import Testing
 import Vocabulary
@@ -174,5 +175,24 @@ import Vocabulary
         #expect(board.inFlight(account: 0) == -2)
         board.set(.schemaRevision, -1)
         #expect(board.value(.schemaRevision) == -1)
+    }
+}
+
+@Suite struct ChecksumTests {
+    /// RFC 3720 B.4 has the vectors of CRC-32C.
+    @Test("CRC-32C is what the RFC says, with the processor's instruction and without")
+    func vectors() {
+        let vectors: [([UInt8], UInt32)] = [
+            ([UInt8](repeating: 0, count: 32), 0x8A91_36AA), ([UInt8](repeating: 0xFF, count: 32), 0x62A8_AB43),
+            ((0..<32).map { UInt8($0) }, 0x46DD_794E), (Array("123456789".utf8), 0xE306_9283), ([], 0),
+        ]
+        for (bytes, sum) in vectors {
+            #expect(codexlb_crc32c(bytes, bytes.count) == sum)
+            #expect(codexlb_crc32c_by_table(bytes, bytes.count) == sum)
+        }
+        for count in 0..<300 {
+            let bytes = (0..<count).map { _ in UInt8.random(in: 0...255) }
+            #expect(codexlb_crc32c(bytes, count) == codexlb_crc32c_by_table(bytes, count), "\(bytes)")
+        }
     }
 }
