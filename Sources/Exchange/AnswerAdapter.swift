@@ -114,7 +114,9 @@ public struct AnswerAdapter: Sendable {
 
     // MARK: What it is
 
-    /// The body so far of an answer with an error status; nil of any other.
+    /// An answer with an error status.
+    public var isRefusal: Bool { mode == .refusal }
+    /// Its body so far; nil of any other.
     public var refusalBody: [UInt8]? { mode == .refusal ? gathered : nil }
     public var isBody: Bool { mode == .body }
     /// Of a body that is passed on as it comes: bytes so far.
@@ -525,11 +527,15 @@ public struct AnswerAdapter: Sendable {
             outputEvents += 1
             forward(event, json, into: &out)
         case .completed:
-            UsageTap.responsesEvent(json, into: &findings)
-            if let status = JSONScan.find(json, "response", "status"), JSONScan.equals(json, status, "failed") {
-                return fail(UpstreamRefusal(event: json), event.array(0..<event.byteCount))
+            let response = JSONScan.member(json, "response")
+            if let response {
+                let object = json.extracting(response)
+                UsageTap.responsesBody(object, into: &findings)
+                if let status = JSONScan.member(object, "status"), JSONScan.equals(object, status, "failed") {
+                    return fail(UpstreamRefusal(event: json), event.array(0..<event.byteCount))
+                }
             }
-            return complete(event, json, into: &out)
+            return complete(event, json, response, into: &out)
         case .failed, .error:
             UsageTap.responsesEvent(json, into: &findings)
             return fail(UpstreamRefusal(event: json), event.array(0..<event.byteCount))
@@ -539,26 +545,38 @@ public struct AnswerAdapter: Sendable {
 
     /// The type stands in the JSON; some upstreams have it in the `event:` line alone.
     private static func kind(_ event: RawSpan, _ json: RawSpan) -> Kind {
-        let type = JSONScan.find(json, "type").flatMap { JSONScan.kind(json, $0) == .string ? $0 : nil }
+        let type = JSONScan.member(json, "type").flatMap { JSONScan.kind(json, $0) == .string ? $0 : nil }
         if let type {
-            let kind = kind({ JSONScan.equals(json, type, $0) }, prefix: { JSONScan.string(json, type)?.hasPrefix($0) == true })
+            let inner = type.lowerBound + 1..<type.upperBound - 1
+            let kind: Kind
+            if json.first(Ascii.backslash, from: inner.lowerBound, to: inner.upperBound) == nil {
+                kind = Self.kind(named: json.extracting(inner))
+            } else {
+                let text = Array((JSONScan.string(json, type) ?? "").utf8)
+                kind = Self.kind(named: text.span.bytes)
+            }
             if kind != .aside, kind != .error { return kind }
         }
         if isFailure(event, json) { return .error }
         guard type == nil, let name = EventFields.name(of: event) else { return .aside }
-        let text = event.text(name)
-        return kind({ $0.withUTF8Buffer { text.utf8.elementsEqual($0) } }, prefix: { text.hasPrefix($0) })
+        return kind(named: event.extracting(name))
     }
 
-    private static func kind(_ equals: (StaticString) -> Bool, prefix: (String) -> Bool) -> Kind {
-        if equals("response.output_text.delta") { return .other }
-        if equals("response.output_item.done") { return .itemDone }
-        if equals("response.completed") || equals("response.incomplete") || equals("response.cancelled") { return .completed }
-        if equals("response.failed") { return .failed }
-        if equals("error") || equals("response.error") { return .error }
-        if equals("response.created") || equals("response.in_progress") || equals("response.queued") { return .opening }
-        if prefix("response.") { return .other }
-        return prefix("codex.") ? .vendor : .aside
+    private static func kind(named name: RawSpan) -> Kind {
+        guard name.hasPrefix("response.") else {
+            return name.equals("error") ? .error : name.hasPrefix("codex.") ? .vendor : .aside
+        }
+        let rest = name.extracting(droppingFirst: 9)
+        switch rest.byteCount {
+        case 5: return rest.equals("error") ? .error : .other
+        case 6: return rest.equals("failed") ? .failed : rest.equals("queued") ? .opening : .other
+        case 7: return rest.equals("created") ? .opening : .other
+        case 9: return rest.equals("completed") || rest.equals("cancelled") ? .completed : .other
+        case 10: return rest.equals("incomplete") ? .completed : .other
+        case 11: return rest.equals("in_progress") ? .opening : .other
+        case 16: return rest.equals("output_item.done") ? .itemDone : .other
+        default: return .other
+        }
     }
 
     static func isFailure(_ event: RawSpan, _ json: RawSpan) -> Bool {
@@ -566,20 +584,20 @@ public struct AnswerAdapter: Sendable {
         return UpstreamRefusal.isTold(json, name: event.extracting(name))
     }
 
-    private mutating func complete(_ event: RawSpan, _ json: RawSpan, into out: inout [UInt8]) -> Signal {
+    private mutating func complete(_ event: RawSpan, _ json: RawSpan, _ response: Range<Int>?, into out: inout [UInt8]) -> Signal {
         switch mode {
         case .assembled:
-            guard let place = JSONScan.find(json, "response") else {
+            guard let response else {
                 return .broken(upstreamFault("upstream_stream_truncated", "The upstream's terminal event has no response"))
             }
-            guard let body = withOutput(json.extracting(place)) else { return .refuse(Self.outputLost, inStream: false) }
+            guard let body = withOutput(json.extracting(response)) else { return .refuse(Self.outputLost, inStream: false) }
             return tellWhole(form.route == .chatCompletions ? chatCompletion(body.span.bytes) : body, into: &out)
         case .chatEvents:
             open(into: &out)
             translator!.event(json, into: &out)
             translator!.finish(into: &out)
         default:
-            if form.isChatGPT, form.route == .responses, let response = JSONScan.find(json, "response"),
+            if form.isChatGPT, form.route == .responses, let response,
                 lacksOutput(json.extracting(response))
             {
                 guard let rebuilt = withRebuiltOutput(json, response) else { return .broken(Self.outputLost) }

@@ -59,6 +59,7 @@ public struct BodyDecoder: Sendable {
         default: break
         }
         while offset < bytes.byteCount {
+            if state == .size, sizeDigits == 0 { takeShortSize(bytes, &offset) }
             if state == .data {
                 let piece = take(bytes, &offset, remaining)
                 if remaining == 0 { state = .dataCR }
@@ -69,6 +70,14 @@ public struct BodyDecoder: Sendable {
             if try step(c) { return finish() }
         }
         return nil
+    }
+
+    /// The usual line before a chunk, whole: up to six digits and CRLF. Whatever else it is, `step` takes it byte by byte.
+    private mutating func takeShortSize(_ bytes: RawSpan, _ offset: inout Int) {
+        var (i, size) = (offset, 0)
+        while i < bytes.byteCount, i - offset < 6, let digit = hexDigit(bytes[i]) { (i, size) = (i + 1, size << 4 | Int(digit)) }
+        guard size > 0, i + 1 < bytes.byteCount, bytes[i] == Ascii.cr, bytes[i + 1] == Ascii.lf else { return }
+        (remaining, state, offset) = (size, .data, i + 2)
     }
 
     private mutating func finish() -> Piece {

@@ -31,6 +31,8 @@ public struct EventSplitter: Sendable {
     }
 
     private let eventBytesMax: Int
+    /// A CR has come, so that lines may end with it: then there is no short way.
+    private var hasCarriage = false
     private var place = Place.border
     /// The bytes of an event that is not whole, or is and waits for `takeHeld()`.
     public private(set) var held: [UInt8] = []
@@ -43,6 +45,9 @@ public struct EventSplitter: Sendable {
     public mutating func next(_ bytes: RawSpan, _ offset: inout Int) throws(WireError) -> Event? {
         let start = offset
         let count = bytes.byteCount
+        if place == .border, held.isEmpty, !hasCarriage, start < count, bytes[start] > Ascii.cr, let end = blankLine(bytes, start) {
+            return try event(bytes, start, end, &offset)
+        }
         var i = start
         while i < count {
             if place == .line {
@@ -50,6 +55,7 @@ public struct EventSplitter: Sendable {
                 i = found
             }
             let c = bytes[i]
+            if c == Ascii.cr { hasCarriage = true }
             var ends = false
             switch (place, c) {
             case (.line, 0x0A): place = .start
@@ -83,6 +89,21 @@ public struct EventSplitter: Sendable {
         if start < count {
             try check(held.count + count - start)
             held.append(bytes.extracting(start..<count))
+        }
+        return nil
+    }
+
+    /// Behind the LF LF that ends the event which starts at `start`, when it has no CR.
+    private mutating func blankLine(_ bytes: RawSpan, _ start: Int) -> Int? {
+        let count = bytes.byteCount
+        var i = start
+        while let lf = bytes.first(Ascii.lf, from: i, to: count) {
+            guard lf + 1 < count else { return nil }
+            if bytes[lf + 1] == Ascii.lf {
+                hasCarriage = bytes.first(Ascii.cr, from: start, to: lf) != nil
+                return hasCarriage ? nil : lf + 2
+            }
+            i = lf + 1
         }
         return nil
     }

@@ -14,7 +14,7 @@ public enum HeadWriter {
 
     /// Bytes that a target can't have (controls, spaces, all beyond ASCII) are percent-encoded.
     public static func request(_ method: Method, target: String, into out: inout [UInt8]) {
-        out.append(contentsOf: method.text.utf8.filter(isTokenByte))
+        for c in method.text.utf8 where isTokenByte(c) { out.append(c) }
         out.append(0x20)
         let hex: StaticString = "0123456789ABCDEF"
         for c in target.utf8 {
@@ -29,11 +29,14 @@ public enum HeadWriter {
     }
 
     public static func field(_ name: StaticString, _ value: String, into out: inout [UInt8]) {
-        guard value.utf8.allSatisfy(isValueByte) else { return }
-        out.append(name)
-        out.append(": " as StaticString)
-        out.append(contentsOf: value.utf8)
-        out.append("\r\n" as StaticString)
+        var value = value
+        value.withUTF8 { bytes in
+            for c in bytes where !isValueByte(c) { return }
+            out.append(name)
+            out.append(": " as StaticString)
+            out.append(contentsOf: bytes)
+            out.append("\r\n" as StaticString)
+        }
     }
 
     public static func field(_ name: String, _ value: String, into out: inout [UInt8]) {

@@ -74,6 +74,17 @@ public enum JSONScan {
     /// The same, from an object inside the document.
     public static func find(_ bytes: RawSpan, in object: Range<Int>, _ path: StaticString...) -> Range<Int>? { find(bytes, object, path) }
 
+    /// The value of one key of the document's root, as `find` has it.
+    public static func member(_ bytes: RawSpan, _ name: StaticString) -> Range<Int>? {
+        var found: Range<Int>?
+        members(bytes, nil) { key, value in
+            guard keyEquals(bytes, key, name) else { return true }
+            found = value
+            return false
+        }
+        return found
+    }
+
     private static func find(_ bytes: RawSpan, _ object: Range<Int>?, _ path: [StaticString]) -> Range<Int>? {
         var place = object
         for name in path {

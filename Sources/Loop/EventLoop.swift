@@ -80,6 +80,15 @@ public final class EventLoop: TaskExecutor, SerialExecutor, @unchecked Sendable 
     /// The monotonic clock.
     public var now: Instant { Clock.now }
 
+    /// The same, read once for all that one turn of the loop brings: at most a millisecond and the turn's own work behind.
+    public var turnTime: Instant {
+        let turn = uv_now(uv)
+        if turn != readAt { (readAt, read) = (turn, Clock.now) }
+        return read
+    }
+    private var readAt = UInt64.max
+    private var read = Instant.never
+
     public var isCurrent: Bool { threadID.load(ordering: .relaxed) == codexlb_thread_id() }
 
     /// Runs `call` on the loop's thread, soon. From any thread.

@@ -131,7 +131,7 @@ final class ClientConnection: ByteStreamDelegate {
     init(_ worker: Worker, _ stream: ByteStream) {
         (self.worker, self.stream) = (worker, stream)
         isLocalPeer = stream.peer?.isLoopback ?? false
-        let now = worker.loop.now
+        let now = worker.loop.turnTime
         deadline = now.adding(milliseconds: worker.settings.times.idle)
         (lastWrite, stalledSince) = (now, now)
         stream.delegate = self
@@ -148,7 +148,7 @@ final class ClientConnection: ByteStreamDelegate {
             return
         case .lingering:
             // A client in the middle of a large body gets to read its refusal.
-            deadline = min(lingerUntil, worker.loop.now.adding(milliseconds: Self.lingerMilliseconds))
+            deadline = min(lingerUntil, worker.loop.turnTime.adding(milliseconds: Self.lingerMilliseconds))
         case .answering:
             input += bytes
             if input.count > Self.pipelinedBytesMax { stream.stopReading() }
@@ -236,7 +236,7 @@ final class ClientConnection: ByteStreamDelegate {
                         }
                         phase = .head
                         scanned = 0
-                        deadline = worker.loop.now.adding(milliseconds: worker.settings.times.head)
+                        deadline = worker.loop.turnTime.adding(milliseconds: worker.settings.times.head)
                     }
                     guard let (head, consumed) = try RequestHead.parse(bytes.extracting(droppingFirst: offset), scanned: &scanned) else {
                         return
@@ -304,7 +304,7 @@ final class ClientConnection: ByteStreamDelegate {
     }
 
     private func received(_ head: RequestHead) {
-        let now = worker.loop.now
+        let now = worker.loop.turnTime
         hasAsked = true
         keepsAlive = head.keepsAlive
         isHTTP10 = head.minorVersion == 0
@@ -546,7 +546,7 @@ final class ClientConnection: ByteStreamDelegate {
             pending.removeAll(keepingCapacity: pending.capacity <= 16 * 1024)
         }
         if isLast, isChunked, !isHead { worker.scratch += HeadWriter.lastChunk }
-        lastWrite = worker.loop.now
+        lastWrite = worker.loop.turnTime
         if stream.queuedBytes == 0 { stalledSince = lastWrite }
         writtenBytes += worker.scratch.count
         stream.write(worker.scratch)
@@ -568,7 +568,7 @@ final class ClientConnection: ByteStreamDelegate {
         pending = []
         if !keepsAlive || worker.isDraining && !isFollowed { return linger() }
         phase = .idle
-        deadline = worker.loop.now.adding(milliseconds: worker.settings.times.idle)
+        deadline = worker.loop.turnTime.adding(milliseconds: worker.settings.times.idle)
         if isAdvancing { return }  // it has the bytes of further requests and goes on with them
         if !isHalfClosed { stream.startReading() }
         if input.isEmpty { endIfHalfClosed() } else { advanceInput() }
@@ -578,7 +578,7 @@ final class ClientConnection: ByteStreamDelegate {
     /// Nothing more will be answered: the connection ends once the client has taken what was written.
     private func linger() {
         phase = .lingering
-        let now = worker.loop.now
+        let now = worker.loop.turnTime
         deadline = now.adding(milliseconds: Self.lingerMilliseconds)
         lingerUntil = now.adding(milliseconds: Self.lingerMillisecondsMax)
         input = []
@@ -599,7 +599,7 @@ final class ClientConnection: ByteStreamDelegate {
 
     func streamEnded(_ stream: ByteStream) {
         isHalfClosed = true
-        (probeAt, probesLeft) = (worker.loop.now.adding(milliseconds: Self.probeMilliseconds), 2)
+        (probeAt, probesLeft) = (worker.loop.turnTime.adding(milliseconds: Self.probeMilliseconds), 2)
         switch phase {
         case .answering, .closed: break  // a client may close its sending side and wait for the answer
         case .lingering: if stream.queuedBytes == 0 { close() }
@@ -611,7 +611,7 @@ final class ClientConnection: ByteStreamDelegate {
     func streamFailed(_ stream: ByteStream, _ error: LoopError) { close() }
 
     func streamDrained(_ stream: ByteStream) {
-        stalledSince = worker.loop.now
+        stalledSince = worker.loop.turnTime
         if case .lingering = phase, isHalfClosed { return close() }
         answering?.clientDrained()
         switch phase {

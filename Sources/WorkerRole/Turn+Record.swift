@@ -14,7 +14,7 @@ extension Turn {
         release()
         let (status, errorCode) = isClientGone ? (499, "client_disconnected") : (status, errorCode)
         let findings = findings(errorCode)
-        let now = worker.loop.now
+        let now = worker.loop.turnTime
         deadlines.completed(now)
         var record = UsageRecord(id: request.recordID, time: request.time, route: request.route.rawValue, requestID: request.id)
         record.keyID = request.key?.id

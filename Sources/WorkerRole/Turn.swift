@@ -80,7 +80,7 @@ final class Turn: UpstreamUser, Answering {
     private func lease(_ chosen: RoutedAccount) {
         release()
         account = chosen
-        worker.scoreboard.turnStarted(account: chosen.value.slot, worker: worker.slot, now: worker.loop.now)
+        worker.scoreboard.turnStarted(account: chosen.value.slot, worker: worker.slot, now: worker.loop.turnTime)
     }
 
     func release() {
@@ -177,7 +177,7 @@ final class Turn: UpstreamUser, Answering {
         case .dispatch(let wait):
             worker.scoreboard.add(.retries, worker: worker.slot)
             forgetAnswer()
-            deadlines.attemptScheduled(worker.loop.now, afterMilliseconds: wait)
+            deadlines.attemptScheduled(worker.loop.turnTime, afterMilliseconds: wait)
         }
     }
 
@@ -192,14 +192,14 @@ final class Turn: UpstreamUser, Answering {
     func upstreamResponded(_ head: ResponseHead) {
         responseHead = head
         let form = AnswerForm(ask, isChatGPT: isChatGPT, requestID: request.id, createdSeconds: request.time.seconds)
-        let answer = AnswerAdapter(form, status: head.status, contentType: head.fields.first(.contentType) ?? "")
-        self.answer = answer
-        deadlines.responded(worker.loop.now, isRefusal: answer.refusalBody != nil, wantsStream: ask.wantsStream)
-        if answer.refusalBody == nil { exchange.responseAccepted() }
+        answer = AnswerAdapter(form, status: head.status, contentType: head.fields.first(.contentType) ?? "")
+        let isRefusal = answer!.isRefusal
+        deadlines.responded(worker.loop.turnTime, isRefusal: isRefusal, wantsStream: ask.wantsStream)
+        if !isRefusal { exchange.responseAccepted() }
     }
 
     func upstreamSent(_ bytes: RawSpan) {
-        deadlines.heard(worker.loop.now)
+        deadlines.heard(worker.loop.turnTime)
         var offset = 0
         drive { answer, out in answer.feed(bytes, &offset, into: &out) }
         makeRoomForKept()
@@ -273,7 +273,7 @@ final class Turn: UpstreamUser, Answering {
     func upstreamPaused() {
         guard let client, exchange.state == .visible else { return }
         // The last bytes wait for the record; everything before them goes out now.
-        if let answer, answer.isBody, let whole = bodyLength, answer.bodyBytes >= whole { return }
+        if answer?.isBody == true, let whole = bodyLength, answer!.bodyBytes >= whole { return }
         client.flush()
         if client.queuedBytes > Limits.downstreamHighBytes, !deadlines.isPaused {
             deadlines.paused()
@@ -283,14 +283,13 @@ final class Turn: UpstreamUser, Answering {
 
     func clientDrained() {
         guard deadlines.isPaused else { return }
-        deadlines.resumed(worker.loop.now)
+        deadlines.resumed(worker.loop.turnTime)
         connection?.resume()
     }
 
     func upstreamCompleted() {
         connection = nil
-        guard let answer else { return }
-        if let body = answer.refusalBody { return attemptFailed(.refused(refusal(body))) }
+        if let body = answer?.refusalBody { return attemptFailed(.refused(refusal(body))) }
         let attempt = attemptNumber
         drive { $0.end(into: &$1) }
         if attempt == attemptNumber, !exchange.isFinished { finishAnswer() }
@@ -299,7 +298,7 @@ final class Turn: UpstreamUser, Answering {
     func upstreamTookRequest() {
         if exchange.state == .visible { request.memory.set(0) }
         guard exchange.state == .dispatched, responseHead == nil else { return }
-        deadlines.requestTaken(worker.loop.now)
+        deadlines.requestTaken(worker.loop.turnTime)
     }
 
     func upstreamFailed(_ why: String, _ progress: UpstreamProgress) {
@@ -307,7 +306,7 @@ final class Turn: UpstreamUser, Answering {
         guard !exchange.isFinished else { return }
         switch exchange.state {
         case .dispatched:
-            if answer?.refusalBody != nil { return refusedInPart() }
+            if answer?.isRefusal == true { return refusedInPart() }
             if progress == .unread, !isClientGone, exchange.staleConnectionFound() { return dispatch(isAgain: true) }
             attemptFailed(.broken(why))
         case .accepted, .visible:
@@ -354,8 +353,8 @@ final class Turn: UpstreamUser, Answering {
         prepared = nil
         // What is still on its way to an upstream that answered early is held until it is out.
         if connection?.isRequestOut ?? true { request.memory.set(0) }
-        guard let client, let answer, let received = responseHead else { return }
-        switch answer.head {
+        guard let client, let head = answer?.head, let received = responseHead else { return }
+        switch head {
         case .received:
             client.beginAnswer(status: received.status, length: bodyLength) { out in
                 UpstreamRequest.passFields(received, requestID: request.id, into: &out)
@@ -379,7 +378,7 @@ final class Turn: UpstreamUser, Answering {
 
     private func noteFirstByte() {
         guard firstByteMilliseconds == nil else { return }
-        firstByteMilliseconds = worker.loop.now.milliseconds(since: request.start)
+        firstByteMilliseconds = worker.loop.turnTime.milliseconds(since: request.start)
         worker.scoreboard.observeFirstByte(milliseconds: firstByteMilliseconds!, worker: worker.slot)
     }
 
@@ -537,7 +536,7 @@ final class Turn: UpstreamUser, Answering {
             return abandon(errorCode: "client_disconnected", status: 499)
         }
         // What was read is paid for: the usage stands at the answer's end, which may be near.
-        deadlines.clientLeft(worker.loop.now)
+        deadlines.clientLeft(worker.loop.turnTime)
         worker.clientLeft(self)  // no connection sweeps it any more
         clientDrained()
     }

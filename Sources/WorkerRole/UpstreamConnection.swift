@@ -90,7 +90,7 @@ final class UpstreamConnection: ByteStreamDelegate {
 
     init(_ home: OriginConnections, _ stream: ByteStream, _ tls: TLSClient?, _ pool: UpstreamPool) {
         (self.home, self.stream, self.tls, self.pool) = (home, stream, tls, pool)
-        idleSince = stream.loop.now
+        idleSince = stream.loop.turnTime
         tookAt = idleSince
         stream.delegate = self
     }
@@ -106,7 +106,7 @@ final class UpstreamConnection: ByteStreamDelegate {
         (scanned, answered, isPaused, hasEnded, isResting) = (0, false, false, false, false)
         headBytes.removeAll(keepingCapacity: true)
         (unsent, unsentOffset, requestBytes, isRequestOut) = (parts, 0, 0, false)
-        tookAt = stream.loop.now
+        tookAt = stream.loop.turnTime
         pump()
         if !isClosed { stream.startReading() }
     }
@@ -139,7 +139,7 @@ final class UpstreamConnection: ByteStreamDelegate {
         while stream.queuedBytes == 0, !isClosed, let part = unsent.first {
             let end = min(part.count, unsentOffset + Limits.uploadPieceBytes)
             part.withUnsafeBytes { write(UnsafeRawBufferPointer(rebasing: $0[unsentOffset..<end])) }
-            tookAt = stream.loop.now
+            tookAt = stream.loop.turnTime
             if end == part.count {
                 unsent.removeFirst()
                 unsentOffset = 0
@@ -394,7 +394,7 @@ final class UpstreamConnection: ByteStreamDelegate {
         phase = .idle
         // An answer that came before its request was taken whole leaves the rest of that request on the way.
         if keepsAlive, !hasEnded, leftOver == 0, waiting.isEmpty, isRequestOut, writeProblem == nil {
-            idleSince = stream.loop.now
+            idleSince = stream.loop.turnTime
             isPaused = false
             // A later record of the same read may hold bytes that nobody asked for: nobody gets the connection before that is known.
             if isTakingRecords { isReturning = true } else { giveBack() }

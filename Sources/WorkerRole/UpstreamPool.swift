@@ -278,12 +278,13 @@ final class ConnectAttempt: ByteStreamDelegate {
         if isTunnelling {
             tunnelBytes += bytes
             var scanned = 0
+            let answer = tunnelBytes
             do throws(WireError) {
-                guard let (head, consumed) = try ResponseHead.parse(tunnelBytes.span.bytes, scanned: &scanned) else { return }
+                guard let (head, consumed) = try ResponseHead.parse(answer.span.bytes, scanned: &scanned) else { return }
                 guard head.status / 100 == 2 else {
                     return fail(.unreachable("the proxy \(proxy?.host ?? "") answered CONNECT with \(head.status)"))
                 }
-                guard consumed == tunnelBytes.count else { return fail(.unreachable("the proxy sent bytes before the tunnel was used")) }
+                guard consumed == answer.count else { return fail(.unreachable("the proxy sent bytes before the tunnel was used")) }
             } catch {
                 return fail(.unreachable("the proxy \(proxy?.host ?? "") answered CONNECT with no HTTP: \(error.reason)"))
             }

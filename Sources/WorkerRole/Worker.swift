@@ -14,7 +14,7 @@ import Store
 import Vocabulary
 
 /// An account of the snapshot with what a turn would else derive each time.
-struct RoutedAccount {
+final class RoutedAccount {
     let value: Account
     let origin: Origin
     /// Path of the base URL.
@@ -395,7 +395,7 @@ final class Worker {
     // MARK: Accounts
 
     func choose(for route: Route, model: String, excluding tried: [Int64]) -> AccountChoice {
-        let now = loop.now
+        let now = loop.turnTime
         let hasModelLimits = !modelCooldowns.isEmpty
         func serves(_ account: RoutedAccount) -> Bool {
             account.value.state == .active && route.upstreamPath(account.value.kind) != nil
