@@ -101,6 +101,23 @@ extension Integration {
             }
         }
 
+        /// An upstream that has another code for each refusal is counted too, in no more lines than codes are kept for.
+        @Test func codesWithoutEnd() throws {
+            let stage = try Stage("a")
+            let connection = try stage.daemon.connect()
+            let start = Date()
+            for n in 0..<400 {
+                stage.script("a", .status(400, #"{"error":{"message":"m","type":"t","code":"code_\#(n)"}}"#))
+                try connection.post("/v1/responses", Stage.body())
+                #expect(try connection.answer().status == 400)
+            }
+            let seconds = Int(Date().timeIntervalSince(start)) + 1
+            #expect(eventually(2) { Self.refusals(stage.daemon).reduce(0) { $0 + $1.count } == 400 })
+            let lines = Self.refusals(stage.daemon)
+            #expect(lines.count <= 129 * (seconds + 1), "\(lines.count) lines in \(seconds) s")
+            if seconds == 1 { #expect(lines.contains { $0.code == "other" && $0.count > 100 }) }
+        }
+
         /// A stop tells the sum that was not due yet.
         @Test func refusalsAreToldAtTheStop() throws {
             let stage = try Stage("a")
