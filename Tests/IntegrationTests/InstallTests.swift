@@ -85,6 +85,24 @@ extension Integration {
             #expect(Self.files(place) == [])
         }
 
+        /// Missing packages are installed without a question, also by a user with sudo, whose variables do not get through.
+        @Test func packagesWithoutQuestions() throws {
+            let daemon = try Daemon()
+            let bin = daemon.directory + "/bin"
+            try FileManager.default.createDirectory(atPath: bin, withIntermediateDirectories: false)
+            let programs = [
+                "id": "echo 1000", "dpkg-query": "exit 1", "sudo": "exec env -i PATH=\"$PATH\" \"$@\"",
+                "apt-get": "echo \"frontend=$DEBIAN_FRONTEND $*\"",
+            ]
+            for (name, text) in programs {
+                try Data("#!/bin/sh\n\(text)\n".utf8).write(to: URL(fileURLWithPath: "\(bin)/\(name)"))
+                chmod("\(bin)/\(name)", 0o755)
+            }
+            let command = "PATH=\(bin):$PATH exec sh etc/dev/install-packages.sh first second"
+            let said = try Self.run("/bin/sh", ["-c", command], in: daemon.directory)
+            #expect(said.contains("frontend=noninteractive install ") && said.contains(" first second\n"), "\(said)")
+        }
+
         /// Bash, asked as at a prompt, offers the program's commands and options.
         @Test func bashCompletes() throws {
             let daemon = try Daemon()
