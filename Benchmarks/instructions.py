@@ -3,10 +3,10 @@ Usage: instructions.py BIN_DIR [--write] (see `make bench-instructions`).
 
 Time on a shared machine wavers by several percent, and this machine may have no hardware counters for `perf stat`; callgrind counts each
 instruction of the program and its libraries. Two runs with FEW and MANY turns are subtracted, so that start, first turns and end cancel
-out; so is what a worker does by the clock (it looks at its connections every 50 ms), whose rate a run with a rest gives. The supervisor and the writer run natively: only the worker's own work is counted, the kernel's is not.
+out. Both last LASTS_SECONDS: what a worker does by the clock (it looks at its connections every 50 ms, at models now and then) is the same
+in both. The supervisor and the writer run natively: only the worker's own work is counted, the kernel's is not.
 
-Two runs differ by less than half a percent, also on a busy machine; a start that the supervisor gives up after its 30 seconds needs a less
-busy one. Compares with baseline.json and ends with 1 when a number differs from it by more than TOLERANCE; --write makes the baseline anew.
+Compares with baseline.json and ends with 1 when a number differs from it by more than TOLERANCE; --write makes the baseline anew.
 """
 
 import http.client
@@ -24,7 +24,7 @@ import time
 FEW, MANY = 200, 600
 EVENTS_FEW, EVENTS_MANY = 20, 220
 TOLERANCE = 0.02
-REST_SECONDS = 10
+LASTS_SECONDS = 25
 
 here = os.path.dirname(os.path.abspath(__file__))
 baseline_path = os.path.join(here, "baseline.json")
@@ -71,8 +71,8 @@ def upstream(events):
     return port
 
 
-def count(upstream_port, body, turns, rest=0):
-    """A worker that serves so many turns, one after the other, and then rests: its instructions, and the seconds it was ready."""
+def count(upstream_port, body, turns):
+    """Instructions of a worker that serves so many turns, one after the other, and then rests until its time is over."""
     data = tempfile.mkdtemp(dir=work)
     output = os.path.join(data, "callgrind.out")
     env = {
@@ -102,19 +102,21 @@ def count(upstream_port, body, turns, rest=0):
         answer.read()
         if answer.status != 200:
             sys.exit(f"a turn ended with status {answer.status}")
+    rest = begin + LASTS_SECONDS - time.monotonic()
+    if rest < 0:
+        sys.exit(f"{turns} turns took longer than {LASTS_SECONDS} s: the machine is too busy")
     time.sleep(rest)
     client.close()
-    ready = time.monotonic() - begin
     if end(server) != 0:
         sys.exit("codex-lb did not stop in order")
     found = re.search(r"^(?:summary|totals): (\d+)", open(output).read(), re.M)
     if not found:
         sys.exit(f"callgrind counted nothing in {output}")
-    return int(found.group(1)), ready
+    return int(found.group(1))
 
 
-def difference(more, less, idle_rate=0):
-    return more[0] - less[0] - idle_rate * (more[1] - less[1])
+def per_turn(upstream_port, body):
+    return (count(upstream_port, body, MANY) - count(upstream_port, body, FEW)) / (MANY - FEW)
 
 
 def main():
@@ -124,13 +126,6 @@ def main():
                    check=True)
     few, many = upstream(EVENTS_FEW), upstream(EVENTS_MANY)
     streamed, plain = '{"model":"demo-1","input":"Hello","stream":true}', '{"model":"demo-1","input":"Hello","stream":false}'
-    short = count(few, plain, FEW)
-    rested = count(few, plain, FEW, REST_SECONDS)
-    idle_rate = difference(rested, short) / (rested[1] - short[1])
-
-    def per_turn(upstream_port, body):
-        return difference(count(upstream_port, body, MANY), count(upstream_port, body, FEW), idle_rate) / (MANY - FEW)
-
     stream = per_turn(few, streamed)
     found = {
         f"streamed turn of {EVENTS_FEW} events": round(stream),
@@ -139,7 +134,6 @@ def main():
     }
     known = json.load(open(baseline_path)) if os.path.exists(baseline_path) else {}
     is_off = False
-    print(f"(idle: {idle_rate:.0f} a second, subtracted)")
     print(f"{'instructions of a worker':32} {'now':>10} {'baseline':>10} {'change':>8}")
     for name, now in found.items():
         before = known.get(name)
