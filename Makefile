@@ -2,15 +2,20 @@
 # make demo   the same with a built-in upstream, in a temporary directory
 # make soak   fuzzers and sanitizers, about 20 minutes
 # make test   all tests         make bench  benchmarks against nginx and raw databases
+# make bench-instructions  a worker's instructions per turn and event against Benchmarks/baseline.json
+# make install, make uninstall: program, man page, completions, systemd units and sample settings, under PREFIX and DESTDIR
 
 SWIFT ?= swift
 PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
 BIN := .build/release/codex-lb
+# What `make install` installs; a program that is there already spares the build: make install BINARY=path
+BINARY ?=
 PACKAGES := libuv1-dev libsqlite3-dev libpq-dev libssl-dev libzstd-dev zlib1g-dev
-TEST_PACKAGES := $(PACKAGES) postgresql pgbouncer python3-venv curl sqlite3 zstd openssl faketime
-BENCH_PACKAGES := $(PACKAGES) nginx-light postgresql
+TEST_PACKAGES := $(PACKAGES) postgresql pgbouncer python3-venv curl sqlite3 zstd openssl faketime mandoc
+BENCH_PACKAGES := $(PACKAGES) nginx-light postgresql openssl
 
-.PHONY: run demo build test soak bench format lint proto install clean
+.PHONY: run demo build test soak bench bench-instructions format lint proto man install uninstall clean
 
 run: build
 	exec $(BIN) serve
@@ -36,6 +41,12 @@ bench:
 	$(SWIFT) build -c release --static-swift-stdlib
 	sh Benchmarks/run.sh
 
+# WRITE=1 makes the baseline anew.
+bench-instructions:
+	@sh etc/dev/install-packages.sh $(PACKAGES) valgrind gcc binutils
+	$(SWIFT) build -c release --product codex-lb --static-swift-stdlib
+	python3 Benchmarks/instructions.py $$($(SWIFT) build -c release --static-swift-stdlib --show-bin-path) $(if $(WRITE),--write)
+
 format:
 	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests Benchmarks
 
@@ -49,12 +60,41 @@ proto:
 	  --swift_opt=Visibility=Public --swift_opt=UseAccessLevelOnImports=true \
 	  --swift_out=Sources/ControlWire -I Sources/ControlWire control.proto
 
-install: build
-	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/bin/codex-lb
-	install -D -m 0644 etc/codex-lb.env $(DESTDIR)$(PREFIX)/share/codex-lb/codex-lb.env
-	sed 's|/usr/local/|$(PREFIX)/|' systemd/codex-lb.service > .build/codex-lb.service
-	install -D -m 0644 .build/codex-lb.service $(DESTDIR)$(PREFIX)/lib/systemd/system/codex-lb.service
-	install -D -m 0644 systemd/codex-lb.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/codex-lb.socket
+# The page's commands and options are the program's own; a test compares them.
+man:
+	python3 etc/dev/manpage.py $(or $(BINARY),$(BIN)) > docs/codex-lb.1
+
+root = $(DESTDIR)$(PREFIX)
+doc_dir = $(root)/share/doc/codex-lb
+unit_dir = $(root)/lib/systemd/system
+settings = $(DESTDIR)$(SYSCONFDIR)/codex-lb/codex-lb.env
+bash_completion = $(root)/share/bash-completion/completions/codex-lb
+zsh_completion = $(root)/share/zsh/site-functions/_codex-lb
+fish_completion = $(root)/share/fish/vendor_completions.d/codex-lb.fish
+
+install: program = $(or $(BINARY),$(BIN))
+install: $(if $(BINARY),,build)
+	install -D -m 0755 $(program) $(root)/bin/codex-lb
+	install -D -m 0644 docs/codex-lb.1 $(root)/share/man/man1/codex-lb.1
+	install -d $(doc_dir)/docs/decisions $(unit_dir) $(dir $(bash_completion) $(zsh_completion) $(fish_completion))
+	install -m 0644 README.md SECURITY.md $(doc_dir)
+	install -m 0644 docs/*.md $(doc_dir)/docs
+	install -m 0644 docs/decisions/*.md $(doc_dir)/docs/decisions
+	umask 022 && $(program) --generate-completion-script bash > $(bash_completion)
+	umask 022 && $(program) --generate-completion-script zsh > $(zsh_completion)
+	umask 022 && $(program) --generate-completion-script fish > $(fish_completion)
+	umask 022 && sed 's|/usr/local/|$(PREFIX)/|g' systemd/codex-lb.service > $(unit_dir)/codex-lb.service
+	install -m 0644 systemd/codex-lb.socket $(unit_dir)/codex-lb.socket
+	install -D -m 0644 etc/codex-lb.env $(root)/share/codex-lb/codex-lb.env
+	[ -e $(settings) ] || install -D -m 0600 etc/codex-lb.env $(settings)
+
+# Settings that somebody has changed stay, and so do the service's data.
+uninstall:
+	rm -f $(root)/bin/codex-lb $(root)/share/man/man1/codex-lb.1 $(unit_dir)/codex-lb.service $(unit_dir)/codex-lb.socket
+	rm -f $(bash_completion) $(zsh_completion) $(fish_completion)
+	! cmp -s etc/codex-lb.env $(settings) || rm $(settings)
+	[ ! -d $(dir $(settings)) ] || rmdir --ignore-fail-on-non-empty $(dir $(settings))
+	rm -rf $(root)/share/codex-lb $(doc_dir)
 
 clean:
 	rm -rf .build .build-* .venv

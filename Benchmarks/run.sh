@@ -1,14 +1,14 @@
 #!/bin/sh
-# codex-lb against nginx as a plain reverse proxy, in one run: same upstream, same load generator, one worker each on one core.
-# The proxy has CPU 1; upstream and load generator share CPU 0. Accounting is on. SECONDS_EACH and ROUNDS may be set.
-# Then the store: writer and PostgreSQL throughput, start and backup of a store of GIGABYTES. ONLY=http or ONLY=store runs one of them.
+# codex-lb against nginx as a plain reverse proxy, in one run: same upstream, same load generator, one core for each proxy (see run.py).
+# Then the store: writer and PostgreSQL throughput, start and backup of a store of GIGABYTES. SECONDS_EACH and ROUNDS may be set.
+# ONLY=http or ONLY=store runs one of them; CASES="turns tls bodies long open delay" some of the first.
 set -eu
 cd "$(dirname "$0")/.."
 bin=$(swift build -c release --static-swift-stdlib --show-bin-path)
 seconds=${SECONDS_EACH:-4}
 rounds=${ROUNDS:-3}
 if [ "${ONLY:-http}" = http ]; then
-    python3 Benchmarks/run.py "$bin" "$seconds" "$rounds"
+    python3 Benchmarks/run.py "$bin" "$seconds" "$rounds" ${CASES:-}
 fi
 if [ "${ONLY:-store}" = store ]; then
     python3 Benchmarks/store.py "$bin" "$seconds" "$rounds" "${GIGABYTES:-1}"

@@ -20,6 +20,9 @@ struct LoadGenerator: ParsableCommand {
     @Option(name: .long, help: "Measured time.") var seconds = 5.0
     @Option(name: .long, help: "Time before it that is not counted.") var warmup = 1.0
     @Option(name: .long, help: "Request body.") var body = #"{"model":"demo-1","input":"Hello","stream":true}"#
+    @Option(name: .customLong("body-bytes"), help: "Lengthen the body's input to this many bytes in all.") var bodyBytes = 0
+    @Flag(name: .long, help: "Read the stamps of events (demo-upstream --stamps) and report how long these were under way.") var delays =
+        false
     @Option(name: .long, help: "CPU to run on.") var pin: Int?
     @Option(name: .customLong("proxy-pid"), help: "Processes whose CPU time and memory are reported, separated by commas.") var proxyPIDs =
         ""
@@ -51,11 +54,11 @@ struct LoadGenerator: ParsableCommand {
         else { throw ValidationError("--target ADDRESS:PORT") }
         let pids = proxyPIDs.split(separator: ",").compactMap { Int32($0) }
         let loop = EventLoop()
-        let run = Run(loop, address, request: request(), connections: connections)
-        var before: (Instant, Int, UInt64) = (loop.now, 0, 0)
+        let run = Run(loop, address, request: try request(), connections: connections, readsStamps: delays)
+        var (started, before) = (loop.now, CPU.Ticks())
         let begin = LoopTimer(loop) {
             run.reset()
-            before = (loop.now, 0, CPU.ticks(pids))
+            (started, before) = (loop.now, CPU.ticks(pids))
         }
         begin.start(milliseconds: Int(warmup * 1000))
         var memory = 0
@@ -66,32 +69,44 @@ struct LoadGenerator: ParsableCommand {
         end.start(milliseconds: Int((warmup + seconds) * 1000))
         run.start()
         loop.run()
-        let elapsed = Double(loop.now.nanoseconds - before.0.nanoseconds) / 1e9
-        let cpu = Double(CPU.ticks(pids) - before.2) / Double(sysconf(Int32(_SC_CLK_TCK)))
-        let latencies = run.latencies.sorted()
-        func quantile(_ q: Double) -> Double {
-            latencies.isEmpty ? 0 : Double(latencies[min(latencies.count - 1, Int(Double(latencies.count) * q))]) / 1e6
+        let elapsed = Double(loop.now.nanoseconds - started.nanoseconds) / 1e9
+        let after = CPU.ticks(pids)
+        let tick = 1 / Double(sysconf(Int32(_SC_CLK_TCK)))
+        let (user, kernel) = (Double(after.user - before.user) * tick, Double(after.kernel - before.kernel) * tick)
+        let (latencies, delays) = (run.latencies.sorted(), run.delays.sorted())
+        func quantile(_ sorted: [UInt64], _ q: Double) -> Double {
+            sorted.isEmpty ? 0 : Double(sorted[min(sorted.count - 1, Int(Double(sorted.count) * q))]) / 1e6
         }
-        func number(_ value: Double) -> String {
-            let scaled = Int((value * 1000).rounded())
-            let fraction = String(scaled % 1000)
-            return "\(scaled / 1000)." + String(repeating: "0", count: 3 - fraction.count) + fraction
-        }
-        print(
-            "{\"requests\":\(run.finished),\"errors\":\(run.errors),\"requests_per_second\":\(number(Double(run.finished) / elapsed)),"
-                + "\"events_per_second\":\(number(Double(run.events) / elapsed)),\"p50_ms\":\(number(quantile(0.5))),\"p99_ms\":\(number(quantile(0.99))),"
-                + "\"proxy_cpu_seconds\":\(number(cpu)),\"proxy_cpu_microseconds_per_request\":\(number(run.finished == 0 ? 0 : cpu * 1e6 / Double(run.finished))),"
-                + "\"proxy_resident_kib\":\(memory),\"open\":\(run.open)}")
+        let report: [(String, Double)] = [
+            ("requests", Double(run.finished)), ("errors", Double(run.errors)), ("events", Double(run.events)), ("seconds", elapsed),
+            ("requests_per_second", Double(run.finished) / elapsed), ("events_per_second", Double(run.events) / elapsed),
+            ("p50_ms", quantile(latencies, 0.5)), ("p99_ms", quantile(latencies, 0.99)), ("event_delays", Double(delays.count)),
+            ("event_delay_p50_ms", quantile(delays, 0.5)), ("event_delay_p99_ms", quantile(delays, 0.99)),
+            ("proxy_user_seconds", user), ("proxy_kernel_seconds", kernel), ("proxy_resident_kib", Double(memory)),
+            ("open", Double(run.open)),
+        ]
+        print("{" + report.map { "\"\($0)\":\(Self.decimal($1))" }.joined(separator: ",") + "}")
     }
 
-    private func request() -> [UInt8] {
+    /// Without Foundation there is no format; a Double's own text may have an exponent, which JSON takes too.
+    private static func decimal(_ value: Double) -> String { value == value.rounded() ? "\(Int(value))" : "\(value)" }
+
+    private func request() throws -> [UInt8] {
+        var body = Array(self.body.utf8)
+        if body.count < bodyBytes {
+            let start = Array("\"input\":\"".utf8)
+            guard let at = body.indices.first(where: { body[$0...].starts(with: start) }) else {
+                throw ValidationError("--body-bytes needs a body with an input")
+            }
+            body.insert(contentsOf: repeatElement(UInt8(ascii: "x"), count: bodyBytes - body.count), at: at + start.count)
+        }
         var out: [UInt8] = []
         HeadWriter.request(.post, target: path, into: &out)
         HeadWriter.field("Host", target, into: &out)
         HeadWriter.field("Content-Type", "application/json", into: &out)
-        HeadWriter.field("Content-Length", String(body.utf8.count), into: &out)
+        HeadWriter.field("Content-Length", String(body.count), into: &out)
         HeadWriter.end(into: &out)
-        out += body.utf8
+        out += body
         return out
     }
 }
@@ -104,13 +119,16 @@ enum CPU {
         let n = fread(&buffer, 1, buffer.count, file)
         return String(decoding: buffer[..<n], as: UTF8.self)
     }
+    struct Ticks { var (user, kernel): (UInt64, UInt64) = (0, 0) }
+
     /// User and system time of the processes, in clock ticks.
-    static func ticks(_ pids: [Int32]) -> UInt64 {
-        pids.reduce(0) { sum, pid in
+    static func ticks(_ pids: [Int32]) -> Ticks {
+        pids.reduce(into: Ticks()) { sum, pid in
             let text = read("/proc/\(pid)/stat")
-            guard let close = text.lastIndex(of: ")") else { return sum }
+            guard let close = text.lastIndex(of: ")") else { return }
             let fields = text[text.index(close, offsetBy: 2)...].split(separator: " ")
-            return sum + (UInt64(fields[11]) ?? 0) + (UInt64(fields[12]) ?? 0)
+            sum.user += UInt64(fields[11]) ?? 0
+            sum.kernel += UInt64(fields[12]) ?? 0
         }
     }
     static func residentKiB(_ pids: [Int32]) -> Int {
@@ -132,15 +150,18 @@ final class Run {
     var events = 0
     var open = 0
     var latencies: [UInt64] = []
+    /// How long stamped events were under way, nanoseconds.
+    var delays: [UInt64] = []
+    let readsStamps: Bool
 
-    init(_ loop: EventLoop, _ address: SocketAddress, request: [UInt8], connections: Int) {
-        (self.loop, self.address, self.request, count) = (loop, address, request, connections)
+    init(_ loop: EventLoop, _ address: SocketAddress, request: [UInt8], connections: Int, readsStamps: Bool) {
+        (self.loop, self.address, self.request, count, self.readsStamps) = (loop, address, request, connections, readsStamps)
     }
     func start() {
         clients = (0..<count).map { _ in Client(self) }
         for client in clients { client.connect() }
     }
-    func reset() { (finished, errors, events, latencies) = (0, 0, 0, []) }
+    func reset() { (finished, errors, events, latencies, delays) = (0, 0, 0, [], []) }
 }
 
 final class Client: ByteStreamDelegate {
@@ -151,6 +172,7 @@ final class Client: ByteStreamDelegate {
     private var scanned = 0
     private var decoder: BodyDecoder?
     private var last: UInt8 = 0
+    private var stamp = Stamp()
 
     init(_ run: Run) { self.run = run }
 
@@ -208,6 +230,7 @@ final class Client: ByteStreamDelegate {
         while let piece = try decoder.next(bytes, &offset) {
             switch piece {
             case .data(let range):
+                if run.readsStamps { readStamps(bytes, range) }
                 for i in range {
                     let b = bytes.unsafeLoad(fromUncheckedByteOffset: i, as: UInt8.self)
                     if b == 10, last == 10 { run.events += 1 }
@@ -217,6 +240,15 @@ final class Client: ByteStreamDelegate {
             }
         }
         return false
+    }
+
+    private func readStamps(_ bytes: RawSpan, _ range: Range<Int>) {
+        let now = Clock.now.nanoseconds
+        for i in range {
+            if let sent = stamp.found(bytes.unsafeLoad(fromUncheckedByteOffset: i, as: UInt8.self)) {
+                run.delays.append(now - min(now, sent))
+            }
+        }
     }
 
     private func complete() {
@@ -234,4 +266,26 @@ final class Client: ByteStreamDelegate {
         lost()
     }
     func streamDrained(_ stream: ByteStream) {}
+}
+
+/// Finds `"sent":"NANOSECONDS"` in bytes that come in pieces.
+struct Stamp {
+    private static let mark = Array("\"sent\":\"".utf8)
+    private var matched = 0
+    private var value: UInt64 = 0
+
+    mutating func found(_ byte: UInt8) -> UInt64? {
+        guard matched == Self.mark.count else {
+            // The mark's first byte stands in it again, but nothing longer does.
+            matched = byte == Self.mark[matched] ? matched + 1 : byte == Self.mark[0] ? 1 : 0
+            value = 0
+            return nil
+        }
+        if byte >= 0x30, byte <= 0x39 {
+            value = value &* 10 &+ UInt64(byte - 0x30)
+            return nil
+        }
+        matched = 0
+        return byte == Self.mark[0] ? value : nil
+    }
 }

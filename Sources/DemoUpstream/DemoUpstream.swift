@@ -11,6 +11,8 @@ public final class DemoUpstream {
         public var events = 20
         /// Milliseconds between them; 0 sends all at once.
         public var intervalMilliseconds = 60
+        /// Text deltas tell when they were sent, for measurements of delay: `"sent":"…"`, nanoseconds of CLOCK_MONOTONIC.
+        public var hasStamps = false
         public init() {}
     }
 
@@ -18,15 +20,23 @@ public final class DemoUpstream {
     let options: Options
     private var listener: Listener?
     private var connections: [ObjectIdentifier: DemoConnection] = [:]
-    /// Connections with a stream in progress.
-    private var streaming: [ObjectIdentifier: DemoConnection] = [:]
+    /// Connections with a stream in progress, by the tick of an interval in which theirs come: as many streams as there may be, they are
+    /// not all sent to at once.
+    private var streaming: [[ObjectIdentifier: DemoConnection]]
+    private var tick = 0
     private var timer: LoopTimer?
+    private var begun = 0
+    private var open = 0
+    private static let tickMillisecondsMin = 5
     /// Streams made so far, as chunks, by what was asked for.
     private var streams: [String: [[UInt8]]] = [:]
 
     /// Serves on a bound descriptor for as long as the loop runs.
     public init(_ loop: EventLoop, descriptor: Int32, options: Options) throws(SystemError) {
         (self.loop, self.options) = (loop, options)
+        let interval = options.intervalMilliseconds
+        let ticks = (1...max(1, interval / Self.tickMillisecondsMin)).last { interval % $0 == 0 } ?? 1
+        streaming = Array(repeating: [:], count: ticks)
         do throws(LoopError) {
             listener = try Listener(loop, descriptor: descriptor, kind: .tcp) { [unowned self] stream in
                 let connection = DemoConnection(self, stream)
@@ -35,17 +45,17 @@ public final class DemoUpstream {
         } catch {
             throw SystemError(-error.code, "demo upstream")
         }
-        if options.intervalMilliseconds > 0 {
+        if interval > 0 {
             timer = LoopTimer(loop) { [unowned self] in
-                for connection in streaming.values { connection.sendNext() }
+                tick = (tick + 1) % ticks
+                for connection in streaming[tick].values { connection.sendNext() }
             }
-            timer?.start(milliseconds: options.intervalMilliseconds, repeating: options.intervalMilliseconds)
         }
     }
 
     func closed(_ connection: DemoConnection) {
         connections[ObjectIdentifier(connection)] = nil
-        streaming[ObjectIdentifier(connection)] = nil
+        endStreaming(connection)
     }
 
     /// The chunks of a stream, made once.
@@ -56,7 +66,24 @@ public final class DemoUpstream {
         return made
     }
 
-    func setStreaming(_ connection: DemoConnection, _ isOn: Bool) { streaming[ObjectIdentifier(connection)] = isOn ? connection : nil }
+    /// The first event goes out at once, the next one within an interval, the others an interval apart.
+    func beginStreaming(_ connection: DemoConnection) {
+        let tick = begun % streaming.count
+        connection.tick = tick
+        streaming[tick][ObjectIdentifier(connection)] = connection
+        begun += 1
+        open += 1
+        let milliseconds = options.intervalMilliseconds / streaming.count
+        if open == 1 { timer?.start(milliseconds: milliseconds, repeating: milliseconds) }
+    }
+
+    func endStreaming(_ connection: DemoConnection) {
+        guard let tick = connection.tick else { return }
+        streaming[tick][ObjectIdentifier(connection)] = nil
+        connection.tick = nil
+        open -= 1
+        if open == 0 { timer?.stop() }
+    }
 
     /// Runs the server alone in this process until a signal ends it.
     public static func run(listen address: ListenAddress, options: Options, announce: (String) -> Void) throws(SystemError) {
@@ -84,6 +111,8 @@ final class DemoConnection: ByteStreamDelegate {
     private var pieces: [[UInt8]] = []
     private var nextPiece = 0
     private var isBusy = false
+    /// When its events come while a stream is in progress.
+    var tick: Int?
 
     init(_ server: DemoUpstream, _ stream: ByteStream) {
         (self.server, self.stream) = (server, stream)
@@ -142,9 +171,9 @@ final class DemoConnection: ByteStreamDelegate {
         switch path {
         case "/responses":
             isStream
-                ? begin("responses \(model)") { Self.responseEvents(model, server.options.events) }
+                ? begin("responses \(model)") { Self.responseEvents(model, server.options) }
                 : whole(Self.response(model, server.options.events))
-        case "/codex/responses": begin("responses \(model)") { Self.responseEvents(model, server.options.events) }
+        case "/codex/responses": begin("responses \(model)") { Self.responseEvents(model, server.options) }
         case "/chat/completions":
             if isStream {
                 let usage = JSONScan.find(json, "stream_options", "include_usage").flatMap { JSONScan.bool(json, $0) } ?? false
@@ -191,16 +220,21 @@ final class DemoConnection: ByteStreamDelegate {
             isBusy = true
             stream.write(out)
             sendNext()
-            server.setStreaming(self, true)
+            server.beginStreaming(self)
         }
     }
 
     func sendNext() {
-        stream.write(pieces[nextPiece])
+        var piece = pieces[nextPiece]
+        if server.options.hasStamps, let digits = Self.stampDigits(piece) {
+            let now = String(Clock.now.nanoseconds)
+            piece.replaceSubrange(digits.suffix(now.utf8.count), with: now.utf8)
+        }
+        stream.write(piece)
         nextPiece += 1
         guard nextPiece == pieces.count else { return }
         stream.write(HeadWriter.lastChunk)
-        server.setStreaming(self, false)
+        server.endStreaming(self)
         isBusy = false
         work()
     }
@@ -211,6 +245,17 @@ final class DemoConnection: ByteStreamDelegate {
         out += text.utf8
         out += [13, 10]
         return out
+    }
+
+    // Stamps
+
+    private static let stamp = ",\"sent\":\"" + String(repeating: "0", count: 20) + "\""
+
+    /// Where the digits of a stamp stand in a chunk; it ends its event.
+    private static func stampDigits(_ chunk: [UInt8]) -> Range<Int>? {
+        let end = chunk.count - "\"}\n\n\r\n".utf8.count
+        let begin = end - (stamp.utf8.count - 1)
+        return begin > 0 && chunk[begin..<end].elementsEqual(stamp.utf8.dropLast()) ? end - 20..<end : nil
     }
 
     // Canned texts
@@ -231,7 +276,8 @@ final class DemoConnection: ByteStreamDelegate {
     static func response(_ model: String, _ events: Int) -> String {
         responseObject(model, status: "completed", output: item(events), usage: usage(events))
     }
-    static func responseEvents(_ model: String, _ events: Int) -> [String] {
+    static func responseEvents(_ model: String, _ options: DemoUpstream.Options) -> [String] {
+        let events = options.events
         var sequence = -1
         func event(_ type: String, _ rest: String) -> String {
             sequence += 1
@@ -253,7 +299,8 @@ final class DemoConnection: ByteStreamDelegate {
             out.append(
                 event(
                     "response.output_text.delta",
-                    "\"item_id\":\"msg_demo\",\"output_index\":0,\"content_index\":0,\"delta\":\"\(word)\",\"logprobs\":[]"))
+                    "\"item_id\":\"msg_demo\",\"output_index\":0,\"content_index\":0,\"delta\":\"\(word)\",\"logprobs\":[]"
+                        + (options.hasStamps ? stamp : "")))
         }
         out.append(event("response.output_item.done", "\"output_index\":0,\"item\":" + item(events)))
         out.append(

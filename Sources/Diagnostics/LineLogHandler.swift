@@ -26,12 +26,22 @@ public struct LineLogHandler: LogHandler {
 
     public func log(event: LogEvent) {
         let message = "\(event.message)"
-        LogSink.standard.write(message, event.level) {
-            var fields = metadata.map { ($0.key, "\($0.value)") }
-            for (key, value) in event.metadata ?? [:] { fields.append((key, "\(value)")) }
-            fields.sort { $0.0 < $1.0 }
-            return line(Clock.wall, event.level, message, fields)
+        if message == RefusalTally.message {
+            return LogSink.standard.write(refusal: event.metadata.flatMap { $0[RefusalTally.codeField] }.map { "\($0)" } ?? "") {
+                count, code in
+                line(event, message, [RefusalTally.codeField: "\(code)", RefusalTally.countField: "\(count)"])
+            }
         }
+        LogSink.standard.write(message, event.level) { line(event, message, [:]) }
+    }
+
+    /// The line of an event, as of now; `more` wins over its fields.
+    private func line(_ event: LogEvent, _ message: String, _ more: Logger.Metadata) -> String {
+        let own = (event.metadata ?? [:]).merging(more) { $1 }
+        var fields = metadata.map { ($0.key, "\($0.value)") }
+        for (key, value) in own { fields.append((key, "\(value)")) }
+        fields.sort { $0.0 < $1.0 }
+        return line(Clock.wall, event.level, message, fields)
     }
 
     func line(_ time: WallTime, _ level: Logger.Level, _ message: String, _ fields: [(String, String)]) -> String {

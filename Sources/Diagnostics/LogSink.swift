@@ -21,6 +21,9 @@ public final class LogSink: @unchecked Sendable {  // `lock` guards `state`; `dr
         var bytes = 0
         var droppedUntold = 0
         var limiter = LineLimiter()
+        var refusals = RefusalTally()
+        /// When a line is due that nobody will ask for: about lines left out, or refusals summed.
+        var dueAt: Instant { min(limiter.dueAt ?? .never, refusals.dueAt ?? .never) }
         var hasThread = false
     }
 
@@ -71,8 +74,20 @@ public final class LogSink: @unchecked Sendable {  // `lock` guards `state`; `dr
         pthread_mutex_lock(lock)
         defer { pthread_mutex_unlock(lock) }
         let now = Clock.now
-        if (state.limiter.dueAt ?? .never) <= now { summarise(now) }
+        if state.dueAt <= now { summarise(now) }
         if state.limiter.admits(kind, level, now: now) { append(line()) } else { pthread_cond_broadcast(changed) }
+    }
+
+    /// Queues the line of a refused turn, or keeps it for the next sum of its code.
+    func write(refusal code: String, _ line: @escaping RefusalTally.Line) {
+        pthread_mutex_lock(lock)
+        defer { pthread_mutex_unlock(lock) }
+        let now = Clock.now
+        if state.dueAt <= now { summarise(now) }
+        switch state.refusals.refused(code, now: now, line) {
+        case .tell(let line): append(line)
+        case .held(let isFirst): if isFirst { pthread_cond_broadcast(changed) }
+        }
     }
 
     /// Waits until everything is written, but no longer than `milliseconds`: for the end of the process.
@@ -104,6 +119,7 @@ public final class LogSink: @unchecked Sendable {  // `lock` guards `state`; `dr
         for summary in state.limiter.summaries(now: now) {
             append(format(summary.level, "\(summary.count) more lines like this were left out", [("message", summary.kind)]))
         }
+        for line in state.refusals.sums(now: now) { append(line) }
     }
 
     private func wait(until: Instant) {
@@ -144,7 +160,7 @@ public final class LogSink: @unchecked Sendable {  // `lock` guards `state`; `dr
         pthread_mutex_lock(lock)
         while true {
             while state.lines.isEmpty {
-                let due = state.limiter.dueAt ?? .never
+                let due = state.dueAt
                 if due <= Clock.now { summarise(Clock.now) } else { wait(until: due) }
             }
             let batch = state.lines

@@ -1,5 +1,6 @@
 import Admission
 import Bytes
+import Diagnostics
 import Exchange
 import HTTPWire
 import Inflate
@@ -319,9 +320,8 @@ final class ClientConnection: ByteStreamDelegate {
         // A body that nobody will read ends the connection after the answer.
         func answerAtOnce(_ error: ProxyError, _ extra: [(String, String)] = []) {
             if head.framing != .none { keepsAlive = false }
-            worker.log.info(
-                "proxy_error_response",
-                metadata: ["request_id": "\(id)", "method": "\(head.method.text)", "status": "\(error.status)", "code": "\(error.code)"])
+            worker.log.refused(
+                error.code, ["request_id": "\(id)", "method": "\(head.method.text)", "status": "\(error.status)"])
             respond(error, requestID: id, extra)
         }
         switch worker.originPolicy.verdict(head.fields) {

@@ -1,3 +1,4 @@
+import Diagnostics
 import Exchange
 import HTTPWire
 import JSONWire
@@ -437,11 +438,10 @@ final class Turn: UpstreamUser, Answering {
     }
 
     private func logRefused(_ status: Int, _ code: String) {
-        worker.log.info(
-            "proxy_error_response",
-            metadata: [
+        worker.log.refused(
+            code,
+            [
                 "request_id": "\(request.id)", "method": "POST", "path": "\(request.route.rawValue)", "status": "\(status)",
-                "code": "\(code)",
                 "model": "\(ask.model.cut(utf8: Limits.recordModelBytesMax))", "account": "\(account?.value.name ?? "")",
                 "attempts": "\(exchange.attempts)",
             ])

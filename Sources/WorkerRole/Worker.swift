@@ -369,12 +369,9 @@ final class Worker {
             turn.start()
         } catch {
             scoreboard.add(.admissionRefused, worker: slot)
-            log.info(
-                "proxy_error_response",
-                metadata: [
-                    "request_id": "\(request.id)", "path": "\(request.route.rawValue)", "status": "\(error.status)",
-                    "code": "\(error.code)",
-                ])
+            log.refused(
+                error.code,
+                ["request_id": "\(request.id)", "path": "\(request.route.rawValue)", "status": "\(error.status)"])
             client.respond(error, requestID: request.id)
         }
     }

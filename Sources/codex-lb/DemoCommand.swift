@@ -14,6 +14,7 @@ struct DemoUpstreamCommand: ParsableCommand {
     @Option(name: .long, help: "ADDRESS:PORT.") var listen = "127.0.0.1:0"
     @Option(name: .long, help: "Text events of a stream.") var events = 20
     @Option(name: .customLong("interval-ms"), help: "Milliseconds between events; 0: all at once.") var interval = 60
+    @Flag(name: .customLong("stamps"), help: "Events tell when they were sent.") var stamps = false
     @Option(name: .customLong("pin"), help: "CPU to run on.") var pin: Int?
 
     func validate() throws {
@@ -26,7 +27,9 @@ struct DemoUpstreamCommand: ParsableCommand {
         var options = DemoUpstream.Options()
         options.events = events
         options.intervalMilliseconds = interval
+        options.hasStamps = stamps
         if let pin { Process.pin(toCPU: pin) }
+        _ = Process.descriptorLimit
         switch ListenAddress.parse(listen) {
         case .failure(let error):
             complain("\(error)")
