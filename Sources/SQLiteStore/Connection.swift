@@ -55,6 +55,18 @@ final class Statement {
         let count = Int(sqlite3_column_bytes(handle, column))
         return String(decoding: UnsafeBufferPointer(start: bytes, count: count), as: UTF8.self)
     }
+    func value(_ column: Int32) -> StoredValue {
+        switch sqlite3_column_type(handle, column) {
+        case SQLITE_INTEGER: return .int(int(column))
+        case SQLITE_FLOAT: return .real(sqlite3_column_double(handle, column))
+        case SQLITE_TEXT:
+            let start = sqlite3_column_text(handle, column)
+            let bytes = UnsafeBufferPointer(start: start, count: Int(sqlite3_column_bytes(handle, column)))
+            return String(validating: bytes, as: UTF8.self).map { .text($0) } ?? .brokenText(Array(bytes))
+        case SQLITE_BLOB: return .blob(blob(column))
+        default: return .null
+        }
+    }
     func blob(_ column: Int32) -> [UInt8] {
         guard let bytes = sqlite3_column_blob(handle, column) else { return [] }
         return Array(UnsafeRawBufferPointer(start: bytes, count: Int(sqlite3_column_bytes(handle, column))))
@@ -76,6 +88,8 @@ final class Connection {
     private let mode: Mode
     private var handle: OpaquePointer?
     private var statements: [String: Statement] = [:]
+    /// Nil until the first record is stored.
+    var storesChecksums: Bool?
 
     init(_ path: String, _ mode: Mode) throws(StoreError) {
         (self.path, self.mode) = (path, mode)

@@ -309,17 +309,17 @@ let newAccount = NewAccount(
         var store = try scratch.open()
         #expect(store.applied == Schema.revisions.map(\.id))
         store.close()
-        let two = Revision(id: "0003", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER) STRICT"]])
+        let two = Revision(id: "0004", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER) STRICT"]])
         let broken = Revision(
-            id: "0003", name: "broken", statements: [.sqlite: ["CREATE TABLE half (id INTEGER) STRICT", "CREATE NONSENSE"]])
+            id: "0004", name: "broken", statements: [.sqlite: ["CREATE TABLE half (id INTEGER) STRICT", "CREATE NONSENSE"]])
         #expect(kind { () throws(StoreError) in _ = try scratch.open(revisions: Schema.revisions + [broken]) } != nil)
         store = try scratch.open(revisions: Schema.revisions + [two])
-        #expect(store.applied == ["0003"])
+        #expect(store.applied == ["0004"])
         #expect(try store.sqlite.int("SELECT count(*) FROM sqlite_master WHERE name = 'half'") == 0)
-        #expect(try store.sqlite.int("PRAGMA user_version") == 3)
+        #expect(try store.sqlite.int("PRAGMA user_version") == 4)
         store.close()
         let newer = kind { () throws(StoreError) in _ = try scratch.open() }
-        #expect(newer?.kind == .newer && newer?.message.contains("0003") == true)
+        #expect(newer?.kind == .newer && newer?.message.contains("0004") == true)
 
         let other = Scratch()
         store = try other.open()
