@@ -149,6 +149,10 @@ public enum Limits {
     /// as away.
     public static let storeSilentMilliseconds = 2_000
     public static let storePolledSilentMilliseconds = 3_000
+    /// SQLite's log beyond this, while a reader keeps it from being emptied, is told: four times what it grows to between two checkpoints.
+    public static let logBytesMax = 64 * 1024 * 1024
+    /// How often at most.
+    public static let logHeldToldMilliseconds = 60_000
     /// Records of one COMMIT, and how long the first of them waits for company.
     public static let batchRecordsMax = 200
     public static let batchMilliseconds = 5

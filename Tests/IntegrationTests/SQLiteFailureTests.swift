@@ -239,6 +239,43 @@ extension Integration {
             try stage.expectOneRecord(of: ["before", "waits"])
         }
 
+        /// Another program keeps a read transaction open until the log is beyond its limit: one line says so and how to find the reader,
+        /// readiness, metrics and status say it with one word, turns go on; when it goes, the log is emptied and all is well.
+        @Test func readerHoldsTheLog() throws {
+            let stage = try Stage("a", workers: 2)
+            _ = try stage.turn("before")
+            try stage.expectOneRecord(of: ["before"])
+            let reader = try Intruder(stage.daemon, stage.daemon.database, "BEGIN; SELECT count(*) FROM usage_records")
+            try fill(stage.daemon.database, records: 700_000)
+            let log = stage.daemon.database + "-wal"
+            func logBytes() throws -> Int { try FileManager.default.attributesOfItem(atPath: log)[.size] as? Int ?? 0 }
+            try #require(try logBytes() > 64 << 20)
+            #expect(try stage.health() == (200, "ok", "ok"), "nobody has looked yet")
+            #expect(try stage.turn("meanwhile").types.last == "response.completed")
+            let line = "a reader keeps the database's log from being emptied"
+            stage.daemon.expectLog(line, "fuser -v \(stage.daemon.database)-shm", "held_seconds=")
+            #expect(try eventually(5) { try stage.health() == (200, "degraded", "log held by a reader") })
+            #expect(try stage.metric("codex_lb_database_log_held_bytes") ?? 0 > Double(64 << 20))
+            #expect((stage.daemon.status()?["database_problem"] as? String)?.hasPrefix("log held by a reader") == true)
+            // Looked at each second, told once a minute.
+            for i in 0..<6 {
+                _ = try stage.turn("more-\(i)")
+                usleep(400_000)
+            }
+            #expect(stage.daemon.log.components(separatedBy: line).count == 2, "\(stage.daemon.log)")
+
+            try reader.end()
+            stage.daemon.expectLog("the database's log is emptied again")
+            #expect(try eventually(5) { try stage.health() == (200, "ok", "ok") })
+            #expect(try stage.metric("codex_lb_database_log_held_bytes") == 0)
+            #expect((stage.daemon.status()?["database_problem"] as? String ?? "") == "")
+            _ = try stage.turn("after")
+            let database = BareDatabase(of: stage.daemon)
+            let stored = "SELECT count(*) FROM usage_records WHERE request_id NOT LIKE 'filled-%'"
+            #expect(try eventually(10, every: 0.2) { try database.sql(stored) == "9" })
+            #expect(try logBytes() <= 64 << 20, "the space is not given back")
+        }
+
         // MARK: Disk full
 
         /// The disk fills up under load: turns go on, readiness says degraded, and with room again every record is there.

@@ -189,7 +189,7 @@ private func stored(_ store: StoreSession) throws -> [Int] {
                 faulty.arm(FAULT_POWER_CUT, at: 1 + Int(random.next() % 160), seed: random.next())
                 var opened: StoreSession?
                 if ledger.attempt({ () throws(StoreError) in opened = try faulty.scratch.open() }), let store = opened {
-                    _ = ledger.attempt { () throws(StoreError) in try store.sqlite.execute("PRAGMA wal_autocheckpoint = 8") }
+                    _ = ledger.attempt { () throws(StoreError) in try store.sqlite.checkpointLog(pages: 8) }
                     if try !hasAccount(store), ledger.attempt({ () throws(StoreError) in _ = try store.addAccount(newAccount, now: now) }) {
                         paused = false
                     }
