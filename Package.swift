@@ -70,7 +70,7 @@ let package = Package(
         part("Sealing", ["Vocabulary", "COpenSSL", "CPlatform"]),
         part("Inflate", ["Vocabulary", "CZlib", "CZstd"]),
         part("Diagnostics", ["Vocabulary", "Platform", log]),
-        part("Store", ["Vocabulary", "Schema", "JSONWire", "Sealing"]),
+        part("Store", ["Vocabulary", "Schema", "JSONWire", "Sealing", "CPlatform"]),
         part("SQLiteStore", ["Vocabulary", "Schema", "Store", "CSQLite", "CPlatform"]),
         part("PostgresStore", ["Vocabulary", "Schema", "Settings", "Store", "Loop", "CPostgres"]),
         // 5  roles

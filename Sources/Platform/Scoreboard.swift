@@ -62,6 +62,8 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         case logLinesDropped
         /// In files, until somebody has them tried again.
         case recordsRefused
+        /// Bytes of SQLite's log while a reader keeps it from being emptied and it is beyond its limit; else 0.
+        case logHeldBytes
     }
     public enum CheckResult: Int, Sendable { case none, running, good, damaged, failed }
 

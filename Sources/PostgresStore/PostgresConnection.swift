@@ -14,6 +14,7 @@ final class PostgresConnection: SQLConnection, @unchecked Sendable {  // one cal
     let place: String
     let dialect = Dialect.postgresql
     private var isInTransaction = false
+    private var storesChecksums = false
     /// How long one statement may take; nil: as long as it does. `waiting` is told after each second of a longer one.
     var statementMilliseconds: Int? = 30_000
     var waiting: (_ seconds: Int) -> Void = { _ in }
@@ -135,7 +136,18 @@ final class PostgresConnection: SQLConnection, @unchecked Sendable {  // one cal
         }
     }
 
-    func append(_ records: [UsageRecord]) throws(StoreError) -> Int { try ask(PostgresStatement(inserting: records)).changes }
+    func append(_ records: [StoredRecord]) throws(StoreError) -> Int {
+        try ask(PostgresStatement(inserting: records, withChecksums: hasChecksums())).changes
+    }
+
+    /// Whether the schema is one with checksums. Asked again until it is: another session may upgrade it, none takes them away.
+    private func hasChecksums() throws(StoreError) -> Bool {
+        if !storesChecksums {
+            let sql = "SELECT 1 FROM pg_attribute WHERE attrelid = 'usage_records'::regclass AND attname = 'checksum' AND NOT attisdropped"
+            storesChecksums = try !rows(sql, []) { $0.text(0) }.isEmpty
+        }
+        return storesChecksums
+    }
 
     func hasTable(_ name: String) throws(StoreError) -> Bool {
         try rows("SELECT to_regclass($1) IS NOT NULL", [.text(name)]) { $0.text(0) }.first == "t"

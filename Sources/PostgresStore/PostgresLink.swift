@@ -56,6 +56,14 @@ private struct PostgresRow: SQLRow {
     func isNull(_ column: Int32) -> Bool { PQgetisnull(result, row, column) == 1 }
     func text(_ column: Int32) -> String { String(decoding: bytes(column), as: UTF8.self) }
     func int(_ column: Int32) -> Int64 { Int64(text(column)) ?? 0 }
+    func value(_ column: Int32) -> StoredValue {
+        guard !isNull(column) else { return .null }
+        switch PQftype(result, column) {
+        case PostgresParameter.byteaType: return .blob(blob(column))
+        case PostgresParameter.int8Type: return .int(int(column))
+        default: return String(validating: bytes(column), as: UTF8.self).map { .text($0) } ?? .brokenText(Array(bytes(column)))
+        }
+    }
     func blob(_ column: Int32) -> [UInt8] {
         let bytes = bytes(column)
         guard PQftype(result, column) == PostgresParameter.byteaType, bytes.count >= 2 else { return Array(bytes) }
@@ -139,14 +147,15 @@ struct PostgresStatement {
     init<T>(_ query: Query<T>) { self.init(query.sql, query.values) }
 
     /// Stores records whose ids are new; repeating it changes nothing. In the order of ids: a batch that is sent again while its first
-    /// sending is still being carried out waits for it then, where two orders would deadlock.
-    init(inserting records: [UsageRecord]) {
-        let names = UsageRecord.columnNames
+    /// sending is still being carried out waits for it then, where two orders would deadlock. `withChecksums`: the schema has them.
+    init(inserting records: [StoredRecord], withChecksums: Bool) {
+        let names = withChecksums ? StoredRecord.columnNames : UsageRecord.columnNames
         let arrays = names.indices.map { "$\($0 + 1)" }.joined(separator: ", ")
         sql = """
             INSERT INTO usage_records (\(names.joined(separator: ", "))) SELECT * FROM unnest(\(arrays)) ON CONFLICT (id) DO NOTHING
             """
-        parameters = PostgresParameter.columns(records.sorted { $0.id < $1.id }.map(\.columnValues))
+        parameters = PostgresParameter.columns(
+            records.sorted { $0.record.id < $1.record.id }.map { withChecksums ? $0.columnValues : $0.columnValuesWithoutChecksum })
     }
 }
 

@@ -212,9 +212,9 @@ public enum PostgresStore {
 
     // MARK: Check
 
-    /// What is wrong, a line each; empty when all is well. Reads every row (damaged pages show then), and compares the real schema with
-    /// the one that the revisions make, which is made anew in temporary tables of a transaction that is rolled back.
-    public static func check(_ url: PostgresURL) throws(StoreError) -> [String] {
+    /// Reads every row (damaged pages show then), and compares the real schema with the one that the revisions make, which is made anew in
+    /// temporary tables of a transaction that is rolled back.
+    public static func check(_ url: PostgresURL) throws(StoreError) -> CheckReport {
         let connection = try PostgresConnection(PostgresTarget(url))
         connection.statementMilliseconds = nil
         defer { connection.close() }
@@ -236,7 +236,8 @@ public enum PostgresStore {
                 problems.append("table \(table) can't be read: \(error.message)")
             }
         }
-        return problems
+        let audit = try RowAudit.run(connection, revision: known, beside: &problems)
+        return CheckReport(problems, audit: audit)
     }
 
     private static func expectedShape(_ connection: PostgresConnection, _ count: Int) throws(StoreError) -> [String: String] {

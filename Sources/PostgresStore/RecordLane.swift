@@ -14,7 +14,7 @@ public final class RecordLane {
     static let retryMillisecondsMax = 2_000
 
     private struct Batch {
-        var records: [UsageRecord]
+        var records: [StoredRecord]
         var isSent = false
         /// Goes in piece by piece over other connections than the lane's.
         var isApart = false
@@ -39,6 +39,8 @@ public final class RecordLane {
     private var retryMilliseconds = 50
     /// Why the batch in front is not stored yet; nil when all goes well.
     public private(set) var problem: StoreError?
+    /// Whether the schema has checksums of records. It may get them while the lane is in use.
+    public var storesChecksums = true
     /// An error of a batch that will be tried again.
     public var failed: (StoreError) -> Void = { _ in }
 
@@ -53,10 +55,10 @@ public final class RecordLane {
     /// refuses for what they are, alone, and that are given up. A batch without records only waits for its turn.
     public func append(_ records: [UsageRecord], _ done: @escaping (_ setAside: [UsageRecord]) -> Void) {
         guard !records.isEmpty else {
-            batches.append(Batch(records: records, isSent: true, outcome: .stored, done: done))
+            batches.append(Batch(records: [], isSent: true, outcome: .stored, done: done))
             return answer()
         }
-        batches.append(Batch(records: records, done: done))
+        batches.append(Batch(records: records.map { StoredRecord(sealing: $0) }, done: done))
         advance()
     }
 
@@ -75,14 +77,17 @@ public final class RecordLane {
         for i in batches.indices where !batches[i].isSent {
             batches[i].isSent = true
             let number = first + i
-            wire.send([PostgresStatement(inserting: batches[i].records)], milliseconds: PostgresPool.statementMilliseconds) {
-                [self] answer in
+            wire.send([statement(batches[i].records)], milliseconds: PostgresPool.statementMilliseconds) { [self] answer in
                 switch answer {
                 case .success: settled(number, .stored)
                 case .failure(let error): refused(number, error)
                 }
             }
         }
+    }
+
+    private func statement(_ records: [StoredRecord]) -> PostgresStatement {
+        PostgresStatement(inserting: records, withChecksums: storesChecksums)
     }
 
     /// The pool may have no other connection: whoever waits gets ours as soon as nothing is on its way over it.
@@ -142,13 +147,13 @@ public final class RecordLane {
     /// The values themselves are refused: half by half until the record at fault is alone.
     private func isolate(_ number: Int, _ error: StoreError) {
         batches[number - first].isApart = true
-        var bad: [UsageRecord] = []
+        var bad: [StoredRecord] = []
         var rest = [batches[number - first].records]
         func next() {
             guard let part = rest.popLast() else {
-                return settled(number, bad.isEmpty ? .stored : .setAside(bad))
+                return settled(number, bad.isEmpty ? .stored : .setAside(bad.map(\.record)))
             }
-            pool.run([PostgresStatement(inserting: part)], milliseconds: PostgresPool.statementMilliseconds) { [self] answer in
+            pool.run([statement(part)], milliseconds: PostgresPool.statementMilliseconds) { [self] answer in
                 switch answer {
                 case .success: break
                 case .failure(let error) where PostgresFailure.isPoison(error.kind):

@@ -25,22 +25,35 @@ extension Connection: SQLConnection, @unchecked Sendable {
         try transaction(immediate: !readsOnly, body)
     }
 
-    func append(_ records: [UsageRecord]) throws(StoreError) -> Int {
-        try transaction { () throws(StoreError) in
-            let statement = try statement(Self.insert)
+    func append(_ records: [StoredRecord]) throws(StoreError) -> Int {
+        let hasChecksums = try hasChecksums()
+        return try transaction { () throws(StoreError) in
+            let statement = try statement(hasChecksums ? Self.insert : Self.insertWithoutChecksum)
             var inserted = 0
             for record in records {
-                try statement.run(record.columnValues)
+                try statement.run(hasChecksums ? record.columnValues : record.columnValuesWithoutChecksum)
                 inserted += changes
             }
             return inserted
         }
     }
 
-    private static let insert = """
-        INSERT INTO usage_records (\(UsageRecord.columnNames.joined(separator: ", ")))
-        VALUES (\(UsageRecord.columnNames.map { _ in "?" }.joined(separator: ", "))) ON CONFLICT (id) DO NOTHING
+    private static let insert = insert(StoredRecord.columnNames)
+    private static let insertWithoutChecksum = insert(UsageRecord.columnNames)
+    private static func insert(_ names: [String]) -> String {
         """
+        INSERT INTO usage_records (\(names.joined(separator: ", ")))
+        VALUES (\(names.map { _ in "?" }.joined(separator: ", "))) ON CONFLICT (id) DO NOTHING
+        """
+    }
+
+    /// Whether the schema is one with checksums; it does not change under a connection that writes.
+    private func hasChecksums() throws(StoreError) -> Bool {
+        if let storesChecksums { return storesChecksums }
+        let has = try int("SELECT count(*) FROM pragma_table_info('usage_records') WHERE name = 'checksum'") == 1
+        storesChecksums = has
+        return has
+    }
 
     func hasTable(_ name: String) throws(StoreError) -> Bool {
         try int("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?", [.text(name)]) == 1

@@ -55,6 +55,18 @@ final class Statement {
         let count = Int(sqlite3_column_bytes(handle, column))
         return String(decoding: UnsafeBufferPointer(start: bytes, count: count), as: UTF8.self)
     }
+    func value(_ column: Int32) -> StoredValue {
+        switch sqlite3_column_type(handle, column) {
+        case SQLITE_INTEGER: return .int(int(column))
+        case SQLITE_FLOAT: return .real(sqlite3_column_double(handle, column))
+        case SQLITE_TEXT:
+            let start = sqlite3_column_text(handle, column)
+            let bytes = UnsafeBufferPointer(start: start, count: Int(sqlite3_column_bytes(handle, column)))
+            return String(validating: bytes, as: UTF8.self).map { .text($0) } ?? .brokenText(Array(bytes))
+        case SQLITE_BLOB: return .blob(blob(column))
+        default: return .null
+        }
+    }
     func blob(_ column: Int32) -> [UInt8] {
         guard let bytes = sqlite3_column_blob(handle, column) else { return [] }
         return Array(UnsafeRawBufferPointer(start: bytes, count: Int(sqlite3_column_bytes(handle, column))))
@@ -76,6 +88,8 @@ final class Connection {
     private let mode: Mode
     private var handle: OpaquePointer?
     private var statements: [String: Statement] = [:]
+    /// Nil until the first record is stored.
+    var storesChecksums: Bool?
 
     init(_ path: String, _ mode: Mode) throws(StoreError) {
         (self.path, self.mode) = (path, mode)
@@ -103,6 +117,41 @@ final class Connection {
         statements = [:]
         sqlite3_close_v2(handle)
         handle = nil
+    }
+
+    // MARK: The log
+
+    /// What the last commit or checkpoint of this connection left in the log (`-wal`); nil before the first one.
+    private(set) var log: LogState?
+
+    /// Moves the log into the database each time a commit leaves it with `pages` pages or more. PASSIVE: nobody waits, and what a reader
+    /// still needs stays. SQLite's own `wal_autocheckpoint` does the same without telling what it achieved.
+    func checkpointLog(pages: Int) throws(StoreError) {
+        logPagesMax = pages
+        logPageBytes = 24 + Int(try int("PRAGMA page_size") ?? 4096)  // fileformat2.html 4.1: a head before each page
+        sqlite3_wal_hook(
+            handle,
+            { me, _, _, pages in
+                Unmanaged<Connection>.fromOpaque(me!).takeUnretainedValue().committed(logPages: Int(pages))
+                return SQLITE_OK  // the commit is done, whatever becomes of the checkpoint
+            }, Unmanaged.passUnretained(self).toOpaque())
+    }
+
+    private var logPagesMax = Int.max
+    private var logPageBytes = 0
+
+    private func committed(logPages: Int) {
+        log = LogState(bytes: logPages * logPageBytes, heldSince: logPages < logPagesMax ? nil : log?.heldSince)
+        if logPages >= logPagesMax { checkpoint() }
+    }
+
+    /// Moves what can be moved; what stays is held by a reader that began before it was written.
+    func checkpoint() {
+        var (all, moved): (Int32, Int32) = (0, 0)
+        let code = sqlite3_wal_checkpoint_v2(handle, nil, SQLITE_CHECKPOINT_PASSIVE, &all, &moved)
+        // A checkpoint that fails moves later what it has not moved now; BUSY is another connection's checkpoint.
+        guard code == SQLITE_OK, all >= 0 else { return }
+        log = LogState(bytes: Int(all) * logPageBytes, heldSince: moved < all ? log?.heldSince ?? Clock.now : nil)
     }
 
     /// Ends whatever runs longer than this with an error; nil: it takes as long as it does. A long read keeps the log from being reset.

@@ -4,8 +4,8 @@ internal import Vocabulary
 
 /// Looks for damage and for a schema that is not the one the revisions make.
 public enum DatabaseCheck {
-    /// What is wrong, a line each; empty when all is well. Reads only. A quick check leaves out whether indexes agree with their tables.
-    public static func run(path: String, isQuick: Bool = false) throws(StoreError) -> [String] {
+    /// Reads only. A quick check leaves out whether indexes agree with their tables, and what is in the rows.
+    public static func run(path: String, isQuick: Bool = false) throws(StoreError) -> CheckReport {
         // Before SQLite opens it, and found without it: to SQLite the log ends where it can't read on.
         let log = try LogDamage.find(path).map { Self.damageMark + $0.line(path) }
         let connection = try SQLiteStore.reader(path)
@@ -16,7 +16,9 @@ public enum DatabaseCheck {
         problems += try connection.rows("PRAGMA foreign_key_check", []) { "row of \($0.text(0)) points to a missing row of \($0.text(2))" }
         let known = try Migrator(connection).applied()
         if known < Schema.revisions.count { problems.append("revision \(Schema.head.id) is not applied; run: codex-lb db upgrade") }
-        return problems + SchemaDrift.lines(expected: try expected(known), found: try objects(connection))
+        problems += SchemaDrift.lines(expected: try expected(known), found: try objects(connection))
+        let audit = isQuick ? nil : try RowAudit.run(connection, revision: known, mark: damageMark, beside: &problems)
+        return CheckReport(problems, audit: audit)
     }
 
     private static let damageMark = "damaged: "

@@ -26,12 +26,15 @@ public struct RecoveryReport: Sendable, Equatable {
     public var strayPages: Int
     /// Frames of the log (`-wal`) that could not be read: the newest changes.
     public var unreadableFrames: Int
+    /// The usage records that were saved, next to their checksums. Those that were altered are saved as they are, without one.
+    public var checksums: ChecksumCount
     /// What the operator must know or do, a line each.
     public var remarks: [String]
 
-    /// Whether no loss is known and no place was found where there could be one.
+    /// Whether no loss is known, no place was found where there could be one, and no record was altered.
     public var isComplete: Bool {
-        strayPages == 0 && unreadableFrames == 0 && tables.allSatisfy { $0.lost == 0 && $0.unreadablePages == 0 }
+        strayPages == 0 && unreadableFrames == 0 && checksums.altered.isEmpty
+            && tables.allSatisfy { $0.lost == 0 && $0.unreadablePages == 0 }
     }
 }
 
@@ -39,8 +42,9 @@ public struct RecoveryReport: Sendable, Equatable {
 ///
 /// The file and its log are read page by page (`PageFile`), never through SQLite: first each table from its root, so that what is live
 /// wins; then the pages that this did not reach, whose rows are told apart by their shape. Where a page does not hold together every
-/// place in it is tried for a row. SQLite has no checksums in the file itself: a number or a text that was changed to another one of the
-/// same kind can't be recognised.
+/// place in it is tried for a row. SQLite has no checksums in the file itself, so a number or a text that was changed to another one of the
+/// same kind is recognised in usage records only, by the checksum that each has. Of two copies of a record the one that fits its checksum
+/// is saved; where none does, the record is saved as it is and told, without the checksum: nothing vouches for it any more.
 public enum Recover {
     /// Reads `database` and makes the new database `output` (0600), of the present revision, checked and synced before it has its name.
     /// `database` and what lies beside it are never changed. Refuses when a server uses the database or `output` exists.
@@ -57,7 +61,7 @@ public enum Recover {
         return try Backup.withPartial(output, of: Backup.base(output)) { partial, fd throws(StoreError) in
             let report = try fill(partial, from: file, path, revisions, progress, now)
             progress("checking \(output)")
-            let problems = try DatabaseCheck.run(path: partial)
+            let problems = try DatabaseCheck.run(path: partial).problems
             guard problems.isEmpty else { throw StoreError(.corrupt, "what was saved of \(path) does not hold together: \(problems[0])") }
             try Backup.publish(partial, fd, as: output)
             return report
@@ -65,13 +69,14 @@ public enum Recover {
     }
 
     private static func fill(
-        _ partial: String, from file: PageFile, _ path: String, _ revisions: [Revision], _ progress: (String) -> Void, _ now: WallTime
+        _ partial: String, from file: PageFile, _ path: String, _ revisions: Int, _ progress: (String) -> Void, _ now: WallTime
     ) throws(StoreError) -> RecoveryReport {
         let made = try Connection(partial, .readWrite)
         // Nobody opens the file before it has its name: it is synced once, at the end.
         try made.execute("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF")
-        _ = try SQLiteStore.migrator(made, revisions).apply(appVersion: "db recover", now: now)
-        let salvage = try Salvage(file, made)
+        // All revisions, whatever the header tells: what a later one adds may be missing in a row, and a number that is damage costs nothing.
+        _ = try SQLiteStore.migrator(made, Schema.revisions).apply(appVersion: "db recover", now: now)
+        let salvage = try Salvage(file, made, revisions: revisions)
         let report = try made.transaction { () throws(StoreError) in
             try salvage.run(progress)
             return try salvage.finish(now)
@@ -79,14 +84,13 @@ public enum Recover {
         guard report.tables.contains(where: { $0.saved > 0 }) else {
             throw StoreError(.missing, "\(path) holds no row of codex-lb that could be read; nothing was made")
         }
-        _ = try SQLiteStore.migrator(made, Schema.revisions).apply(appVersion: "db recover", now: now)
         return report
     }
 
-    /// The revisions that the damaged database has, as far as its header tells; all of them otherwise.
-    private static func revisions(of file: PageFile, _ path: String) throws(StoreError) -> [Revision] {
+    /// How many revisions the damaged database has, as far as its header tells; all of them otherwise.
+    private static func revisions(of file: PageFile, _ path: String) throws(StoreError) -> Int {
         guard let head = file.page(1), PageFile.isHeader(head), PageFile.number(head, 68) == Int(Schema.applicationID) else {
-            return Schema.revisions
+            return Schema.revisions.count
         }
         let number = PageFile.number(head, 60)
         // Revisions have four digits; a greater number is damage.
@@ -94,7 +98,7 @@ public enum Recover {
             throw StoreError(
                 .newer, "database \(path) has revision \(number), this codex-lb knows \(Schema.head.id); use the newer codex-lb")
         }
-        return number == 0 || number > 9999 ? Schema.revisions : Array(Schema.revisions.prefix(number))
+        return number == 0 || number > 9999 ? Schema.revisions.count : number
     }
 }
 
@@ -196,6 +200,8 @@ private final class Salvage {
 
     private let file: PageFile
     private let output: Connection
+    /// That the damaged database had.
+    private let revisions: Int
     private let shapes: [Shape]
     /// By table and number of columns: an old row may lack the last ones.
     private var inserts: [[Int]: Statement] = [:]
@@ -210,9 +216,13 @@ private final class Salvage {
     private var sequences: [String: Int64] = [:]
     /// Rows of unreached pages; of two with one key the newer must be saved first.
     private var rivals: [(shape: Int, values: [SQLValue])] = []
+    private var checksums = ChecksumCount()
+    /// Usage records that do not fit their checksum, and their ids: an intact copy may still be found.
+    private var altered: [(shape: Int, values: [SQLValue])] = []
+    private var alteredIDs: Set<[UInt8]> = []
 
-    init(_ file: PageFile, _ output: Connection) throws(StoreError) {
-        (self.file, self.output) = (file, output)
+    init(_ file: PageFile, _ output: Connection, revisions: Int) throws(StoreError) {
+        (self.file, self.output, self.revisions) = (file, output, revisions)
         let names = try output.rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name", []) {
             $0.text(0)
         }
@@ -385,7 +395,7 @@ private final class Salvage {
         return nil
     }
 
-    /// Whether the row is saved by this call and was not before.
+    /// Whether the row is saved, or kept to be, by this call and was not before.
     private func save(_ shape: Int, _ values: [SQLValue]) throws(StoreError) -> Bool {
         let table = shapes[shape].table
         switch (table, values[0]) {
@@ -397,11 +407,19 @@ private final class Salvage {
             try output.run(
                 "UPDATE revision_history SET applied_at_ms = ?4, duration_ms = ?5, app_version = ?6 WHERE id = ?1 AND checksum = ?3",
                 values)
+        case ("usage_records", .blob(let id)) where StoredRecord.isIntact(values) == false:
+            guard alteredIDs.insert(id).inserted else { return false }
+            altered.append((shape, values))
+            return true
         default:
             try insert(shape, values.count).run(values)
         }
-        if output.changes > 0 { tables[shape].saved += 1 }
-        return output.changes > 0
+        guard output.changes > 0 else { return false }
+        tables[shape].saved += 1
+        if table == "usage_records" {
+            if StoredRecord.isIntact(values) == nil { checksums.without += 1 } else { checksums.checked += 1 }
+        }
+        return true
     }
 
     private func insert(_ shape: Int, _ count: Int) throws(StoreError) -> Statement {
@@ -417,6 +435,14 @@ private final class Salvage {
     func finish(_ now: WallTime) throws(StoreError) -> RecoveryReport {
         for (shape, values) in rivals.sorted(by: { shapes[$0.shape].age($0.values) > shapes[$1.shape].age($1.values) }) {
             _ = try save(shape, values)
+        }
+        for (shape, values) in altered {
+            let row = Array(values.dropLast())
+            try insert(shape, row.count).run(row)
+            guard output.changes > 0, case .blob(let id) = values[0] else { continue }
+            tables[shape].saved += 1
+            checksums.checked += 1
+            checksums.altered.append(RecordID(bytes: id)?.description ?? "?")
         }
         var remarks: [String] = []
         for (table, column) in zip(Self.numbered, ["account_id", "key_id"]) {
@@ -434,11 +460,12 @@ private final class Salvage {
         }
         if let i = tables.firstIndex(where: { $0.name == "state" }) { tables[i].lost = try finishState(now, &remarks) }
         if let i = tables.firstIndex(where: { $0.name == "revision_history" }) {
-            tables[i].lost = Int(try output.int("SELECT count(*) FROM revision_history") ?? 0) - tables[i].saved
+            tables[i].lost = max(0, revisions - tables[i].saved)
         }
         return RecoveryReport(
             tables: tables.filter { $0.name != "sqlite_sequence" }, isHeaderDamaged: file.isHeaderDamaged, isSchemaDamaged: isSchemaDamaged,
-            strayPages: strays.count { !reached[$0] }, unreadableFrames: file.unreadableFrames, remarks: remarks)
+            strayPages: strays.count { !reached[$0] }, unreadableFrames: file.unreadableFrames, checksums: checksums,
+            remarks: remarks)
     }
 
     /// The store's own facts hang together: the pepper is sealed with the key whose fingerprint stands beside it. How many are lost.

@@ -27,6 +27,9 @@ public enum SQLiteStore {
         }
     }
 
+    /// The log is moved into the database when it has as many pages: 16 MiB.
+    static let checkpointPages = 4_000
+
     /// Free space wanted before an upgrade, in hundredths of the database's size: its log and rebuilt tables.
     static let upgradeSpacePercent = 120
 
@@ -77,7 +80,9 @@ public enum SQLiteStore {
         }
         // With groups of records FULL costs nothing, and a power cut loses nothing that was acknowledged.
         try connection.execute("PRAGMA synchronous = FULL")
-        try connection.execute("PRAGMA wal_autocheckpoint = 4000")
+        try connection.checkpointLog(pages: checkpointPages)
+        // A log that a reader made longer gives the space back when it is begun anew.
+        try connection.execute("PRAGMA journal_size_limit = \(Limits.logBytesMax)")
         // What stands behind the readable part would be found again at each start.
         if isLogAside { try connection.execute("PRAGMA wal_checkpoint(TRUNCATE)") }
         var (backup, applied): (String?, [String]) = (nil, [])

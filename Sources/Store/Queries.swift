@@ -59,7 +59,7 @@ public enum Queries {
         }
     }
 
-    private static func models(_ json: String) throws(StoreError) -> [String] {
+    static func models(_ json: String) throws(StoreError) -> [String] {
         do throws(JSONError) {
             let value = try JSONValue(parsing: Array(json.utf8).span.bytes)
             return (value.arrayValue ?? []).compactMap(\.stringValue)

@@ -1,5 +1,4 @@
 public import Schema
-public import Vocabulary
 
 /// A value as it goes into a statement.
 public enum SQLValue: Sendable, Equatable {
@@ -12,12 +11,25 @@ public enum SQLValue: Sendable, Equatable {
     public init(_ value: String?) { self = value.map { .text($0) } ?? .null }
 }
 
+/// A value as it lies in a database, whatever its column should hold.
+public enum StoredValue: Sendable, Equatable {
+    case null
+    case int(Int64)
+    case real(Double)
+    case text(String)
+    /// A text that is not UTF-8.
+    case brokenText([UInt8])
+    case blob([UInt8])
+}
+
 /// One row of a result; lives only during the call that it is given to. Columns count from 0.
 public protocol SQLRow {
     func isNull(_ column: Int32) -> Bool
     func int(_ column: Int32) -> Int64
     func text(_ column: Int32) -> String
     func blob(_ column: Int32) -> [UInt8]
+    /// As it is, not as what a caller takes it for.
+    func value(_ column: Int32) -> StoredValue
 }
 
 extension SQLRow {
@@ -50,8 +62,9 @@ public protocol SQLConnection: AnyObject, Sendable {
     func execute(_ sql: String) throws(StoreError)
     /// Everything of `body` or nothing. One that reads only sees one moment of the database.
     func transaction<T>(readsOnly: Bool, _ body: () throws(StoreError) -> T) throws(StoreError) -> T
-    /// Stores records whose ids are new, in one durable statement or transaction; returns how many were.
-    func append(_ records: [UsageRecord]) throws(StoreError) -> Int
+    /// Stores records whose ids are new, in one durable statement or transaction; returns how many were. Where the schema is older than
+    /// checksums they are left out.
+    func append(_ records: [StoredRecord]) throws(StoreError) -> Int
     /// Whether there is a table of this name.
     func hasTable(_ name: String) throws(StoreError) -> Bool
     func close()

@@ -8,46 +8,58 @@ public struct StoreCopy {
     private let target: StoreSession
     private let progress: (String) -> Void
 
-    /// Usage records read and written at a time.
-    static let pageRecords = 1_000
-
     public struct Count: Sendable, Equatable {
         public var table: String
         public var source: Int64
         public var target: Int64
     }
 
-    private static let accountColumns = [
-        "id", "slot", "name", "kind", "state", "base_url", "credentials", "created_at_ms", "changed_at_ms", "removed_at_ms",
-    ]
-    private static let keyColumns = ["id", "name", "digest", "prefix", "models", "expires_at_ms", "revoked_at_ms", "created_at_ms"]
+    public struct Outcome: Sendable, Equatable {
+        public var counts: [Count] = []
+        /// Rows of the source that can't be read; they are not in the target.
+        public var leftOut: [RowAudit.Fault] = []
+        /// Of the records that this run looked at. Altered ones are in the target as they are, with the checksum that tells of it.
+        public var checksums = ChecksumCount()
+        public init() {}
+        public var isWhole: Bool { leftOut.isEmpty && checksums.altered.isEmpty }
+    }
+
     private static let tables = ["accounts", "client_keys", "settings", "usage_records"]
 
     public init(from source: StoreSession, to target: StoreSession, progress: @escaping (String) -> Void = { _ in }) {
         (self.source, self.target, self.progress) = (source, target, progress)
     }
 
-    /// Copies and compares. Throws when the target belongs to another store, or when a table's counts differ at the end.
-    public func run() throws(StoreError) -> [Count] {
+    /// Copies and compares. A row that can't be read is left out and told. Throws when the target belongs to another store, or when the
+    /// tables differ at the end by more than that.
+    public func run() throws(StoreError) -> Outcome {
         try refuseEmpty()
         try refuseOther()
-        try copyConfiguration()
-        try copyUsage(after: newestInTarget())
-        var counts = try self.counts()
-        if counts.contains(where: { $0.source != $0.target }) {
-            // Records of slow turns come late with old ids, behind what an earlier run had copied.
+        var outcome = Outcome()
+        try copyConfiguration(&outcome)
+        try copyUsage(after: newestInTarget(), &outcome)
+        outcome.counts = try counts()
+        if !isEven(outcome) {
+            // Records of slow turns come late with old ids, behind what an earlier run had copied; and unreadable ones are known only to
+            // whoever looks at them.
             progress("counts differ: looking at every record again")
-            try copyConfiguration()
-            try copyUsage(after: nil)
-            counts = try self.counts()
+            outcome = Outcome()
+            try copyConfiguration(&outcome)
+            try copyUsage(after: nil, &outcome)
+            outcome.counts = try counts()
         }
-        if let off = counts.first(where: { $0.source != $0.target }) {
+        if let off = outcome.counts.first(where: { !isEven($0, outcome) }) {
             throw StoreError(
                 .conflict,
                 "\(off.table) has \(off.source) rows in \(source.place) and \(off.target) in \(target.place); a server still writes, or the target was used: stop the server and run this again"
             )
         }
-        return counts
+        return outcome
+    }
+
+    private func isEven(_ outcome: Outcome) -> Bool { outcome.counts.allSatisfy { isEven($0, outcome) } }
+    private func isEven(_ count: Count, _ outcome: Outcome) -> Bool {
+        count.source == count.target + Int64(outcome.leftOut.count { $0.table == count.table })
     }
 
     /// A source without anything in it is most often not the one that was meant: a name that leads elsewhere.
@@ -107,22 +119,19 @@ public struct StoreCopy {
     }
 
     /// Accounts, keys, settings and the store's own facts: few rows, replaced in one transaction.
-    private func copyConfiguration() throws(StoreError) {
-        func read(_ table: String, _ columns: [String]) throws(StoreError) -> [[SQLValue]] {
-            try source.connection.rows("SELECT \(columns.joined(separator: ", ")) FROM \(table)", []) { row in
-                columns.enumerated().map { i, name in
-                    let column = Int32(i)
-                    if row.isNull(column) { return .null }
-                    if name == "id" || name == "slot" || name.hasSuffix("_ms") { return .int(row.int(column)) }
-                    return name == "credentials" || name == "digest" ? .blob(row.blob(column)) : .text(row.text(column))
+    private func copyConfiguration(_ outcome: inout Outcome) throws(StoreError) {
+        var contents: [(shape: RowShape, rows: [[SQLValue]])] = []
+        for shape in [RowShape.accounts, .clientKeys, .settings] {
+            var rows: [[SQLValue]] = []
+            try RowReader(source.connection, shape).eachRow(inPortions: false) { values in
+                if let fault = shape.fault(values) {
+                    outcome.leftOut.append(RowAudit.Fault(table: shape.table, id: shape.key(values), what: fault))
+                } else {
+                    rows.append(values.compactMap(\.parameter))
                 }
             }
+            contents.append((shape, rows))
         }
-        let contents = [
-            ("accounts", Self.accountColumns, try read("accounts", Self.accountColumns)),
-            ("client_keys", Self.keyColumns, try read("client_keys", Self.keyColumns)),
-            ("settings", ["key", "value"], try read("settings", ["key", "value"])),
-        ]
         let pepper = Vault.storedPepper(try source.connection.rows(Queries.pepper).first ?? [])
         let version = try source.connection.rows(Queries.version).first ?? 1
         try target.connection.transaction { () throws(StoreError) in
@@ -134,38 +143,87 @@ public struct StoreCopy {
             try target.connection.change(
                 "INSERT INTO state (key, value) VALUES ('copied_version', $1) ON CONFLICT (key) DO UPDATE SET value = excluded.value", [new]
             )
-            for (table, columns, rows) in contents {
+            for (shape, rows) in contents {
+                let table = shape.table
                 try target.connection.change("DELETE FROM \(table)", [])
-                let sql =
-                    "INSERT INTO \(table) (\(columns.joined(separator: ", "))) VALUES (\(columns.indices.map { "$\($0 + 1)" }.joined(separator: ", ")))"
-                for row in rows { try target.connection.change(sql, row) }
-                guard target.connection.dialect == .postgresql, columns.first == "id" else { continue }
+                let places = shape.columns.indices.map { "$\($0 + 1)" }.joined(separator: ", ")
+                for row in rows {
+                    try target.connection.change("INSERT INTO \(table) (\(shape.columnList)) VALUES (\(places))", row)
+                }
+                guard target.connection.dialect == .postgresql, shape.columns[0].name == "id" else { continue }
                 _ = try target.connection.rows(
                     "SELECT setval(pg_get_serial_sequence('\(table)', 'id'), (SELECT coalesce(max(id), 0) + 1 FROM \(table)), false)", []
                 ) { $0.int(0) }
             }
         }
-        progress("\(contents[0].2.count) accounts, \(contents[1].2.count) keys copied")
+        progress("\(contents[0].rows.count) accounts, \(contents[1].rows.count) keys copied")
     }
 
     private func newestInTarget() throws(StoreError) -> RecordID? {
         try target.connection.rows(Queries.usage(last: 1)).first?.record.id
     }
 
-    private func copyUsage(after start: RecordID?) throws(StoreError) {
+    /// `start` nil: every record, in SQLite in the order in which they lie, which also brings those whose key no search would find.
+    private func copyUsage(after start: RecordID?, _ outcome: inout Outcome) throws(StoreError) {
         let total = try source.connection.rows("SELECT count(*) FROM usage_records", []) { $0.int(0) }.first ?? 0
-        var (at, seen, added) = (start, 0, 0)
-        var told = Clock.now
-        while true {
-            let page = try source.connection.rows(Queries.usage(after: at, count: Self.pageRecords))
-            guard let last = page.last else { break }
-            added += try target.append(page)
-            seen += page.count
-            at = last.id
-            guard Clock.now.milliseconds(since: told) >= 1000 else { continue }
+        let shape = RowShape.usage(revision: Int(source.revision) ?? 0)
+        var (seen, added, told) = (0, 0, Clock.now)
+        var (waiting, found): ([StoredRecord], Outcome) = ([], outcome)
+        func store() throws(StoreError) {
+            if !waiting.isEmpty { added += try target.connection.append(waiting) }
+            waiting = []
+            guard Clock.now.milliseconds(since: told) >= 1000 else { return }
             told = Clock.now
             progress("\(seen) of \(total) usage records looked at, \(added) copied")
         }
+        let isSearch = start != nil || source.connection.dialect == .postgresql
+        try RowReader(source.connection, shape).eachRow(inPortions: isSearch, after: start?.bytes ?? []) { values throws(StoreError) in
+            seen += 1
+            if let fault = shape.fault(values) {
+                found.leftOut.append(RowAudit.Fault(table: shape.table, id: shape.key(values), what: fault))
+            } else {
+                found.checksums.count(values, id: shape.key)
+                waiting.append(try StoredRecord(values))
+            }
+            if waiting.count >= RowReader.portion { try store() }
+        }
+        try store()
+        outcome = found
         progress("\(added) usage records copied\(start == nil ? "" : ", the others were there")")
     }
+}
+
+extension StoredValue {
+    /// The same as it goes into a statement; nil for what no row of ours holds.
+    fileprivate var parameter: SQLValue? {
+        switch self {
+        case .null: .null
+        case .int(let n): .int(n)
+        case .text(let text): .text(text)
+        case .blob(let bytes): .blob(bytes)
+        case .real, .brokenText: nil
+        }
+    }
+}
+
+extension StoredRecord {
+    /// A row without a fault, with or without the column of the checksum.
+    fileprivate init(_ values: [StoredValue]) throws(StoreError) {
+        var checksum: UInt32?
+        // A number that is wider is damage of the checksum itself; its lower half says what it still can.
+        if values.count == Self.columnNames.count, case .int(let stored) = values[values.count - 1] {
+            checksum = UInt32(truncatingIfNeeded: stored)
+        }
+        self.init(try UsageRecord(row: ValueRow(values: values)), checksum: checksum)
+    }
+}
+
+/// A row that was read already.
+private struct ValueRow: SQLRow {
+    let values: [StoredValue]
+    func value(_ column: Int32) -> StoredValue { values[Int(column)] }
+    func isNull(_ column: Int32) -> Bool { value(column) == .null }
+    func int(_ column: Int32) -> Int64 { if case .int(let n) = value(column) { n } else { 0 } }
+    func text(_ column: Int32) -> String { if case .text(let text) = value(column) { text } else { "" } }
+    func blob(_ column: Int32) -> [UInt8] { if case .blob(let bytes) = value(column) { bytes } else { [] } }
 }

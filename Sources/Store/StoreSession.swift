@@ -60,7 +60,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
 
     /// Stores the records; those whose id is known already are left alone. Returns how many were new.
     public func append(_ records: [UsageRecord]) throws(StoreError) -> Int {
-        records.isEmpty ? 0 : try connection.append(records)
+        records.isEmpty ? 0 : try connection.append(records.map { StoredRecord(sealing: $0) })
     }
 
     /// The same; where the store refuses the whole for what is in it, one by one: `refused` are those that can't be stored as they are.

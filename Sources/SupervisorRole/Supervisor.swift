@@ -379,10 +379,12 @@ final class Supervisor {
 
     /// Damage and old schemas stay; that the database is away comes and goes, and its word is that of `/health/ready`.
     private func problem(_ now: Instant) -> String {
-        guard databaseProblem.isEmpty, scoreboard.isStoreAway(now: now, isPolled: settings.database.sqlitePath == nil) else {
-            return databaseProblem
+        if !databaseProblem.isEmpty { return databaseProblem }
+        if scoreboard.isStoreAway(now: now, isPolled: settings.database.sqlitePath == nil) {
+            return "unreachable: records wait in the journals; the log says why"
         }
-        return "unreachable: records wait in the journals; the log says why"
+        guard case let held = scoreboard.value(.logHeldBytes), held > 0 else { return "" }
+        return "log held by a reader: \(held >> 20) MiB and growing; the log says how to find it"
     }
 
     /// Passes a command to the writer; false when there is none.

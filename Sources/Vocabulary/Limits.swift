@@ -151,6 +151,10 @@ public enum Limits {
     public static let storePolledSilentMilliseconds = 3_000
     /// A request's body below this is sent together with its head.
     public static let joinedBodyBytesMax = 16 * 1024
+    /// SQLite's log beyond this, while a reader keeps it from being emptied, is told: four times what it grows to between two checkpoints.
+    public static let logBytesMax = 64 * 1024 * 1024
+    /// How often at most.
+    public static let logHeldToldMilliseconds = 60_000
     /// Records of one COMMIT, and how long the first of them waits for company.
     public static let batchRecordsMax = 200
     public static let batchMilliseconds = 5

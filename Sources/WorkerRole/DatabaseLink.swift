@@ -63,6 +63,8 @@ final class DatabaseLink: StoreLink {
     }
 
     private func flush() {
+        // What the records' table looks like is known with the first look.
+        guard !revision.isEmpty else { return }
         while lane.hasRoom, sent < worker.usageJournal.head {
             let (entries, end, damaged) = worker.usageJournal.read(from: sent, count: Limits.batchRecordsMax)
             if damaged { worker.log.critical("the journal is damaged: what follows this place is given up", metadata: ["place": "\(end)"]) }
@@ -114,6 +116,7 @@ final class DatabaseLink: StoreLink {
             case .success(let facts):
                 revision = facts.revision
                 worker.scoreboard.set(.schemaRevision, Int(facts.revision) ?? 0)
+                lane.storesChecksums = Int(facts.revision) ?? 0 >= Schema.checksumRevision
                 guard mayHaveMoved || facts.version != worker.snapshot?.version else {
                     seen()
                     return polled()

@@ -47,7 +47,10 @@ enum LocalRoutes {
         let isBehind = schema > 0 && schema < Schema.head.number
         let database =
             worker.isStoreAway(now: now)
-            ? "unreachable" : board.checkResult == .damaged ? "damaged" : isBehind ? "schema not upgraded" : "ok"
+            ? "unreachable"
+            : board.checkResult == .damaged
+                ? "damaged"
+                : isBehind ? "schema not upgraded" : board.value(.logHeldBytes) > 0 ? "log held by a reader" : "ok"
         var status = database == "ok" ? "ok" : "degraded"
         if board.value(.recordsRefused) > 0 { status = "degraded" }
         if active.isEmpty || !hasRoom { status = "unavailable" }
@@ -137,6 +140,10 @@ enum LocalRoutes {
             "usage_records_refused", "gauge", "Records that the database refuses, in files until codex-lb db spool retry.",
             board.value(.recordsRefused))
         metric("database_damaged", "gauge", "1 when the check after the start found damage.", board.checkResult == .damaged ? 1 : 0)
+        metric(
+            "database_log_held_bytes", "gauge",
+            "SQLite's log while a reader keeps it from being emptied and it is beyond \(Limits.logBytesMax >> 20) MiB; else 0.",
+            board.value(.logHeldBytes))
         metric("buffered_bytes", "gauge", "Bodies and unsent bytes held by all workers.", board.sum(.bufferedBytes))
         metric("buffered_bytes_max", "gauge", "The most they may hold.", worker.memory.bytesMax)
         metric("journal_bytes", "gauge", "Usage records waiting for the store, bytes.", board.sum(.journalBytes))

@@ -3,6 +3,7 @@ import Diagnostics
 import Logging
 import Loop
 import Platform
+import SQLiteStore
 import Settings
 import Store
 import Vocabulary
@@ -16,6 +17,7 @@ final class Writer {
     private let scoreboard: Scoreboard
     private let spoolDirectories: [String]
     private let socketPath: String
+    private let databasePath: String
     private var listener: Listener?
     private var socketFile: SocketFile?
     private var workers: [ObjectIdentifier: WorkerLink] = [:]
@@ -43,6 +45,8 @@ final class Writer {
     private var droppedTold = 0
     private var isBringingHome = false
     private var homecomingAt = Instant(nanoseconds: 0)
+    private var isLookingAtLog = false
+    private var logHeldToldAt: Instant?
     private var drainBy = Instant.never
     private var drainTimer: LoopTimer!
 
@@ -60,6 +64,7 @@ final class Writer {
         queue = CommitQueue(session, loop)
         scoreboard = Scoreboard(try SharedMemory(descriptor: heritage.scoreboard, count: Scoreboard.memoryBytes))
         (spoolDirectories, socketPath) = (settings.spoolDirectories, settings.writerSocket)
+        databasePath = settings.database.sqlitePath ?? ""
         batchTimer = LoopTimer(loop) { [unowned self] in commit() }
         retryTimer = LoopTimer(loop) { [unowned self] in
             isCommitting = false
@@ -98,6 +103,7 @@ final class Writer {
             listener = nil
             do { try listen() } catch { log.error("the writer's socket can't be made again", metadata: ["error": "\(error)"]) }
         }
+        lookAtLog()
         let now = loop.now
         guard !isBringingHome, now >= homecomingAt, !Spool.files(directories: spoolDirectories).isEmpty else { return }
         isBringingHome = true
@@ -105,6 +111,31 @@ final class Writer {
         queue.run({ session in Homecoming.run(directories, session) { log.warning("\($0)") } }) { [self] isWell in
             isBringingHome = false
             if !isWell { homecomingAt = loop.now.adding(milliseconds: Self.homecomingMilliseconds) }
+        }
+    }
+
+    /// A reader that stays keeps the database's log from being emptied, until the disk is full.
+    private func lookAtLog() {
+        guard !isLookingAtLog else { return }
+        isLookingAtLog = true
+        queue.run({ session in LogState.of(session) }) { [self] state in
+            isLookingAtLog = false
+            let now = loop.now
+            guard let state, state.isBeyondLimit, let since = state.heldSince else {
+                scoreboard.set(.logHeldBytes, 0)
+                guard logHeldToldAt != nil else { return }
+                logHeldToldAt = nil
+                return log.notice("the database's log is emptied again")
+            }
+            scoreboard.set(.logHeldBytes, state.bytes)
+            guard logHeldToldAt.map({ now.milliseconds(since: $0) >= Limits.logHeldToldMilliseconds }) ?? true else { return }
+            logHeldToldAt = now
+            log.warning(
+                "a reader keeps the database's log from being emptied: it grows with each record",
+                metadata: [
+                    "log": "\(databasePath)-wal", "bytes": "\(state.bytes)", "held_seconds": "\(now.milliseconds(since: since) / 1000)",
+                    "advice": "another program has a read transaction open; find it with: fuser -v \(databasePath)-shm",
+                ])
         }
     }
 

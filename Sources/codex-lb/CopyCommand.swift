@@ -32,21 +32,48 @@ extension Database {
                 defer { source.close() }
                 let sink = try LocalStore.upgrade(other, lockWaitMilliseconds: LocalStore.changeWaitMilliseconds)
                 defer { sink.close() }
-                let counts = try StoreCopy(from: source, to: sink, progress: complain).run()
+                let outcome = try StoreCopy(from: source, to: sink, progress: complain).run()
                 if database.json {
                     print(
                         JSONText.object([
                             ("from", .string(settings.database.url.description)), ("to", .string(other.database.url.description)),
                             (
                                 "rows",
-                                .raw(JSONText.object(counts.map { ($0.table, .int($0.target)) }))
-                            ),
+                                .raw(JSONText.object(outcome.counts.map { ($0.table, .int($0.target)) }))
+                            ), ("left_out", .raw(JSONText.array(outcome.leftOut.map(\.json)))),
+                            ("checksums", .raw(JSONText.object(outcome.checksums.members))),
                         ]))
                 } else {
-                    for count in counts { print("\(count.table): \(count.target) rows in both") }
+                    for count in outcome.counts {
+                        print(
+                            count.source == count.target
+                                ? "\(count.table): \(count.target) rows in both" : "\(count.table): \(count.target) of \(count.source) rows"
+                        )
+                    }
+                    print(outcome.checksums.summary)
                     print("set CODEX_LB_DATABASE_URL to the new database and keep \(settings.keyFile)")
                 }
+                guard !outcome.isWhole else { return }
+                complainAbout(outcome, from: source.place)
+                throw ExitCode(1)
             }
         }
+
+        private func complainAbout(_ outcome: StoreCopy.Outcome, from source: String) {
+            for fault in outcome.leftOut.prefix(Self.linesMax) { complain(fault.description) }
+            if outcome.leftOut.count > Self.linesMax {
+                complain("\(outcome.leftOut.count - Self.linesMax) more rows can't be read; --json lists them")
+            }
+            if !outcome.leftOut.isEmpty {
+                complain(
+                    "\(outcome.leftOut.count) rows of \(source) can't be read and were left out, everything else is copied: mend or delete them there and run this again, or go on without them"
+                )
+            }
+            if let line = outcome.checksums.problem {
+                complain("\(line); copied as they are, and codex-lb db check of the new database tells of them too")
+            }
+        }
+
+        private static let linesMax = 100
     }
 }

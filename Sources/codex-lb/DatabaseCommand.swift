@@ -63,35 +63,43 @@ struct Database: ParsableCommand {
     struct Check: ParsableCommand {
         static let configuration = CommandConfiguration(
             abstract:
-                "Check integrity, foreign keys, revision and that the schema is the expected one. Exit code 1 when something is wrong.")
-        @Flag(name: .customLong("quick"), help: "SQLite: leave out whether indexes agree with their tables.") var isQuick = false
+                "Check integrity, foreign keys, revision, that the schema is the expected one, that every row can be read and is as it was stored. Exit code 1 when something is wrong."
+        )
+        @Flag(
+            name: .customLong("quick"), help: "SQLite: leave out whether indexes agree with their tables, and what is in the rows.")
+        var isQuick = false
         @Flag(name: .customLong("at-start"), help: .hidden) var isAtStart = false
         @OptionGroup var database: DatabaseOptions
 
         func run() throws {
             let settings = try database.settings()
             if isAtStart { Process.becomeIdle() }
-            let problems: [String]
+            let report: CheckReport
             var isDamaged = false
             do throws(StoreError) {
-                problems = try LocalStore.check(settings, isQuick: isQuick, isSilent: isAtStart)
+                report = try LocalStore.check(settings, isQuick: isQuick, isSilent: isAtStart)
             } catch {
                 guard error.kind == .corrupt else {
                     complain(error.message)
                     throw ExitCode(1)
                 }
-                (problems, isDamaged) = ([error.message], true)
+                (report, isDamaged) = (CheckReport([error.message], audit: nil), true)
             }
+            let problems = report.problems
             if database.json {
                 print(
-                    JSONText.object([
-                        ("database", .string(settings.database.url.description)), ("ok", .bool(problems.isEmpty)),
-                        ("problems", .raw(JSONText.array(problems.map { JSONText.quoted($0) }))),
-                    ]))
-            } else if problems.isEmpty {
-                if !isAtStart { print("\(settings.database.url): ok") }
+                    JSONText.object(
+                        [
+                            ("database", .string(settings.database.url.description)), ("ok", .bool(problems.isEmpty)),
+                            ("problems", .raw(JSONText.array(problems.map { JSONText.quoted($0) }))),
+                        ] + (report.audit?.members ?? [])))
             } else {
                 for problem in problems { complain("\(settings.database.url): \(problem)") }
+                if !isAtStart {
+                    let rows = report.audit.map { "\($0.rows) rows read, \($0.checksums.summary)" }
+                    let words = (problems.isEmpty ? ["ok"] : []) + (rows.map { [$0] } ?? [])
+                    if !words.isEmpty { print("\(settings.database.url): \(words.joined(separator: "; "))") }
+                }
             }
             guard !problems.isEmpty else { return }
             throw ExitCode(isAtStart && (isDamaged || problems.contains(where: DatabaseCheck.isDamage)) ? OneShotExit.damaged : 1)
@@ -99,9 +107,31 @@ struct Database: ParsableCommand {
     }
 }
 
+extension RowAudit {
+    var members: [(String, JSONText.Value)] {
+        [
+            ("rows", .int(Int64(rows))), ("unreadable", .raw(JSONText.array(faults.map(\.json)))),
+            ("checksums", .raw(JSONText.object(checksums.members))),
+        ]
+    }
+}
+
+extension RowAudit.Fault {
+    var json: String { JSONText.object([("table", .string(table)), ("id", .string(id)), ("what", .string(what))]) }
+}
+
+extension ChecksumCount {
+    var members: [(String, JSONText.Value)] {
+        [
+            ("checked", .int(Int64(checked))), ("without", .int(Int64(without))),
+            ("altered", .raw(JSONText.array(altered.map { JSONText.quoted($0) }))),
+        ]
+    }
+}
+
 extension LocalStore {
-    static func check(_ settings: Settings, isQuick: Bool, isSilent: Bool) throws(StoreError) -> [String] {
-        func run() throws(StoreError) -> [String] {
+    static func check(_ settings: Settings, isQuick: Bool, isSilent: Bool) throws(StoreError) -> CheckReport {
+        func run() throws(StoreError) -> CheckReport {
             switch settings.database.url {
             case .sqlite(let path): try DatabaseCheck.run(path: path, isQuick: isQuick)
             case .postgresql(let url): try PostgresStore.check(url)

@@ -39,8 +39,10 @@ extension Database {
                 if report.unreadableFrames > 0 {
                     print("\(report.unreadableFrames) pages of the log could not be read: the newest changes")
                 }
+                print(report.checksums.summary)
+                if let line = report.checksums.problem { print("\(line); kept as they are, without checksum") }
                 for remark in report.remarks { print(remark) }
-                print(report.isComplete ? "no loss was found" : "some of it is lost, see above")
+                print(report.isComplete ? "no loss was found" : "some of it is lost or altered, see above")
                 if let aside {
                     print("\(path) is now what was saved; the damaged one is kept as \(aside)")
                 } else {
@@ -64,7 +66,7 @@ extension RecoveryReport {
         return [
             ("complete", .bool(isComplete)), ("tables", .raw(JSONText.array(tables))), ("header_damaged", .bool(isHeaderDamaged)),
             ("schema_damaged", .bool(isSchemaDamaged)), ("stray_pages", .int(Int64(strayPages))),
-            ("unreadable_frames", .int(Int64(unreadableFrames))),
+            ("unreadable_frames", .int(Int64(unreadableFrames))), ("checksums", .raw(JSONText.object(checksums.members))),
             ("remarks", .raw(JSONText.array(remarks.map { JSONText.quoted($0) }))),
         ]
     }

@@ -95,11 +95,11 @@ extension Integration {
             for (migrator, file) in zip(migrators, files) {
                 #expect(migrator.wait(30) == .code(0), "\(procText(file + ".err"))")
                 let json = try JSONSerialization.jsonObject(with: Data(procText(file).utf8)) as? [String: Any]
-                #expect(json?["revision"] as? String == "0002", "\(procText(file))")
+                #expect(json?["revision"] as? String == "0003", "\(procText(file))")
                 applied.append(json?["applied"] as? [String] ?? ["?"])
             }
-            #expect(applied.filter { !$0.isEmpty } == [["0001", "0002"]], "\(applied)")
-            #expect(try database.ledger == "0001\n0002")
+            #expect(applied.filter { !$0.isEmpty } == [["0001", "0002", "0003"]], "\(applied)")
+            #expect(try database.ledger == "0001\n0002\n0003")
             #expect(try !database.isLocked)
             let check = try daemon.run("db", "check", "--url", database.url)
             #expect(check.isGood, "\(check)")
@@ -118,7 +118,7 @@ extension Integration {
                 // With an upgrade by hand and with the one that any command makes.
                 let again = try daemon.run("db", "upgrade", "--url", database.url)
                 #expect(again.isGood, "\(number): \(again)")
-                #expect(try database.ledger == "0001\n0002", "\(number)")
+                #expect(try database.ledger == "0001\n0002\n0003", "\(number)")
                 let check = try daemon.run("db", "check", "--url", database.url)
                 #expect(check.isGood, "\(number): \(check)")
                 #expect(try !database.isLocked, "\(number)")
@@ -131,7 +131,7 @@ extension Integration {
             let daemon = try Daemon(on: kind)
             #expect(try daemon.run("db", "upgrade", "--die-before", "5").exit == .signal(SIGKILL))
             try daemon.start()
-            #expect(try BareDatabase(of: daemon).ledger == "0001\n0002")
+            #expect(try BareDatabase(of: daemon).ledger == "0001\n0002\n0003")
             #expect(try daemon.get("/health/live").status == 200)
         }
 
@@ -143,7 +143,7 @@ extension Integration {
             #expect(
                 text.isGood && text.output.contains("CREATE TABLE usage_records") && text.output.contains("-- revision 0002"), "\(text)")
             let json = try daemon.run("db", "upgrade", "--dry-run", "--json", "--url", database.url)
-            #expect(json.jsonList.map { $0["id"] as? String } == ["0001", "0002"], "\(json)")
+            #expect(json.jsonList.map { $0["id"] as? String } == ["0001", "0002", "0003"], "\(json)")
             #expect(try database.tables == 0)
             #expect(kind != .sqlite || !FileManager.default.fileExists(atPath: database.place))
             #expect(!FileManager.default.fileExists(atPath: daemon.data + "/encryption.key"))
@@ -157,7 +157,7 @@ extension Integration {
             #expect(try db("current").output == "none\n")
             #expect(try db("current", "--json").json["revision"] is NSNull)
             let early = try db("wait", "--timeout", "0.3")
-            #expect(early.exit == .code(1) && early.errors.contains("0001, 0002"), "\(early)")
+            #expect(early.exit == .code(1) && early.errors.contains("0001, 0002, 0003"), "\(early)")
 
             let first = try db("upgrade", "--to", "0001", "--json")
             #expect(
@@ -165,8 +165,8 @@ extension Integration {
             #expect(try db("current").output == "0001\n")
             #expect(try database.ledger == "0001")
             let check = try db("check")
-            #expect(check.exit == .code(1) && check.errors.contains("0002"), "\(check)")
-            #expect(try db("upgrade", "--dry-run", "--json").jsonList.map { $0["id"] as? String } == ["0002"])
+            #expect(check.exit == .code(1) && check.errors.contains("0003"), "\(check)")
+            #expect(try db("upgrade", "--dry-run", "--json").jsonList.map { $0["id"] as? String } == ["0002", "0003"])
             let half = try db("wait", "--timeout", "0.3")
             #expect(half.exit == .code(1) && half.errors.contains("0002") && !half.errors.contains("0001,"), "\(half)")
 
@@ -175,14 +175,14 @@ extension Integration {
                 Daemon.binary, ["db", "wait", "--timeout", "20", "--json", "--url", database.url], environment: daemon.environment,
                 output: daemon.directory + "/wait")
             let second = try db("upgrade", "--json")
-            #expect(second.json["applied"] as? [String] == ["0002"] && second.json["before"] as? String == "0001", "\(second)")
+            #expect(second.json["applied"] as? [String] == ["0002", "0003"] && second.json["before"] as? String == "0001", "\(second)")
             #expect(waiting.wait(10) == .code(0))
-            #expect(procText(daemon.directory + "/wait").contains("\"revision\":\"0002\""))
+            #expect(procText(daemon.directory + "/wait").contains("\"revision\":\"0003\""))
 
             #expect(try db("upgrade", "--json").json["applied"] as? [String] == [])
-            #expect(try db("current", "--json").json["head"] as? String == "0002")
+            #expect(try db("current", "--json").json["head"] as? String == "0003")
             let history = try db("history", "--json").jsonList
-            #expect(history.map { $0["id"] as? String } == ["0001", "0002"])
+            #expect(history.map { $0["id"] as? String } == ["0001", "0002", "0003"])
             #expect(
                 history.allSatisfy { ($0["checksum"] as? String)?.count == 16 && ($0["applied_at"] as? String)?.hasSuffix("Z") == true })
             #expect(try db("history").output.contains("accounts, client keys, usage, settings"))
@@ -255,7 +255,8 @@ extension Integration {
             let database = BareDatabase(of: stage.daemon)
             try database.sql("DROP TABLE leases")
             try database.sql("DROP INDEX usage_records_key")
-            try database.sql("DELETE FROM revision_history WHERE id = '0002'")
+            try database.sql("ALTER TABLE usage_records DROP COLUMN checksum")
+            try database.sql("DELETE FROM revision_history WHERE id IN ('0002', '0003')")
             try database.sql("CREATE TABLE leases (mine TEXT)")
             try stage.daemon.start()
             #expect(
@@ -274,6 +275,12 @@ extension Integration {
             try database.sql("DROP TABLE leases")
             try stage.daemon.start()
             #expect(try stage.health() == (200, "ok", "ok"))
+            // What was stored with the old schema has no checksum, and is not taken for damage.
+            _ = try stage.turn("new")
+            try stage.expectOneRecord(of: (0..<5).map { "old-\($0)" } + ["new"])
+            let check = try stage.daemon.run("db", "check", "--json")
+            let checksums = try #require(check.json["checksums"] as? [String: Any], "\(check)")
+            #expect(check.isGood && checksums["checked"] as? Int == 1 && checksums["without"] as? Int == 5, "\(check)")
         }
 
         /// Four ledgers that this build must not touch: each is refused with its own words, also when it may go on with an old schema.
@@ -281,8 +288,8 @@ extension Integration {
             arguments: Database.both,
             [
                 (
-                    "newer", "INSERT INTO revision_history VALUES ('0003', 'from the future', 'abc', 1, 1, '9.9')",
-                    ["0003", "newer codex-lb"]
+                    "newer", "INSERT INTO revision_history VALUES ('0004', 'from the future', 'abc', 1, 1, '9.9')",
+                    ["0004", "newer codex-lb"]
                 ),
                 (
                     "changed", "UPDATE revision_history SET checksum = '0123456789abcdef' WHERE id = '0002'",

@@ -239,6 +239,43 @@ extension Integration {
             try stage.expectOneRecord(of: ["before", "waits"])
         }
 
+        /// Another program keeps a read transaction open until the log is beyond its limit: one line says so and how to find the reader,
+        /// readiness, metrics and status say it with one word, turns go on; when it goes, the log is emptied and all is well.
+        @Test func readerHoldsTheLog() throws {
+            let stage = try Stage("a", workers: 2)
+            _ = try stage.turn("before")
+            try stage.expectOneRecord(of: ["before"])
+            let reader = try Intruder(stage.daemon, stage.daemon.database, "BEGIN; SELECT count(*) FROM usage_records")
+            try fill(stage.daemon.database, records: 700_000)
+            let log = stage.daemon.database + "-wal"
+            func logBytes() throws -> Int { try FileManager.default.attributesOfItem(atPath: log)[.size] as? Int ?? 0 }
+            try #require(try logBytes() > 64 << 20)
+            #expect(try stage.health() == (200, "ok", "ok"), "nobody has looked yet")
+            #expect(try stage.turn("meanwhile").types.last == "response.completed")
+            let line = "a reader keeps the database's log from being emptied"
+            stage.daemon.expectLog(line, "fuser -v \(stage.daemon.database)-shm", "held_seconds=")
+            #expect(try eventually(5) { try stage.health() == (200, "degraded", "log held by a reader") })
+            #expect(try stage.metric("codex_lb_database_log_held_bytes") ?? 0 > Double(64 << 20))
+            #expect((stage.daemon.status()?["database_problem"] as? String)?.hasPrefix("log held by a reader") == true)
+            // Looked at each second, told once a minute.
+            for i in 0..<6 {
+                _ = try stage.turn("more-\(i)")
+                usleep(400_000)
+            }
+            #expect(stage.daemon.log.components(separatedBy: line).count == 2, "\(stage.daemon.log)")
+
+            try reader.end()
+            stage.daemon.expectLog("the database's log is emptied again")
+            #expect(try eventually(5) { try stage.health() == (200, "ok", "ok") })
+            #expect(try stage.metric("codex_lb_database_log_held_bytes") == 0)
+            #expect((stage.daemon.status()?["database_problem"] as? String ?? "") == "")
+            _ = try stage.turn("after")
+            let database = BareDatabase(of: stage.daemon)
+            let stored = "SELECT count(*) FROM usage_records WHERE request_id NOT LIKE 'filled-%'"
+            #expect(try eventually(10, every: 0.2) { try database.sql(stored) == "9" })
+            #expect(try logBytes() <= 64 << 20, "the space is not given back")
+        }
+
         // MARK: Disk full
 
         /// The disk fills up under load: turns go on, readiness says degraded, and with room again every record is there.
@@ -425,6 +462,78 @@ extension Integration {
             #expect(try stage.daemon.run("requests", "--last", "10000", "--json").isGood)
         }
 
+        /// One letter of a stored record is another one on the disk: SQLite finds nothing wrong, the checksum does. `db check` names the
+        /// record, `db copy` brings and tells it, `db recover` keeps it without a checksum, and then all is well again.
+        @Test func alteredRecord() throws {
+            let stage = try Stage("a", environment: ["CODEX_LB_DATABASE_SQLITE_STARTUP_CHECK_MODE": "full"])
+            let ids = ["sound", "flip-me", "last"]
+            for id in ids { _ = try stage.turn(id) }
+            try stage.expectOneRecord(of: ids)
+            #expect(stage.daemon.stop() == .code(0))
+            let path = stage.daemon.database
+            let good = try stage.daemon.run("db", "check")
+            #expect(good.isGood && good.output.contains("checksums of 3 usage records checked"), "\(good)")
+            let key = try Child.capture(
+                "/usr/bin/sqlite3", [path, "SELECT lower(hex(id)) FROM usage_records WHERE request_id = 'flip-me'"]
+            )
+            .output.trimmingCharacters(in: .whitespacesAndNewlines)
+            let bytes = try #require(FileManager.default.contents(atPath: path))
+            let at = try #require(bytes.firstRange(of: Data("flip-me".utf8))).lowerBound
+            try damage(path, at: at + 6, Array("a".utf8))
+            let intact = try Child.capture("/usr/bin/sqlite3", [path, "PRAGMA integrity_check"])
+            #expect(intact.output == "ok\n")
+
+            let check = try stage.daemon.run("db", "check", "--json")
+            let altered = (check.json["checksums"] as? [String: Any])?["altered"] as? [String] ?? []
+            #expect(check.exit == .code(1) && altered.map { $0.filter { $0 != "-" } } == [key], "\(check)")
+            try stage.daemon.run("db", "check").expectRefused("1 not as stored", altered.first ?? "?")
+            #expect(try stage.daemon.run("db", "check", "--quick").isGood)
+            try stage.daemon.start()
+            stage.daemon.expectLog("the database is damaged", altered.first ?? "?")
+            #expect(try eventually(5) { try stage.health() == (200, "degraded", "damaged") })
+            #expect(stage.daemon.stop() == .code(0))
+
+            let target = try BareDatabase(.sqlite, stage.daemon)
+            try stage.daemon.run("db", "copy", "--to", target.url).expectRefused(
+                "1 not as stored", altered.first ?? "?", "copied as they are")
+            #expect(try target.sql("SELECT count(*) FROM usage_records WHERE request_id IN ('flip-ma', 'sound', 'last')") == "3")
+            try stage.daemon.run("db", "check", "--url", target.url).expectRefused("1 not as stored")
+
+            let recovered = try stage.daemon.run("db", "recover", "--replace")
+            #expect(
+                recovered.isGood && recovered.output.contains("1 not as stored") && recovered.output.contains(altered.first ?? "?")
+                    && recovered.output.contains("kept as they are, without checksum"), "\(recovered)")
+            let after = try stage.daemon.run("db", "check")
+            #expect(after.isGood && after.output.contains("checksums of 2 usage records checked, 1 without checksum"), "\(after)")
+            #expect(try stage.daemon.records().count == 3)
+        }
+
+        /// A row that can't be read: `db check` names it, `db copy` brings all others, says what it left out, and ends with 1.
+        @Test func unreadableRecord() throws {
+            let stage = try Stage("a")
+            for id in ["sound", "broken"] { _ = try stage.turn(id) }
+            try stage.expectOneRecord(of: ["sound", "broken"])
+            #expect(stage.daemon.stop() == .code(0))
+            let source = BareDatabase(of: stage.daemon)
+            try fill(stage.daemon.database, records: 3_000)
+            try source.sql("UPDATE usage_records SET model_served = CAST(x'67707480' AS TEXT) WHERE request_id = 'broken'")
+            let check = try stage.daemon.run("db", "check", "--json")
+            let rows = check.json["unreadable"] as? [[String: String]] ?? []
+            let id = try #require(rows.first?["id"], "\(check)")
+            #expect(check.exit == .code(1) && rows.count == 1 && rows[0]["table"] == "usage_records", "\(check)")
+            #expect(rows[0]["what"]?.contains("model_served is a text that is not UTF-8") == true, "\(check)")
+
+            let target = try BareDatabase(.postgresql, stage.daemon)
+            let copy = try stage.daemon.run("db", "copy", "--to", target.url)
+            copy.expectRefused(id, "model_served is a text that is not UTF-8", "1 rows of", "were left out")
+            #expect(copy.output.contains("usage_records: 3001 of 3002 rows"), "\(copy)")
+            #expect(try target.sql("SELECT count(*) FROM usage_records") == "3001")
+            #expect(try stage.daemon.run("db", "check", "--url", target.url).isGood)
+            // Deleted there, the next run has nothing to tell.
+            try source.sql("DELETE FROM usage_records WHERE request_id = 'broken'")
+            #expect(try stage.daemon.run("db", "copy", "--to", target.url).isGood)
+        }
+
         /// The log is damaged at one place: a start would lose what stands behind it, and refuses; `db recover` brings it back, but for what was
         /// hit, nothing of it twice, and the server takes new records.
         @Test func damagedLog() throws {
@@ -489,7 +598,7 @@ extension Integration {
             try #require(
                 Child.capture("/usr/bin/sqlite3", [daemon.database, "PRAGMA user_version = 9; PRAGMA wal_checkpoint(TRUNCATE)"]).isGood)
             let before = FileManager.default.contents(atPath: daemon.database)
-            try daemon.expectRefusedStart("has revision 0009", "knows 0002", "run the newer codex-lb", "restore a backup")
+            try daemon.expectRefusedStart("has revision 0009", "knows 0003", "run the newer codex-lb", "restore a backup")
             try daemon.run("db", "upgrade").expectRefused("0009")
             #expect(FileManager.default.contents(atPath: daemon.database) == before)
         }

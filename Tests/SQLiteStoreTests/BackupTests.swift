@@ -9,7 +9,7 @@ import Vocabulary
     import Glibc
 #endif
 
-private let second = Revision(id: "0003", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER PRIMARY KEY) STRICT"]])
+private let second = Revision(id: "0004", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER PRIMARY KEY) STRICT"]])
 
 @Suite struct BackupTests {
     @Test("A copy made while the writer is open holds everything committed, opens, and is one private file under its final name")
@@ -55,7 +55,7 @@ private let second = Revision(id: "0003", name: "more", statements: [.sqlite: ["
         #expect((access(scratch.database, F_OK) == 0) == isEmpty)
         let aside = try #require(try Backup.restore(backup, database: scratch.database, now: now))
         #expect(Scratch.bytes(isEmpty ? aside + "-wal" : aside) == log)
-        #expect(try DatabaseCheck.run(path: scratch.database) == [])
+        #expect(try DatabaseCheck.run(path: scratch.database).problems == [])
         let restored = try scratch.open()
         #expect(try restored.usage(last: 1000).count == 100)
         restored.close()
@@ -102,7 +102,7 @@ private let second = Revision(id: "0003", name: "more", statements: [.sqlite: ["
         try scratch.open().close()
         #expect(Backup.list(database: scratch.database, label: Backup.upgradeLabel).isEmpty)
         let store = try scratch.open(revisions: Schema.revisions + [second])
-        #expect(store.applied == ["0003"])
+        #expect(store.applied == ["0004"])
         let backups = Backup.list(database: scratch.database, label: Backup.upgradeLabel)
         #expect(backups.map(\.path) == [store.backup] && backups.first?.revision == Schema.head.id)
         store.close()
@@ -146,17 +146,68 @@ private let second = Revision(id: "0003", name: "more", statements: [.sqlite: ["
 }
 
 @Suite struct DatabaseCheckTests {
+    @Test("Rows that hold what no column may are named with table, id, column and value, though SQLite calls some of them sound")
+    func unreadableRows() throws {
+        let scratch = Scratch()
+        let store = try scratch.open()
+        _ = try store.addAccount(newAccount, now: now)
+        _ = try store.append((0..<20).map(record))
+        // What damage or another program may leave, and a STRICT table does not let in.
+        let original = try store.sqlite.rows("SELECT sql FROM sqlite_schema WHERE name = 'usage_records'", []) { $0.text(0) }[0]
+        func reshape(_ sql: String) throws {
+            try store.sqlite.execute("PRAGMA writable_schema = ON")
+            try store.sqlite.run("UPDATE sqlite_schema SET sql = ? WHERE name = 'usage_records'", [.text(sql)])
+            try store.sqlite.execute("PRAGMA writable_schema = RESET; CREATE TABLE cookie (x); DROP TABLE cookie")
+        }
+        try reshape(
+            original.split(separator: "STRICT, ").joined().split(separator: " NOT NULL,").joined(separator: ",")
+                .split(separator: " INTEGER").joined(separator: " BLOB"))
+        func set(_ n: Int, _ sql: String) throws {
+            try store.sqlite.run("UPDATE usage_records SET \(sql) WHERE id = ?", [.blob(record(n).id.bytes)])
+        }
+        try set(1, "input_tokens = 'many'")
+        try set(2, "model_asked = CAST(x'67ff70' AS TEXT)")
+        try set(3, "route = NULL")
+        try set(4, "duration_ms = 1e300")
+        try set(5, "id = x'0102'")
+        try set(6, "transport = 'pigeon'")
+        try set(7, "status = x'00'")
+        try reshape(original)
+        try store.sqlite.run("UPDATE accounts SET slot = 5000")
+        store.close()
+
+        let report = try DatabaseCheck.run(path: scratch.database)
+        func fault(_ n: Int, _ what: String) -> RowAudit.Fault {
+            RowAudit.Fault(table: "usage_records", id: record(n).id.description, what: what)
+        }
+        let want = [
+            RowAudit.Fault(table: "accounts", id: "1", what: "slot is 5000, expected 0 to 1023"),
+            RowAudit.Fault(table: "usage_records", id: "x'0102'", what: "id has 2 bytes, expected 16"),
+            fault(1, "input_tokens is the text \"many\", expected a number"),
+            fault(2, "model_asked is a text that is not UTF-8: x'67ff70'"),
+            fault(3, "route is NULL"), fault(4, "duration_ms is the number 1e+300, expected a number"),
+            fault(6, "transport is the text \"pigeon\", expected http or websocket"), fault(7, "status is x'00', expected a number"),
+        ]
+        #expect(report.audit?.faults == want, "\(report.problems)")
+        for fault in want { #expect(report.problems.contains("damaged: \(fault)"), "\(fault)") }
+        #expect(report.audit?.checksums == .init(checked: 13))
+        #expect(try DatabaseCheck.run(path: scratch.database, isQuick: true).audit == nil)
+    }
+
     @Test("A sound database has no problems; a missing index, a hand-made table and damage are named")
     func check() throws {
         let scratch = Scratch()
         let store = try scratch.open()
         _ = try store.append((0..<2_000).map(record))
         store.close()
-        #expect(try DatabaseCheck.run(path: scratch.database) == [])
+        #expect(try DatabaseCheck.run(path: scratch.database).problems == [])
         #expect(try SQLiteStore.history(path: scratch.database).map(\.id) == Schema.revisions.map(\.id))
         let hand = try Connection(scratch.database, .readWrite)
         try hand.execute("DROP INDEX accounts_live_name; CREATE TABLE mine (x)")
         hand.close()
-        #expect(try DatabaseCheck.run(path: scratch.database) == ["index accounts_live_name is missing", "table mine was added by hand"])
+        #expect(
+            try DatabaseCheck.run(path: scratch.database).problems == [
+                "index accounts_live_name is missing", "table mine was added by hand",
+            ])
     }
 }

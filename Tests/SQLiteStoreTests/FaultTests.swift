@@ -62,7 +62,7 @@ private struct Ledger {
 
 /// An upgrade beside the released revisions. Its id has no number, so that `Inspection`, which knows the released ones, takes the file.
 private let more = Revision(
-    id: "0002+", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER PRIMARY KEY) STRICT", "INSERT INTO more VALUES (7)"]])
+    id: "0003+", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER PRIMARY KEY) STRICT", "INSERT INTO more VALUES (7)"]])
 
 /// The records that are stored, and whether the file holds together.
 private func stored(_ store: StoreSession) throws -> [Int] {
@@ -189,7 +189,7 @@ private func stored(_ store: StoreSession) throws -> [Int] {
                 faulty.arm(FAULT_POWER_CUT, at: 1 + Int(random.next() % 160), seed: random.next())
                 var opened: StoreSession?
                 if ledger.attempt({ () throws(StoreError) in opened = try faulty.scratch.open() }), let store = opened {
-                    _ = ledger.attempt { () throws(StoreError) in try store.sqlite.execute("PRAGMA wal_autocheckpoint = 8") }
+                    _ = ledger.attempt { () throws(StoreError) in try store.sqlite.checkpointLog(pages: 8) }
                     if try !hasAccount(store), ledger.attempt({ () throws(StoreError) in _ = try store.addAccount(newAccount, now: now) }) {
                         paused = false
                     }

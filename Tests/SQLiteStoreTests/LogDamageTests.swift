@@ -66,7 +66,7 @@ import Vocabulary
         let place = crashed.at(frame: crashed.frames / 2) + 500
         try crashed.change { for i in 0..<300 { $0[place + i] ^= 0x5A } }
         let before = (crashed.bytes, FileManager.default.contents(atPath: crashed.path))
-        #expect(try DatabaseCheck.run(path: crashed.path).contains { DatabaseCheck.isDamage($0) && $0.contains("-wal") })
+        #expect(try DatabaseCheck.run(path: crashed.path).problems.contains { DatabaseCheck.isDamage($0) && $0.contains("-wal") })
         do {
             _ = try crashed.open()
             Issue.record("it opened")
@@ -91,7 +91,7 @@ import Vocabulary
         let place = crashed.at(frame: crashed.frames / 2)
         try crashed.change { for i in place..<$0.count { $0[i] = 0 } }
         let log = crashed.bytes
-        #expect(try DatabaseCheck.run(path: crashed.path).contains { $0.contains("zeros") })
+        #expect(try DatabaseCheck.run(path: crashed.path).problems.contains { $0.contains("zeros") })
         #expect(try !crashed.recovered().isComplete)
         var told: [String] = []
         let store = try crashed.open { told.append($0) }
@@ -135,7 +135,7 @@ import Vocabulary
     func allZeros() throws {
         let crashed = try Crashed()
         try crashed.change { for i in 32..<$0.count { $0[i] = 0 } }
-        #expect(try DatabaseCheck.run(path: crashed.path).contains { $0.contains("zeros") })
+        #expect(try DatabaseCheck.run(path: crashed.path).problems.contains { $0.contains("zeros") })
         #expect(try !crashed.recovered().isComplete)
     }
 }

@@ -82,7 +82,7 @@ private final class Patient {
         #expect(names(in: scratch.path + "/data").count == before.count + 1)
         var info = stat()
         #expect(stat(output, &info) == 0 && info.st_mode & 0o777 == 0o600)
-        #expect(try DatabaseCheck.run(path: output) == [])
+        #expect(try DatabaseCheck.run(path: output).problems == [])
         let rows = try Self.rows(output)
         for table in report.tables where table.name != "state" {
             #expect(table.saved == rows[table.name]?.count || table.name == "revision_history", "\(table)")
@@ -259,6 +259,60 @@ extension RecoveryReport {
         #expect(report.table("usage_records")?.saved == 100 && report.unreadableFrames > 0)
     }
 
+    @Test("A value that was altered in the file is told by a check and by its record's id; what is saved has it, and no checksum")
+    func altered() throws {
+        let patient = try Patient(records: 1_000)
+        let needle = Array("req-500gpt-5".utf8)  // request_id and model_asked lie side by side
+        patient.damage { bytes in
+            guard let at = bytes.firstRange(of: needle)?.lowerBound else { return }
+            bytes[at + 4] = UInt8(ascii: "9")
+        }
+        let id = record(500).id.description
+        let check = try DatabaseCheck.run(path: patient.scratch.database)
+        #expect(check.audit?.checksums == .init(checked: 1_000, altered: [id]), "\(check.problems)")
+        #expect(check.problems.count == 1 && check.problems.allSatisfy { DatabaseCheck.isDamage($0) && $0.contains(id) })
+        // Without a look at the rows it is sound, as SQLite sees it.
+        #expect(try DatabaseCheck.run(path: patient.scratch.database, isQuick: true).problems == [])
+
+        let (report, rows) = try patient.recover()
+        #expect(report.checksums == .init(checked: 1_000, altered: [id]))
+        #expect(!report.isComplete && report.table("usage_records")?.saved == 1_000 && report.table("usage_records")?.lost == 0)
+        let new = Set(try #require(rows["usage_records"])).subtracting(try #require(patient.rows["usage_records"]))
+        #expect(new.count == 1 && new.first?.contains("'req-900'") == true && new.first?.hasSuffix(",NULL") == true, "\(new)")
+        #expect(try DatabaseCheck.run(path: patient.output).audit?.checksums == .init(checked: 999, without: 1))
+    }
+
+    @Test("Where the log still has the record as it was, that one is saved and nothing is told as altered")
+    func alteredBesideTheLog() throws {
+        let live = Scratch()
+        let store = try live.open()
+        for n in 0..<50 { _ = try store.append([record(n)]) }
+        try store.sqlite.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        let (main, log) = (Scratch.bytes(live.database), Scratch.bytes(live.database + "-wal"))
+        store.close()
+        let copy = Scratch()
+        mkdir(copy.path + "/data", 0o700)
+        // A record of the main file is hit, and the log's head, so that its frames are no longer the newest state.
+        var bytes = main
+        let at = try #require(bytes.firstRange(of: Array("req-20gpt-5".utf8))).lowerBound
+        bytes[at + 4] = UInt8(ascii: "7")
+        Scratch.write(copy.database, bytes)
+        Scratch.write(copy.database + "-wal", [UInt8](repeating: 0, count: 32) + log.dropFirst(32))
+        let output = copy.path + "/data/saved.db"
+        let report = try Recover.run(database: copy.database, output: output, progress: { _ in }, now: now)
+        #expect(report.table("usage_records")?.saved == 50 && report.checksums == .init(checked: 50), "\(report)")
+        let saved = try Connection(output, .readOnly)
+        #expect(try saved.int("SELECT count(*) FROM usage_records WHERE request_id = 'req-20'") == 1)
+    }
+
+    @Test("A header that tells an older revision costs no row")
+    func olderHeader() throws {
+        let patient = try Patient(records: 300)
+        patient.damage { $0[63] = 2 }
+        let (report, rows) = try patient.recover()
+        #expect(rows == patient.rows && report.isComplete && report.checksums == .init(checked: 300), "\(report)")
+    }
+
     @Test("Nothing is made of a file that holds nothing, over a file that is there, or beside a running server")
     func refused() throws {
         let patient = try Patient(records: 10)
@@ -322,7 +376,7 @@ extension RecoveryReport {
             let allowed =
                 usage.filter { touched.contains($0.number) }.reduce(0) { $0 + $1.cells } + 6 * touched.intersection(overflow).count
             #expect(lost <= allowed, "seed \(seed): \(lost) of \(allowed), \(report)")
-            #expect(try DatabaseCheck.run(path: patient.output) == [], "seed \(seed)")
+            #expect(try DatabaseCheck.run(path: patient.output).problems == [], "seed \(seed)")
         }
         Scratch.write(patient.scratch.database, sound)
     }

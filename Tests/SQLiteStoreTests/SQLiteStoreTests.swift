@@ -121,6 +121,48 @@ let newAccount = NewAccount(
         #expect(kind { () throws(StoreError) in _ = try reader.snapshot() }?.kind == .readOnly)
     }
 
+    @Test("A reader that stays keeps the log: it is told from the limit on, since when, and no longer than it stays")
+    func heldLog() throws {
+        let scratch = Scratch()
+        let store = try scratch.open()
+        _ = try store.append([record(0)])
+        #expect(LogState.of(store)?.isBeyondLimit == false)
+        let reader = try Connection(scratch.database, .readOnly)
+        try reader.execute("BEGIN; SELECT count(*) FROM usage_records")
+        var (next, last) = (1, 0)
+        /// Records of 256 KiB.
+        func grow(while goes: (Int) -> Bool) throws {
+            for _ in 0..<1_000 {
+                var big = record(next)
+                big.errorCode = String(repeating: "e", count: 256 * 1024)
+                next += 1
+                _ = try store.append([big])
+                last = try #require(LogState.of(store)).bytes
+                if !goes(last) { return }
+            }
+            Issue.record("the log stays at \(last) bytes")
+        }
+        try grow { $0 <= Limits.logBytesMax * 3 / 4 }
+        #expect(LogState.of(store)?.heldSince != nil && LogState.of(store)?.isBeyondLimit == false)
+        let since = LogState.of(store)?.heldSince
+        try grow { $0 <= Limits.logBytesMax }
+        #expect(LogState.of(store)?.isBeyondLimit == true && LogState.of(store)?.heldSince == since)
+        // It goes, and nobody writes.
+        try reader.execute("COMMIT")
+        #expect(LogState.of(store)?.isBeyondLimit == false && LogState.of(store)?.heldSince == nil)
+        _ = try store.append([record(next)])
+        #expect(try #require(LogState.of(store)).bytes < 1 << 20)
+        var info = stat()
+        #expect(stat(scratch.database + "-wal", &info) == 0 && info.st_size <= Limits.logBytesMax, "the space is not given back")
+        // Without a reader it stays below what it grows to between two checkpoints, and is held by nobody.
+        try grow { _ in
+            #expect(LogState.of(store)?.heldSince == nil)
+            return next < 150
+        }
+        #expect(last < Limits.logBytesMax / 2)
+        store.close()
+    }
+
     @Test("A failed transaction leaves nothing and the session goes on")
     func rollback() throws {
         let scratch = Scratch()
@@ -309,17 +351,17 @@ let newAccount = NewAccount(
         var store = try scratch.open()
         #expect(store.applied == Schema.revisions.map(\.id))
         store.close()
-        let two = Revision(id: "0003", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER) STRICT"]])
+        let two = Revision(id: "0004", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER) STRICT"]])
         let broken = Revision(
-            id: "0003", name: "broken", statements: [.sqlite: ["CREATE TABLE half (id INTEGER) STRICT", "CREATE NONSENSE"]])
+            id: "0004", name: "broken", statements: [.sqlite: ["CREATE TABLE half (id INTEGER) STRICT", "CREATE NONSENSE"]])
         #expect(kind { () throws(StoreError) in _ = try scratch.open(revisions: Schema.revisions + [broken]) } != nil)
         store = try scratch.open(revisions: Schema.revisions + [two])
-        #expect(store.applied == ["0003"])
+        #expect(store.applied == ["0004"])
         #expect(try store.sqlite.int("SELECT count(*) FROM sqlite_master WHERE name = 'half'") == 0)
-        #expect(try store.sqlite.int("PRAGMA user_version") == 3)
+        #expect(try store.sqlite.int("PRAGMA user_version") == 4)
         store.close()
         let newer = kind { () throws(StoreError) in _ = try scratch.open() }
-        #expect(newer?.kind == .newer && newer?.message.contains("0003") == true)
+        #expect(newer?.kind == .newer && newer?.message.contains("0004") == true)
 
         let other = Scratch()
         store = try other.open()

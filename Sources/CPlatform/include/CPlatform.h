@@ -30,6 +30,11 @@ int codexlb_set_nonblocking(int fd, int on);
 uint32_t codexlb_crc32c(const void *bytes, size_t count);
 // The same without the processor's instruction for it.
 uint32_t codexlb_crc32c_by_table(const void *bytes, size_t count);
+/// The CRC-32C `crc` continued over one value of a row: its kind, then eight bytes little-endian, its number or how many bytes follow, then
+/// those. A NUL in a text counts as the three bytes of U+FFFD.
+uint32_t codexlb_crc32c_number(uint32_t crc, uint8_t kind, uint64_t number);
+uint32_t codexlb_crc32c_bytes(uint32_t crc, uint8_t kind, const void *bytes, size_t count);
+uint32_t codexlb_crc32c_text(uint32_t crc, uint8_t kind, const void *bytes, size_t count);
 
 /// Pins the calling thread to one CPU; 0 or -errno. For benchmarks.
 int codexlb_pin(int cpu);
