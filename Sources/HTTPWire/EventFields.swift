@@ -4,6 +4,7 @@ import Bytes
 public struct EventFields {
     /// The payload when there is exactly one data line, which is the usual case; without `data:`, one space and the line end.
     public static func data(of event: RawSpan) -> Range<Int>? {
+        if let usual = usualData(event) { return usual }
         var found: Range<Int>?
         var several = false
         forEachLine(event) { line in
@@ -13,6 +14,20 @@ public struct EventFields {
             return !several
         }
         return several ? nil : found
+    }
+
+    /// Of an event in its usual form, one line of data behind one with a name or none; nil of any other.
+    private static func usualData(_ event: RawSpan) -> Range<Int>? {
+        let count = event.byteCount
+        var start = 0
+        if event.hasPrefix("event: ") {
+            guard let end = event.first(Ascii.lf, from: 0, to: count) else { return nil }
+            start = end + 1
+        }
+        guard event.hasPrefix("data: ", at: start), let end = event.first(Ascii.lf, from: start, to: count), end + 2 == count,
+            event[end + 1] == Ascii.lf, event.first(Ascii.cr, from: 0, to: end) == nil
+        else { return nil }
+        return start + 6..<end
     }
 
     /// Several data lines joined by LF; empty without one.

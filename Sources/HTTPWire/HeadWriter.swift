@@ -39,7 +39,8 @@ public enum HeadWriter {
         }
     }
 
-    public static func field(_ name: String, _ value: String, into out: inout [UInt8]) {
+    /// A field whose name is not known before.
+    public static func field(named name: String, _ value: String, into out: inout [UInt8]) {
         guard !name.isEmpty, name.utf8.allSatisfy(isTokenByte), value.utf8.allSatisfy(isValueByte) else { return }
         out.append(contentsOf: name.utf8)
         out.append(": " as StaticString)

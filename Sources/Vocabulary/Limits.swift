@@ -149,6 +149,8 @@ public enum Limits {
     /// as away.
     public static let storeSilentMilliseconds = 2_000
     public static let storePolledSilentMilliseconds = 3_000
+    /// Buffers that a worker keeps for answers that come and go.
+    public static let spareBuffersMax = 16
     /// A request's body below this is sent together with its head.
     public static let joinedBodyBytesMax = 16 * 1024
     /// SQLite's log beyond this, while a reader keeps it from being emptied, is told: four times what it grows to between two checkpoints.

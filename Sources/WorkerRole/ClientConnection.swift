@@ -486,7 +486,7 @@ final class ClientConnection: ByteStreamDelegate {
         beginAnswer(status: status, length: body.count) { head in
             HeadWriter.field("Content-Type", contentType, into: &head)
             if let requestID { HeadWriter.field("X-Request-Id", requestID, into: &head) }
-            for (name, value) in extra { HeadWriter.field(name, value, into: &head) }
+            for (name, value) in extra { HeadWriter.field(named: name, value, into: &head) }
         }
         body.withUnsafeBytes { append($0.bytes) }
         endAnswer()
@@ -520,7 +520,8 @@ final class ClientConnection: ByteStreamDelegate {
 
     func append(_ bytes: RawSpan) {
         guard !isHead else { return }
-        bytes.withUnsafeBytes { pending += $0 }
+        worker.spares.take(&pending)
+        pending.append(bytes)
     }
 
     /// Sends what has been gathered, as one chunk in one write.
@@ -543,7 +544,8 @@ final class ClientConnection: ByteStreamDelegate {
             worker.scratch += pending
             if isChunked { worker.scratch += [13, 10] }
             answerBytes += pending.count
-            pending.removeAll(keepingCapacity: pending.capacity <= 16 * 1024)
+            pending.removeAll(keepingCapacity: true)
+            worker.spares.give(&pending)
         }
         if isLast, isChunked, !isHead { worker.scratch += HeadWriter.lastChunk }
         lastWrite = worker.loop.turnTime

@@ -218,7 +218,10 @@ final class Turn: UpstreamUser, Answering {
     /// What the answer has for the client goes out at the next `flush`: after the record, when that is due.
     private func tell<T>(_ step: (inout AnswerAdapter, inout [UInt8]) -> T) -> T {
         defer { if exchange.state == .accepted, answer?.isTelling == true { becomeVisible() } }
-        if let client { return step(&answer!, &client.pending) }
+        if let client {
+            worker.spares.take(&client.pending)
+            return step(&answer!, &client.pending)
+        }
         var nobody: [UInt8] = []
         return step(&answer!, &nobody)
     }

@@ -1,3 +1,4 @@
+import Bytes
 import HTTPWire
 import Inflate
 import Loop
@@ -357,33 +358,45 @@ final class UpstreamConnection: ByteStreamDelegate {
         }
     }
 
+    /// What one read brings of the body is given at once, also where chunks part it.
     private func takeBody(_ start: BodyDecoder, _ bytes: RawSpan, _ from: Int) {
         var decoder = start
         var offset = from
+        var piece = from..<from
+        var isParted = false
+        var isAtEnd = false
         do throws(WireError) {
-            while let piece = try decoder.next(bytes, &offset) {
-                switch piece {
+            while !isAtEnd, let next = try decoder.next(bytes, &offset) {
+                switch next {
+                case .data(let range) where piece.isEmpty: piece = range
                 case .data(let range):
-                    give(bytes.extracting(range))
-                    if isClosed { return }
-                    if isHeldUp, offset < bytes.byteCount, !decoder.isComplete {
-                        phase = .body(decoder)
-                        bytes.extracting(droppingFirst: offset).withUnsafeBytes { waiting += $0 }
-                        return
-                    }
-                case .end:
-                    if isInflating {
-                        phase = .body(decoder)
-                        bytesBehindEnd = bytes.byteCount - offset
-                        return
-                    }
-                    return complete(leftOver: bytes.byteCount - offset)
+                    if !isParted { pool.parted.append(bytes.extracting(piece)) }
+                    isParted = true
+                    pool.parted.append(bytes.extracting(range))
+                case .end: isAtEnd = true
                 }
             }
-            phase = .body(decoder)
         } catch {
-            fail(error.reason)
+            giveParted(bytes, piece, isParted)
+            return fail(error.reason)
         }
+        phase = .body(decoder)
+        giveParted(bytes, piece, isParted)
+        guard isAtEnd, !isClosed else { return }
+        if isInflating { bytesBehindEnd = bytes.byteCount - offset } else { complete(leftOver: bytes.byteCount - offset) }
+    }
+
+    private func giveParted(_ bytes: RawSpan, _ piece: Range<Int>, _ isParted: Bool) {
+        guard isParted else {
+            if !piece.isEmpty { give(bytes.extracting(piece)) }
+            return
+        }
+        // Taken out while it is given: what is given may lead to more.
+        var whole: [UInt8] = []
+        swap(&whole, &pool.parted)
+        give(whole.span.bytes)
+        whole.removeAll(keepingCapacity: whole.capacity <= Limits.scratchBytesMax)
+        swap(&whole, &pool.parted)
     }
 
     private func complete(leftOver: Int) {

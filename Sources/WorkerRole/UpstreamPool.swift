@@ -38,6 +38,8 @@ final class UpstreamPool {
     let plaintext = UnsafeMutableRawBufferPointer.allocate(byteCount: 64 * 1024, alignment: 16)
     /// Where answers are unpacked into; the same.
     let unpacked = UnsafeMutableRawBufferPointer.allocate(byteCount: 64 * 1024, alignment: 16)
+    /// Where the chunks of one read are put together; the same.
+    var parted: [UInt8] = []
     var counted: (_ reused: Bool) -> Void = { _ in }
 
     init(_ loop: EventLoop, proxy: OutboundProxy?, connectMilliseconds: Int, connectionsMax: Int) {

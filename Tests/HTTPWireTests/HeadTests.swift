@@ -244,10 +244,10 @@ import Vocabulary
         var out: [UInt8] = []
         for evil in ["a\r\nX: 1", "a\nX: 1", "a\rX", "a\0"] {
             HeadWriter.field("x-safe" as StaticString, evil, into: &out)
-            HeadWriter.field(String("x-safe"), evil, into: &out)
+            HeadWriter.field(named: "x-safe", evil, into: &out)
             let (name, value) = (bytes("x-safe"), bytes(evil))
             HeadWriter.field(name.span.bytes, value.span.bytes, into: &out)
-            HeadWriter.field(evil, "v", into: &out)
+            HeadWriter.field(named: evil, "v", into: &out)
             var fields = HeaderFields()
             fields.append("x-safe", evil)
             #expect(fields.count == 0)
