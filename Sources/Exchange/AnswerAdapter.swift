@@ -233,7 +233,7 @@ public struct AnswerAdapter: Sendable {
             let signal: Signal?
             switch next {
             case .here(let place):
-                if mayRun, isTelling, !isComplete, Self.isDelta(bytes, place) {
+                if mayRun, isTelling, !isComplete, Self.isDelta(bytes, place, line: splitter.lastLine) {
                     outputEvents += 1
                     run = run.lowerBound..<place.upperBound
                     continue
@@ -252,21 +252,19 @@ public struct AnswerAdapter: Sendable {
         }
     }
 
-    /// An event in its usual form, `event: …` before one line of data or that line alone, whose type is a Responses delta's.
-    private static func isDelta(_ bytes: RawSpan, _ event: Range<Int>) -> Bool {
-        var i = event.lowerBound
-        if bytes.hasPrefix("event: response.", at: i) {
-            guard let end = bytes.first(Ascii.lf, from: i, to: event.upperBound) else { return false }
-            i = end + 1
+    /// An event in its usual form, a line `event: …` before one line of data or that line alone, whose type is a Responses delta's. `line`: where
+    /// its last line starts; nil when it has another form.
+    private static func isDelta(_ bytes: RawSpan, _ event: Range<Int>, line: Int?) -> Bool {
+        guard let line else { return false }
+        if line > event.lowerBound {
+            // The only other line is the name.
+            guard bytes.hasPrefix("event: response.", at: event.lowerBound) else { return false }
         }
         let mark: StaticString = "data: {\"type\":\"response."
-        guard bytes.hasPrefix(mark, at: i) else { return false }
-        let name = i + mark.utf8CodeUnitCount
-        guard let end = bytes.first(Ascii.quote, from: name, to: min(name + 64, event.upperBound)), end - name >= 6,
-            bytes.equals(end - 6..<end, ".delta"),
-            let line = bytes.first(Ascii.lf, from: end, to: event.upperBound), line + 2 == event.upperBound, bytes[line + 1] == Ascii.lf
-        else { return false }
-        return bytes.first(Ascii.cr, from: event.lowerBound, to: line) == nil
+        guard bytes.hasPrefix(mark, at: line) else { return false }
+        let name = line + mark.utf8CodeUnitCount
+        guard let end = bytes.first(Ascii.quote, from: name, to: min(name + 64, event.upperBound)) else { return false }
+        return end - name >= 6 && bytes.equals(end - 6..<end, ".delta")
     }
 
     private mutating func take(event: RawSpan, into out: inout [UInt8]) -> Signal? {
@@ -527,14 +525,8 @@ public struct AnswerAdapter: Sendable {
             outputEvents += 1
             forward(event, json, into: &out)
         case .completed:
-            let response = JSONScan.member(json, "response")
-            if let response {
-                let object = json.extracting(response)
-                UsageTap.responsesBody(object, into: &findings)
-                if let status = JSONScan.member(object, "status"), JSONScan.equals(object, status, "failed") {
-                    return fail(UpstreamRefusal(event: json), event.array(0..<event.byteCount))
-                }
-            }
+            let response = UsageTap.responsesEvent(json, into: &findings)
+            if findings.status == "failed" { return fail(UpstreamRefusal(event: json), event.array(0..<event.byteCount)) }
             return complete(event, json, response, into: &out)
         case .failed, .error:
             UsageTap.responsesEvent(json, into: &findings)

@@ -59,6 +59,10 @@ public struct BodyDecoder: Sendable {
         default: break
         }
         while offset < bytes.byteCount {
+            if state == .dataCR {
+                takeChunkEnd(bytes, &offset)
+                if offset == bytes.byteCount { return nil }
+            }
             if state == .size, sizeDigits == 0 { takeShortSize(bytes, &offset) }
             if state == .data {
                 let piece = take(bytes, &offset, remaining)
@@ -78,6 +82,12 @@ public struct BodyDecoder: Sendable {
         while i < bytes.byteCount, i - offset < 6, let digit = hexDigit(bytes[i]) { (i, size) = (i + 1, size << 4 | Int(digit)) }
         guard size > 0, i + 1 < bytes.byteCount, bytes[i] == Ascii.cr, bytes[i + 1] == Ascii.lf else { return }
         (remaining, state, offset) = (size, .data, i + 2)
+    }
+
+    /// The CRLF behind a chunk, whole.
+    private mutating func takeChunkEnd(_ bytes: RawSpan, _ offset: inout Int) {
+        guard offset + 1 < bytes.byteCount, bytes[offset] == Ascii.cr, bytes[offset + 1] == Ascii.lf else { return }
+        (state, sizeDigits, remaining, offset) = (.size, 0, 0, offset + 2)
     }
 
     private mutating func finish() -> Piece {

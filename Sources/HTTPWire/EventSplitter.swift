@@ -34,6 +34,8 @@ public struct EventSplitter: Sendable {
     /// A CR has come, so that lines may end with it: then there is no short way.
     private var hasCarriage = false
     private var place = Place.border
+    /// Of an event that lies in the given bytes, has no CR, and no more than two lines: where the last one starts.
+    public private(set) var lastLine: Int?
     /// The bytes of an event that is not whole, or is and waits for `takeHeld()`.
     public private(set) var held: [UInt8] = []
 
@@ -45,6 +47,7 @@ public struct EventSplitter: Sendable {
     public mutating func next(_ bytes: RawSpan, _ offset: inout Int) throws(WireError) -> Event? {
         let start = offset
         let count = bytes.byteCount
+        lastLine = nil
         if place == .border, held.isEmpty, !hasCarriage, start < count, bytes[start] > Ascii.cr, let end = blankLine(bytes, start) {
             return try event(bytes, start, end, &offset)
         }
@@ -96,14 +99,15 @@ public struct EventSplitter: Sendable {
     /// Behind the LF LF that ends the event which starts at `start`, when it has no CR.
     private mutating func blankLine(_ bytes: RawSpan, _ start: Int) -> Int? {
         let count = bytes.byteCount
-        var i = start
-        while let lf = bytes.first(Ascii.lf, from: i, to: count) {
-            guard lf + 1 < count else { return nil }
+        var (line, lines) = (start, 1)
+        while let lf = bytes.first(Ascii.lf, from: line, to: count), lf + 1 < count {
             if bytes[lf + 1] == Ascii.lf {
                 hasCarriage = bytes.first(Ascii.cr, from: start, to: lf) != nil
-                return hasCarriage ? nil : lf + 2
+                if hasCarriage { return nil }
+                if lines <= 2 { lastLine = line }
+                return lf + 2
             }
-            i = lf + 1
+            (line, lines) = (lf + 1, lines + 1)
         }
         return nil
     }

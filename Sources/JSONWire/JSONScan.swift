@@ -31,22 +31,30 @@ public enum JSONScan {
     /// `visit` returns false to stop. False: it stopped, or the bytes aren't an object up to its end.
     @discardableResult
     public static func members(_ bytes: RawSpan, _ object: Range<Int>?, _ visit: (_ key: Range<Int>, _ value: Range<Int>) -> Bool) -> Bool {
-        var i = bytes.skippingSpace(object?.lowerBound ?? 0)
-        guard i < bytes.byteCount, bytes[i] == Ascii.openBrace else { return false }
+        walk(bytes, object?.lowerBound ?? 0) { key, start in
+            guard let end = valueEnd(bytes, start), visit(key, start..<end) else { return nil }
+            return end
+        } != nil
+    }
+
+    /// The same for whoever finds a value's end by reading it: `visit` gets its start and returns where it ends, or nil to stop. Returns the
+    /// place behind the object that begins at `start`; nil: it stopped, or the bytes aren't an object up to its end.
+    public static func walk(_ bytes: RawSpan, _ start: Int, _ visit: (_ key: Range<Int>, _ start: Int) -> Int?) -> Int? {
+        var i = bytes.skippingSpace(start)
+        guard i < bytes.byteCount, bytes[i] == Ascii.openBrace else { return nil }
         i = bytes.skippingSpace(i + 1)
-        if i < bytes.byteCount, bytes[i] == Ascii.closeBrace { return true }
+        if i < bytes.byteCount, bytes[i] == Ascii.closeBrace { return i + 1 }
         while true {
-            guard i < bytes.byteCount, bytes[i] == Ascii.quote, let keyEnd = stringEnd(bytes, i) else { return false }
+            guard i < bytes.byteCount, bytes[i] == Ascii.quote, let keyEnd = stringEnd(bytes, i) else { return nil }
             let key = i + 1..<keyEnd - 1
             i = bytes.skippingSpace(keyEnd)
-            guard i < bytes.byteCount, bytes[i] == Ascii.colon else { return false }
+            guard i < bytes.byteCount, bytes[i] == Ascii.colon else { return nil }
             i = bytes.skippingSpace(i + 1)
-            guard let end = valueEnd(bytes, i) else { return false }
-            guard visit(key, i..<end) else { return false }
+            guard let end = visit(key, i) else { return nil }
             i = bytes.skippingSpace(end)
-            guard i < bytes.byteCount else { return false }
-            if bytes[i] == Ascii.closeBrace { return true }
-            guard bytes[i] == Ascii.comma else { return false }
+            guard i < bytes.byteCount else { return nil }
+            if bytes[i] == Ascii.closeBrace { return i + 1 }
+            guard bytes[i] == Ascii.comma else { return nil }
             i = bytes.skippingSpace(i + 1)
         }
     }

@@ -31,54 +31,66 @@ public struct UsageFindings: Sendable, Equatable {
     /// Of a failure inside the answer; whoever reads errors (Exchange) fills it.
     public var errorCode: String?
     public var responseID: String?
+    /// As the response object tells it: `completed`, `failed` and so on.
+    public var status: String?
     public init() {}
 }
 
 /// Reads usage from an answer's JSON as it passes. Never fails: what is not understood is not counted.
 public enum UsageTap {
-    /// Any event; it is the terminal ones that tell: `response.completed`, `response.incomplete`, `response.failed`, `error`.
-    public static func responsesEvent(_ json: RawSpan, into findings: inout UsageFindings) {
-        if let response = JSONScan.find(json, "response") {
-            responseObject(json.extracting(response), into: &findings)
+    /// Any event; it is the terminal ones that tell: `response.completed`, `response.incomplete`, `response.failed`, `error`. Returns where
+    /// its response object stands.
+    @discardableResult
+    public static func responsesEvent(_ json: RawSpan, into findings: inout UsageFindings) -> Range<Int>? {
+        var response: Range<Int>?
+        _ = JSONScan.walk(json, 0) { key, start in
+            guard response == nil, JSONScan.keyEquals(json, key, "response") else { return JSONScan.valueEnd(json, start) }
+            guard let end = object(json, start, into: &findings) ?? JSONScan.valueEnd(json, start) else { return nil }
+            response = start..<end
+            return end
         }
+        return response
     }
 
     /// The response object of an answer that was not streamed.
-    public static func responsesBody(_ json: RawSpan, into findings: inout UsageFindings) { responseObject(json, into: &findings) }
-
-    private static func responseObject(_ json: RawSpan, into findings: inout UsageFindings) {
-        object(json, into: &findings)
-    }
+    public static func responsesBody(_ json: RawSpan, into findings: inout UsageFindings) { _ = object(json, 0, into: &findings) }
 
     /// A `chat.completion.chunk` or a whole `chat.completion`.
-    public static func chatChunk(_ json: RawSpan, into findings: inout UsageFindings) { object(json, into: &findings, isChat: true) }
+    public static func chatChunk(_ json: RawSpan, into findings: inout UsageFindings) {
+        _ = object(json, 0, into: &findings, isChat: true)
+    }
 
     /// The answer of an embeddings route.
     public static func embeddingsBody(_ json: RawSpan, into findings: inout UsageFindings) {
-        object(json, into: &findings, isChat: true, hasIdentity: false)
+        _ = object(json, 0, into: &findings, isChat: true, hasIdentity: false)
     }
 
-    /// One walk over the members; of a key that occurs twice the first counts.
+    /// One walk over the members of the object at `start`; of a key that occurs twice the first counts. Returns the place behind it; nil when it
+    /// has no end, and then what stood before counts all the same.
     private static func object(
-        _ json: RawSpan, into findings: inout UsageFindings, isChat: Bool = false, hasIdentity: Bool = true
-    ) {
+        _ json: RawSpan, _ start: Int, into findings: inout UsageFindings, isChat: Bool = false, hasIdentity: Bool = true
+    ) -> Int? {
         var (model, tier, id, usage): (Range<Int>?, Range<Int>?, Range<Int>?, Range<Int>?)
-        JSONScan.members(json, nil) { key, value in
+        let end = JSONScan.walk(json, start) { key, start in
+            guard let end = JSONScan.valueEnd(json, start) else { return nil }
             if model == nil, JSONScan.keyEquals(json, key, "model") {
-                model = value
+                model = start..<end
             } else if usage == nil, JSONScan.keyEquals(json, key, "usage") {
-                usage = value
+                usage = start..<end
             } else if hasIdentity, tier == nil, JSONScan.keyEquals(json, key, "service_tier") {
-                tier = value
+                tier = start..<end
             } else if hasIdentity, id == nil, JSONScan.keyEquals(json, key, "id") {
-                id = value
+                id = start..<end
+            } else if findings.status == nil, JSONScan.keyEquals(json, key, "status") {
+                findings.status = JSONScan.string(json, start..<end)
             }
-            return true
+            return end
         }
         if let model { findings.modelServed = JSONScan.string(json, model) ?? findings.modelServed }
         if let tier { findings.serviceTier = JSONScan.string(json, tier) ?? findings.serviceTier }
         if let id { findings.responseID = JSONScan.string(json, id) ?? findings.responseID }
         if let usage, JSONScan.kind(json, usage) == .object { tokens(json, usage, isChat: isChat, into: &findings) }
+        return end
     }
 
     private static func tokens(_ json: RawSpan, _ usage: Range<Int>, isChat: Bool, into findings: inout UsageFindings) {
