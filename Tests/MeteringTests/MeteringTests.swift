@@ -69,10 +69,12 @@ import Testing
     static let response =
         #"{"id":"resp_1","object":"response","model":"gpt-5.4-2026-03-01","service_tier":"priority","error":null,"output":[{"model":"no"}],"usage":{"input_tokens":10,"input_tokens_details":{"cached_tokens":4},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":3},"total_tokens":17}}"#
 
+    private static func event(_ json: RawSpan, into findings: inout UsageFindings) { UsageTap.responsesEvent(json, into: &findings) }
+
     @Test func responses() {
         for findings in [
             tap(Self.response, UsageTap.responsesBody),
-            tap(#"{"type":"response.completed","response":\#(Self.response)}"#, UsageTap.responsesEvent),
+            tap(#"{"type":"response.completed","response":\#(Self.response)}"#, Self.event),
         ] {
             #expect(findings.usage == TokenUsage(input: 10, cachedInput: 4, output: 7, reasoning: 3))
             #expect(findings.modelServed == "gpt-5.4-2026-03-01")
@@ -120,7 +122,7 @@ import Testing
         let json = #"{"type":"response.completed","response":\#(Self.response)}"#
         for cut in 0..<json.utf8.count {
             let part = String(decoding: Array(json.utf8)[..<cut], as: UTF8.self)
-            for read in [UsageTap.responsesEvent, UsageTap.responsesBody, UsageTap.chatChunk, UsageTap.embeddingsBody] {
+            for read in [Self.event, UsageTap.responsesBody, UsageTap.chatChunk, UsageTap.embeddingsBody] {
                 _ = tap(part, read)
             }
         }
