@@ -179,8 +179,11 @@ private struct WireReader {
     /// Text must be UTF-8, as in proto3.
     mutating func string(_ bytes: RawSpan) throws(MappingError) -> String {
         let place = try range(bytes)
-        guard let text = bytes.extracting(place).withUnsafeBytes({ String(validating: $0, as: UTF8.self) }) else { throw problem(bytes) }
-        return text
+        // Most are ASCII, and known to be UTF-8 sooner.
+        let text = bytes.extracting(place)
+        if text.plainEnd(from: 0) == text.byteCount { return text.text(0..<text.byteCount) }
+        guard let checked = text.withUnsafeBytes({ String(validating: $0, as: UTF8.self) }) else { throw problem(bytes) }
+        return checked
     }
 
     private mutating func range(_ bytes: RawSpan) throws(MappingError) -> Range<Int> {

@@ -111,6 +111,8 @@ extension Integration {
                 try client.post("/v1/responses", Stage.body(stream: false), headers: [("X-Request-Id", "own-\(i)")])
                 let answer = try client.answer()
                 #expect(answer.status == 200 && answer.json["id"] as? String == "own-\(i)")
+                // What comes after the next request was sent can't be told from its answer: it is waited for.
+                #expect(try eventually(5) { try !Self.sockets().contains { $0.peer == stage.upstream.port && $0.state == "01" } })
             }
             #expect(Set(stage.requests("a").map(\.connection)).count == 20, "a connection with unasked bytes is not kept")
         }
