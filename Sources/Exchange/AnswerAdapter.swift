@@ -82,6 +82,8 @@ public struct AnswerAdapter: Sendable {
     /// The body of an error, or JSON where events belong.
     private var gathered: [UInt8] = []
     private var copy = AnswerCopy()
+    /// Bytes of the body before those that `copy` has.
+    private var blankBytes = 0
     var translator: ChatStreamTranslator?
     var sawCreated = false
     /// Events of the answer that tell something of its text: about as many tokens.
@@ -120,7 +122,7 @@ public struct AnswerAdapter: Sendable {
     public var refusalBody: [UInt8]? { mode == .refusal ? gathered : nil }
     public var isBody: Bool { mode == .body }
     /// Of a body that is passed on as it comes: bytes so far.
-    public var bodyBytes: Int { copy.count }
+    public var bodyBytes: Int { blankBytes + copy.count }
     /// Its client can be told in between that the answer goes on.
     public var takesComments: Bool {
         switch mode {
@@ -188,23 +190,44 @@ public struct AnswerAdapter: Sendable {
         return nil
     }
 
-    /// The first byte that means something tells what it is: white space and a byte order mark mean nothing to either kind.
+    /// The first byte that means something tells what it is: white space and a byte order mark mean nothing to either kind. What came before
+    /// it is kept: a body is passed on as it is.
     private mutating func decide(_ bytes: RawSpan, _ offset: inout Int, into out: inout [UInt8]) -> Signal? {
-        var i = offset
-        if bytes.hasPrefix("\u{FEFF}", at: i) { i += 3 }
+        let start = offset
+        let mark: [UInt8] = [0xEF, 0xBB, 0xBF]
+        var i = start
+        if gathered.count < mark.count, gathered.elementsEqual(mark.prefix(gathered.count)) {
+            while i < bytes.byteCount, gathered.count + i - start < mark.count, bytes[i] == mark[gathered.count + i - start] { i += 1 }
+            let matched = gathered.count + i - start
+            if matched > 0, matched < mark.count, i < bytes.byteCount { i = start }  // no mark after all
+        }
         while i < bytes.byteCount, bytes[i] == 0x20 || bytes[i] >= 0x09 && bytes[i] <= 0x0D { i += 1 }
         guard i < bytes.byteCount else {
             offset = bytes.byteCount
+            gathered.append(bytes.extracting(start..<i))
+            guard gathered.count <= Limits.heldBackBytesMax else {
+                return .broken(upstreamFault("upstream_unavailable", "The upstream's answer begins with nothing but white space"))
+            }
             return nil
         }
+        offset = i
+        let blank = gathered + bytes.array(start..<i)
+        gathered = []
         switch bytes[i] {
         case UInt8(ascii: "<"):
             offset = bytes.byteCount
             return .page
-        case UInt8(ascii: "{"), UInt8(ascii: "["): mode = form.wantsStream || form.isChatGPT ? .gathered : .body
+        case UInt8(ascii: "{"), UInt8(ascii: "["):
+            guard !form.wantsStream, !form.isChatGPT else {
+                mode = .gathered
+                break
+            }
+            mode = .body
+            blankBytes = blank.count
+            open(.received, into: &out)
+            out += blank
         default: beginEvents()
         }
-        offset = i
         return feed(bytes, &offset, into: &out)
     }
 
@@ -233,7 +256,7 @@ public struct AnswerAdapter: Sendable {
             let signal: Signal?
             switch next {
             case .here(let place):
-                if mayRun, isTelling, !isComplete, Self.isDelta(bytes, place, line: splitter.lastLine) {
+                if mayRun, hasBegun, !isComplete, Self.isDelta(bytes, place, line: splitter.lastLine) {
                     outputEvents += 1
                     run = run.lowerBound..<place.upperBound
                     continue
@@ -405,6 +428,9 @@ public struct AnswerAdapter: Sendable {
         out += heldBack
         heldBack = []
     }
+
+    /// `begin` has nothing more to do.
+    private var hasBegun: Bool { isTelling && (form.route != .responses || sawCreated) }
 
     /// Something of the answer is told. SDKs insist on `response.created` as the first event; where the upstream left it out it is put in.
     mutating func begin(into out: inout [UInt8]) {

@@ -1,3 +1,5 @@
+import Vocabulary
+
 /// Prices of models, so that a record knows what its turn cost. docs/prices.md tells how to read it.
 public enum PriceTable {
     /// The day on which the prices were taken.
@@ -109,17 +111,20 @@ public enum PriceTable {
 /// Remembers what the table has for names that come again and again.
 public struct PriceBook: Sendable {
     private var known: [String: PriceTable.Model?] = [:]
-    /// Names come from outside.
+    /// Names come from outside: many, and long ones, which are looked up each time.
     static let namesMax = 256
+    var namesKept: Int { known.count }
 
     public init() {}
 
     /// As `PriceTable.costMicrodollars`.
     public mutating func costMicrodollars(model name: String, serviceTier: String, usage: TokenUsage) -> Int64? {
         if let found = known[name] { return found.map { PriceTable.cost($0, serviceTier: serviceTier, usage: usage) } }
-        if known.count >= Self.namesMax { known = [:] }
         let found = PriceTable.find(name)
-        known[name] = .some(found)
+        if name.utf8.count <= Limits.recordModelBytesMax {
+            if known.count >= Self.namesMax { known = [:] }
+            known[name] = .some(found)
+        }
         return found.map { PriceTable.cost($0, serviceTier: serviceTier, usage: usage) }
     }
 }

@@ -26,7 +26,8 @@ public final class TLSContext {
         guard let ctx = SSL_CTX_new(TLS_client_method()) else { throw TLSError.last("TLS could not be set up") }
         raw = ctx
         SSL_CTX_ctrl(ctx, SSL_CTRL_SET_MIN_PROTO_VERSION, Int(TLS1_2_VERSION), nil)
-        SSL_CTX_ctrl(ctx, SSL_CTRL_SET_SESS_CACHE_MODE, Int(SSL_SESS_CACHE_CLIENT), nil)
+        // Sessions are kept by origin, in `TLSSession`: a second copy of each here would only grow.
+        SSL_CTX_ctrl(ctx, SSL_CTRL_SET_SESS_CACHE_MODE, Int(SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL_STORE), nil)
         SSL_CTX_ctrl(ctx, SSL_CTRL_MODE, Int(SSL_MODE_ENABLE_PARTIAL_WRITE) | Int(SSL_MODE_RELEASE_BUFFERS), nil)
         SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER, nil)
         guard SSL_CTX_set_default_verify_paths(ctx) == 1 else { throw TLSError.last("the trusted certificates could not be read") }

@@ -1,6 +1,6 @@
 import Vocabulary
 
-/// Empty buffers with room, for whoever needs one for a moment: a connection that waits keeps none.
+/// Empty buffers with room, for whoever needs one for a moment: a connection whose answer has been sent keeps none.
 struct SpareBuffers {
     private var buffers: [[UInt8]] = []
 

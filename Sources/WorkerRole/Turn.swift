@@ -257,8 +257,9 @@ final class Turn: UpstreamUser, Answering {
 
     /// Counts what is kept. When the instance has no room for it, what the client's answer can do without goes first.
     private func makeRoomForKept() {
-        guard !exchange.isFinished, answer != nil, !countKept(), let problem = answer?.shed(), !countKept() else { return }
-        streamBroke(MemoryBudget.overloaded(problem))
+        guard !exchange.isFinished, answer != nil, !countKept() else { return }
+        let problem = answer?.shed()
+        if !countKept(), let problem { streamBroke(MemoryBudget.overloaded(problem)) }
     }
 
     private func countKept() -> Bool {

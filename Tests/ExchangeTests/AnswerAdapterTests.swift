@@ -207,6 +207,47 @@ private let chatUsage = "data: {\"id\":\"c\",\"choices\":[],\"usage\":{\"prompt_
         #expect(told.signals.last == .complete(errorCode: "server_error") && adapter.findings.errorCode == "server_error")
         #expect(told.text.components(of: "\"error\"") == 1)
     }
+
+    @Test("response.created stands first, also where silence or much that says nothing has opened the answer", arguments: [true, false])
+    func createdFirst(_ bySilence: Bool) throws {
+        var adapter = AnswerAdapter(try form(.responses), status: 200, contentType: "text/event-stream")
+        var out: [UInt8] = []
+        var offset = 0
+        if bySilence {
+            adapter.open(into: &out)
+        } else {
+            let ping = Array(
+                ("data: {\"type\":\"ping\",\"x\":\"" + String(repeating: "x", count: Limits.heldBackBytesMax) + "\"}\n\n").utf8)
+            #expect(adapter.feed(ping.span.bytes, &offset, into: &out) == nil)
+        }
+        #expect(adapter.isTelling)
+        let rest = Array((deltas(3) + completed).utf8)
+        offset = 0
+        #expect(adapter.feed(rest.span.bytes, &offset, into: &out) == .complete(errorCode: ""))
+        let text = String(decoding: out, as: UTF8.self)
+        let (first, delta) = (text.split(separator: "response.created")[0].utf8.count, text.split(separator: ".delta")[0].utf8.count)
+        #expect(text.contains("response.created") && first < delta)
+    }
+
+    @Test(
+        "A body is passed on with what stands before its JSON: its length was promised", arguments: ["\r\n\r\n", "\u{FEFF}", "\u{FEFF} \n"])
+    func blankBefore(_ blank: String) throws {
+        let input = blank + "{\"id\":\"resp_1\",\"status\":\"completed\",\(usage)}"
+        for cut in 0..<input.utf8.count {
+            let (told, adapter) = tell(try form(.responses, stream: false), input, cuts: [cut], type: "text/event-stream")
+            #expect(told.text == input, "cut at \(cut)")
+            #expect(adapter.bodyBytes == input.utf8.count && adapter.findings.usage == TokenUsage(input: 11, cachedInput: 3, output: 7))
+        }
+    }
+
+    @Test("A byte order mark before events means nothing, however it is cut")
+    func markBefore() throws {
+        let input = "\u{FEFF}" + created + deltas(2) + completed
+        for cut in 0...4 {
+            let (told, _) = tell(try form(.codexResponses), input, cuts: [cut])
+            #expect(told.text == String(input.unicodeScalars.dropFirst()), "cut at \(cut)")
+        }
+    }
 }
 
 extension String {

@@ -138,7 +138,10 @@ private func verdict(_ failure: Failure, attempts: Int = 1) -> Verdict {
             (200, #"{"type":"error","code":"c","message":"m","param":"p"}"#, "c||m|p", true),
             (200, #"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#, "overloaded_error|overloaded_error|m|", true),
             (200, #"{"error":{"code":502,"message":"m"}}"#, "502||m|", true),
-            (429, #" [{"error":{"code":429,"message":"m","status":"RESOURCE_EXHAUSTED"}}]"#, "RESOURCE_EXHAUSTED|RESOURCE_EXHAUSTED|m|", false),
+            (
+                429, #" [{"error":{"code":429,"message":"m","status":"RESOURCE_EXHAUSTED"}}]"#, "RESOURCE_EXHAUSTED|RESOURCE_EXHAUSTED|m|",
+                false
+            ),
             (400, #"{"type":"error","code":"c","message":"m"}"#, "c||m|", false), (400, #"{"detail":"m"}"#, "||m|", true),
             (402, #"{"detail":{"code":"deactivated_workspace"}}"#, "deactivated_workspace|||", true),
             (422, #"{"detail":[{"msg":"m","type":"missing"}]}"#, "missing|missing|m|", true),

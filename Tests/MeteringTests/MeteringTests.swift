@@ -1,4 +1,4 @@
-import Metering
+@testable import Metering
 import Testing
 
 /// Goal: a turn costs what the price list says, to the microdollar.
@@ -126,5 +126,27 @@ import Testing
                 _ = tap(part, read)
             }
         }
+    }
+}
+
+@Suite struct PriceBookTests {
+    @Test("The book says what the table says, and keeps few names and no long ones")
+    func book() {
+        var book = PriceBook()
+        let usage = TokenUsage(input: 1000, cachedInput: 100, output: 50)
+        let names =
+            Array(PriceTable.models.keys) + ["gpt-5.6", "GPT-5.4", "gpt-5.4-2026-03-01", "gpt-5.45", "", "claude", "gpt-5.4-pro-x"]
+            + (0..<1000).map { "m\($0)" } + [String(repeating: "gpt-5.4-", count: 1000)]
+        for name in names + names {
+            for tier in ["", "priority", "flex"] {
+                #expect(
+                    book.costMicrodollars(model: name, serviceTier: tier, usage: usage)
+                        == PriceTable.costMicrodollars(model: name, serviceTier: tier, usage: usage))
+            }
+            #expect(book.namesKept <= PriceBook.namesMax)
+        }
+        var long = PriceBook()
+        for i in 0..<10 { _ = long.costMicrodollars(model: String(repeating: "\(i)", count: 100_000), serviceTier: "", usage: usage) }
+        #expect(long.namesKept == 0)
     }
 }

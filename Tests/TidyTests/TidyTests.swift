@@ -52,7 +52,7 @@ import Testing
     @Test("Decisions do no I/O: layers 1 to 3 import neither the loop, the system nor the log")
     func decisions() {
         let decisions = [
-            "Bytes", "HTTPWire", "JSONWire", "ControlWire", "Settings", "Schema", "Admission", "Routing", "Exchange", "Metering", "Translation",
+            "HTTPWire", "JSONWire", "ControlWire", "Settings", "Schema", "Admission", "Routing", "Exchange", "Metering", "Translation",
             "Fleet",
         ]
         let forbidden: Set<Substring> = [
