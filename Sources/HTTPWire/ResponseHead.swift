@@ -23,11 +23,12 @@ public struct ResponseHead: Sendable {
     /// it starts with 0 and is 0 again after a success. Every error has status 502.
     public static func parse(_ bytes: RawSpan, scanned: inout Int) throws(WireError) -> (head: ResponseHead, consumed: Int)? {
         let scan = HeadScan(status: 502)
-        guard let end = try scan.end(bytes, from: 0, scanned: &scanned, bytesMax: Limits.upstreamHeadBytesMax) else {
-            // What is no HTTP at all may never come to an end.
-            guard bytes.byteCount < 5 || bytes.extracting(0..<5).equals("HTTP/") else { throw scan.fault("invalid status line") }
-            return nil
+        // What is no HTTP at all may never come to an end: its first wrong byte says so, however the bytes come.
+        let mark: StaticString = "HTTP/"
+        for i in 0..<min(mark.utf8CodeUnitCount, bytes.byteCount) where bytes[i] != mark.utf8Start[i] {
+            throw scan.fault("invalid status line")
         }
+        guard let end = try scan.end(bytes, from: 0, scanned: &scanned, bytesMax: Limits.upstreamHeadBytesMax) else { return nil }
         // status-line = HTTP-version SP status-code [ SP reason ]; the space before an empty reason is often left out.
         guard end > 14, bytes.extracting(0..<7).equals("HTTP/1."), bytes[7] == 0x30 || bytes[7] == 0x31, bytes[8] == 0x20 else {
             throw scan.fault("invalid status line")

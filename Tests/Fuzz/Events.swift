@@ -11,14 +11,10 @@
             var offset = 0
             do {
                 while let next = try splitter.next(piece, &offset) {
-                    let bytes: [UInt8]
-                    switch next {
-                    case .here(let place): bytes = piece.array(place)
-                    case .held: bytes = splitter.takeHeld()
-                    }
+                    let bytes = if case .here(let place) = next { piece.array(place) } else { splitter.takeHeld() }
                     events.append(bytes)
                     let event = bytes.span.bytes
-                    if let one = EventFields.data(of: event).map({ event.array($0) }) { precondition(one == EventFields.joinedData(of: event)) }
+                    if let one = EventFields.data(of: event) { precondition(event.array(one) == EventFields.joinedData(of: event)) }
                     _ = EventFields.name(of: event)
                     _ = EventFields.isComment(event)
                 }
