@@ -71,33 +71,9 @@ enum LocalRoutes {
 
     /// What the caller's key has used; without a key, which only callers on this host may lack, what all requests have.
     private static func usage(_ request: ClientRequest, _ client: ClientConnection, _ worker: Worker) {
-        func unavailable(_ code: String, _ message: String) {
-            client.respond(
-                ProxyError(
-                    status: 503, code: code, type: "server_error", message: message, origin: .ourselves, retryAfterSeconds: 5),
-                requestID: request.id)
-        }
-        // A shared database that is known to be away would only be waited for.
-        if worker.settings.database.sqlitePath == nil, worker.isStoreAway(now: Clock.now) {
-            return unavailable("database_unavailable", "The database does not answer. Try again in 5s")
-        }
-        worker.totals(ofKey: request.key?.id) { result in
-            switch result {
-            case .success(let totals):
-                let dollars = Double(totals.costMicrodollars) / 1_000_000
-                let body =
-                    "{\"request_count\":\(totals.requests),\"total_tokens\":\(totals.totalTokens),\"input_tokens\":\(totals.inputTokens),"
-                    + "\"cached_input_tokens\":\(totals.cachedInputTokens),\"output_tokens\":\(totals.outputTokens),\"total_cost_usd\":\(dollars),\"limits\":[]}"
-                client.respond(200, "application/json", Array(body.utf8), requestID: request.id)
-            case .failure(let error):
-                // Whatever is wrong with the store, the caller's key is good: never 401 or 403.
-                worker.log.warning("usage can't be read", metadata: ["request_id": "\(request.id)", "error": "\(error)"])
-                unavailable(
-                    error.kind == .poolTimeout ? "database_pool_timeout" : "database_unavailable",
-                    error.kind == .poolTimeout
-                        ? "No database connection became free in time. Try again in 5s" : "The database does not answer. Try again in 5s")
-            }
-        }
+        let read = UsageRead(worker, request, client)
+        client.answered(by: read)
+        read.start()
     }
 
     /// Prometheus text, summed over all workers by the scoreboard: any worker can be asked.
@@ -181,4 +157,63 @@ enum LocalRoutes {
         for c in account.name { out += c == "\\" ? "\\\\" : c == "\"" ? "\\\"" : c == "\n" ? "\\n" : String(c) }
         return out
     }
+}
+
+/// A read of usage. It waits for a connection to a shared database no longer than until that is known to be away.
+private final class UsageRead: Answering {
+    private let worker: Worker
+    private let request: ClientRequest
+    /// Nil once the answer is given or nobody waits for it.
+    private var client: ClientConnection?
+
+    init(_ worker: Worker, _ request: ClientRequest, _ client: ClientConnection) {
+        (self.worker, self.request, self.client) = (worker, request, client)
+    }
+
+    func start() {
+        guard !giveUpIfAway(Clock.now) else { return }
+        worker.totals(ofKey: request.key?.id) { [self] result in
+            switch result {
+            case .success(let totals): tell(totals)
+            case .failure(let error):
+                // Whatever is wrong with the store, the caller's key is good: never 401 or 403.
+                worker.log.warning("usage can't be read", metadata: ["request_id": "\(request.id)", "error": "\(error)"])
+                if error.kind == .poolTimeout {
+                    refuse("database_pool_timeout", "No database connection became free in time. Try again in 5s")
+                } else {
+                    refuse("database_unavailable", "The database does not answer. Try again in 5s")
+                }
+            }
+        }
+    }
+
+    private func tell(_ totals: UsageTotals) {
+        let dollars = Double(totals.costMicrodollars) / 1_000_000
+        let body =
+            "{\"request_count\":\(totals.requests),\"total_tokens\":\(totals.totalTokens),\"input_tokens\":\(totals.inputTokens),"
+            + "\"cached_input_tokens\":\(totals.cachedInputTokens),\"output_tokens\":\(totals.outputTokens),\"total_cost_usd\":\(dollars),\"limits\":[]}"
+        taken()?.respond(200, "application/json", Array(body.utf8), requestID: request.id)
+    }
+
+    private func refuse(_ code: String, _ message: String) {
+        taken()?.respond(
+            ProxyError(status: 503, code: code, type: "server_error", message: message, origin: .ourselves, retryAfterSeconds: 5),
+            requestID: request.id)
+    }
+
+    private func taken() -> ClientConnection? {
+        defer { client = nil }
+        return client
+    }
+
+    private func giveUpIfAway(_ now: Instant) -> Bool {
+        guard worker.settings.database.sqlitePath == nil, worker.isStoreAway(now: now) else { return false }
+        refuse("database_unavailable", "The database does not answer. Try again in 5s")
+        return true
+    }
+
+    func sweep(_ now: Instant) { _ = giveUpIfAway(now) }
+    func clientGone() { client = nil }
+    func clientDrained() {}
+    func cut() { refuse("proxy_unavailable", "codex-lb is shutting down") }
 }

@@ -165,6 +165,19 @@ extension Integration {
             expect(stage.daemon.log, has: "turns go on", "127.0.0.1:\(cluster.port)", "is reached again")
         }
 
+        /// Who reads usage just when the database goes is not kept for the pool's whole time (30 s): it is answered when that is known.
+        @Test func readAsItGoes() throws {
+            let (stage, cluster) = try stage()
+            #expect(try eventually(2) { try stage.daemon.get("/v1/usage").status == 200 })
+            try cluster.stop()
+            let start = Date()
+            let usage = try stage.daemon.get("/v1/usage")
+            #expect(usage.status == 503 && usage.errorCode == "database_unavailable", "\(usage.status) \(usage.text)")
+            #expect(Date().timeIntervalSince(start) < 15)
+            try cluster.start()
+            #expect(try eventually(15, every: 0.1) { try stage.daemon.get("/v1/usage").status == 200 })
+        }
+
         /// Restarted again and again under load, orderly and as in a crash: no turn notices, no record is lost or doubled.
         @Test(arguments: [(PostgresCluster.Shutdown.fast, Database.postgresql), (.immediate, .postgresql), (.fast, .bouncer)])
         func restarted(_ how: PostgresCluster.Shutdown, _ database: Database) throws {
