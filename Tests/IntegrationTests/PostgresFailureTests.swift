@@ -167,9 +167,9 @@ extension Integration {
 
         /// Who reads usage just when the database goes is not kept for the pool's whole time (30 s): it is answered when that is known.
         @Test func readAsItGoes() throws {
-            let (stage, cluster) = try stage()
+            let (stage, cluster) = try stage(["CODEX_LB_DATABASE_POOL_TIMEOUT_SECONDS": "30"])
             #expect(try eventually(2) { try stage.daemon.get("/v1/usage").status == 200 })
-            try cluster.stop()
+            try cluster.stop(.immediate)
             let start = Date()
             let usage = try stage.daemon.get("/v1/usage")
             #expect(usage.status == 503 && usage.errorCode == "database_unavailable", "\(usage.status) \(usage.text)")
