@@ -6,7 +6,9 @@ import Foundation
 
 /// A temporary data directory and the real `codex-lb` on it. Everything it starts it ends, by pid, at the latest in `deinit`.
 public final class Daemon: @unchecked Sendable {  // used by one test; only `address` and `connect` from several threads
-    public static let binary: String = {
+    public static let binary = reachable(built)
+
+    private static let built: String = {
         if let path = ProcessInfo.processInfo.environment["CODEX_LB_TEST_BINARY"], !path.isEmpty { return path }
         var buffer = [CChar](repeating: 0, count: 4096)
         let n = readlink("/proc/self/exe", &buffer, buffer.count - 1)
@@ -15,6 +17,29 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
             [runner, CommandLine.arguments.first ?? ""].map { ($0 as NSString).deletingLastPathComponent + "/codex-lb" }
             + CommandLine.arguments.compactMap { $0.contains(".xctest") ? ($0 as NSString).deletingLastPathComponent + "/codex-lb" : nil }
         return candidates.first { access($0, X_OK) == 0 } ?? candidates[0]
+    }()
+
+    /// Where other users can't get at the build (root's clone below /root): a copy in a directory that they can, for as long as the tests run.
+    private static func reachable(_ path: String) -> String {
+        guard geteuid() == 0 else { return path }
+        var isHidden = false
+        var place = (path as NSString).deletingLastPathComponent
+        while place.count > 1 {
+            var info = stat()
+            if stat(place, &info) != 0 || info.st_mode & 0o001 == 0 { isHidden = true }
+            place = (place as NSString).deletingLastPathComponent
+        }
+        guard isHidden else { return path }
+        let copy = copyDirectory + "/codex-lb"
+        try? FileManager.default.copyItem(atPath: path, toPath: copy)  // where it fails, the tests that need it say so
+        chmod(copyDirectory, 0o755)
+        atexit { try? FileManager.default.removeItem(atPath: Daemon.copyDirectory) }  // nobody is left to be told
+        return access(copy, X_OK) == 0 ? copy : path
+    }
+
+    private static let copyDirectory: String = {
+        var template = Array((NSTemporaryDirectory() + "/codex-lb-binary-XXXXXX").utf8CString)
+        return mkdtemp(&template).map { String(cString: $0) } ?? "/nonexistent"
     }()
 
     public let directory: String
