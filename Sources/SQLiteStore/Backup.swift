@@ -141,15 +141,15 @@ public enum Backup {
         clearLeft(in: Inspection.directory(target), of: name)
         let partial = "\(target).\(getpid()).partial"
         clear(partial)
+        // An operator who breaks it off leaves nothing behind: said before there is anything.
+        codexlb_remove_at_signal(partial)
+        defer { codexlb_remove_at_signal(nil) }
         let fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         guard fd >= 0 else { throw failed("making \(partial)") }
         defer {
             close(fd)
             clear(partial)
         }
-        // An operator who breaks it off leaves nothing behind.
-        codexlb_remove_at_signal(partial)
-        defer { codexlb_remove_at_signal(nil) }
         // What root makes must be the service's to write.
         codexlb_adopt_owner(partial, target)
         var info = stat()
