@@ -8,24 +8,6 @@ public struct MappingError: Error, Equatable, Sendable, CustomStringConvertible 
     init(_ text: String) { description = text }
 }
 
-extension UsageRecord {
-    public init(_ m: UsageRecordMessage) throws(MappingError) {
-        guard m.idHigh != 0 || m.idLow != 0 else { throw MappingError("usage record without an id") }
-        self.init(
-            id: RecordID(high: m.idHigh, low: m.idLow), time: WallTime(milliseconds: m.timeMs), route: m.route, requestID: m.requestID)
-        transport = m.websocket ? .websocket : .http
-        keyID = m.hasKeyID ? m.keyID : nil
-        accountID = m.hasAccountID ? m.accountID : nil
-        (modelAsked, modelServed, status, errorCode) = (m.modelAsked, m.modelServed, Int(m.status), m.errorCode)
-        (inputTokens, cachedInputTokens) = (m.inputTokens, m.cachedInputTokens)
-        (outputTokens, reasoningTokens) = (m.outputTokens, m.reasoningTokens)
-        costMicrodollars = m.hasCostMicrodollars ? m.costMicrodollars : nil
-        firstByteMilliseconds = m.hasFirstByteMs ? m.firstByteMs : nil
-        (durationMilliseconds, attempts) = (m.durationMs, Int(m.attempts))
-        (requestBytes, responseBytes) = (m.requestBytes, m.responseBytes)
-    }
-}
-
 extension UsageRecordMessage {
     public init(_ r: UsageRecord) {
         self.init()

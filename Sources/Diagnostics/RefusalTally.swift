@@ -17,7 +17,7 @@ struct RefusalTally {
     static let message = "proxy_error_response"
     static let codeField = "code"
     static let countField = "count"
-    /// The codes of upstreams are theirs to choose; beyond so many at once the others are counted as one.
+    /// The codes of upstreams are theirs to choose, also how long they are; beyond so many at once the others are counted as one.
     static let codesMax = 128
     static let otherCodes = "other"
     private static let windowMilliseconds = 1_000
@@ -36,11 +36,12 @@ struct RefusalTally {
         case held(isFirst: Bool)
     }
 
-    mutating func refused(_ code: String, now: Instant, _ line: @escaping Line) -> Verdict {
+    mutating func refused(_ told: String, now: Instant, _ line: @escaping Line) -> Verdict {
+        var code = told.cut(utf8: Limits.recordCodeBytesMax)
         if windows[code] == nil, windows.count >= Self.codesMax {
             windows = windows.filter { $0.value.held > 0 || $0.value.end > now }
         }
-        let code = windows[code] != nil || windows.count < Self.codesMax ? code : Self.otherCodes
+        if windows[code] == nil, windows.count >= Self.codesMax { code = Self.otherCodes }
         guard var window = windows[code], window.held > 0 || window.end > now else {
             windows[code] = Window(end: now.adding(milliseconds: Self.windowMilliseconds))
             return .tell(line(1, code))

@@ -1,3 +1,4 @@
+import Bytes
 public import HTTPWire
 import JSONWire
 import Vocabulary
@@ -131,8 +132,7 @@ public struct UpstreamRefusal: Sendable, Equatable {
     }
 
     private mutating func read(_ body: RawSpan) {
-        var root = 0..<body.byteCount
-        while let first = root.first, first < root.upperBound, isSpace(body, first) { root = first + 1..<root.upperBound }
+        var root = body.skippingSpace(0)..<body.byteCount
         if root.isEmpty { return }
         isReadable = JSONScan.kind(body, root) == .object
         if JSONScan.kind(body, root) == .array {
@@ -183,7 +183,7 @@ public struct UpstreamRefusal: Sendable, Equatable {
         JSONScan.members(body, object) { key, value in
             func isKey(_ name: StaticString) -> Bool { JSONScan.keyEquals(body, key, name) }
             if isKey("code") {
-                if JSONScan.kind(body, value) == .number { code = text(body, value) ?? "" } else { code = string(body, value) }
+                if JSONScan.kind(body, value) == .number { code = body.text(value) } else { code = string(body, value) }
             } else if isKey("type") {
                 let told = string(body, value)
                 if told != "error", told != "response.failed", told != "response.error" { type = told }
@@ -238,7 +238,7 @@ public struct UpstreamRefusal: Sendable, Equatable {
             } else if isKey("retry_after_ms", "retry-after-ms") {
                 if let wait = number(body, value).flatMap({ Wait.seconds($0 / 1000) }) { span.append(wait) }
             } else if isKey("retry-after", "Retry-After") {
-                let told = JSONScan.kind(body, value) == .number ? text(body, value) : JSONScan.string(body, value)
+                let told = JSONScan.kind(body, value) == .number ? body.text(value) : JSONScan.string(body, value)
                 if let wait = told.flatMap({ Wait.retryAfter($0) }) { span.append(wait) }
             } else if isKey("metadata", "headers"), !isInner, JSONScan.kind(body, value) == .object {
                 inner.append(value)
@@ -263,18 +263,10 @@ public struct UpstreamRefusal: Sendable, Equatable {
 
 private func number(_ body: RawSpan, _ value: Range<Int>) -> Double? {
     switch JSONScan.kind(body, value) {
-    case .number where value.count < 64: text(body, value).flatMap { Double($0) }
+    case .number where value.count < 64: Double(body.text(value))
     case .string: JSONScan.string(body, value).flatMap { $0.utf8.count < 64 ? Double($0) : nil }
     default: nil
     }
-}
-
-private func isSpace(_ bytes: RawSpan, _ i: Int) -> Bool {
-    bytes.extracting(i..<i + 1).withUnsafeBytes { $0[0] == 0x20 || $0[0] >= 0x09 && $0[0] <= 0x0D }
-}
-
-private func text(_ bytes: RawSpan, _ range: Range<Int>) -> String? {
-    bytes.extracting(range).withUnsafeBytes { String(decoding: $0, as: UTF8.self) }
 }
 
 private func string(_ bytes: RawSpan, _ value: Range<Int>) -> String { JSONScan.string(bytes, value) ?? "" }

@@ -88,14 +88,6 @@ public enum Queries {
         }
     }
 
-    /// Up to `count` records whose ids follow `id`, in the order of ids.
-    public static func usage(after id: RecordID?, count: Int) -> Query<UsageRecord> {
-        Query(
-            "SELECT \(usageColumns.joined(separator: ", ")) FROM usage_records WHERE id > $1 ORDER BY id LIMIT $2",
-            [.blob(id?.bytes ?? []), .int(Int64(count))]
-        ) { row throws(StoreError) in try UsageRecord(row: row) }
-    }
-
     /// What a client key has used since it was made; of all requests when `key` is nil.
     public static func totals(ofKey key: Int64?) -> Query<UsageTotals> {
         // A sum of 64-bit numbers ends the statement when it overflows (SQLite) or does not fit what it is cast to (PostgreSQL), so each

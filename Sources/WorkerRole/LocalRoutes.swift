@@ -2,6 +2,7 @@ import Exchange
 import HTTPWire
 import JSONWire
 import Logging
+import Loop
 import Platform
 import Schema
 import Settings
@@ -171,7 +172,7 @@ private final class UsageRead: Answering {
     }
 
     func start() {
-        guard !giveUpIfAway(Clock.now) else { return }
+        guard !giveUpIfAway(worker.loop.now) else { return }
         worker.totals(ofKey: request.key?.id) { [self] result in
             switch result {
             case .success(let totals): tell(totals)

@@ -29,7 +29,7 @@ struct DemoUpstreamCommand: ParsableCommand {
         options.intervalMilliseconds = interval
         options.hasStamps = stamps
         if let pin { Process.pin(toCPU: pin) }
-        _ = Process.descriptorLimit
+        _ = Process.descriptorLimit  // raised to what it may be
         switch ListenAddress.parse(listen) {
         case .failure(let error):
             complain("\(error)")

@@ -86,3 +86,22 @@ import Vocabulary
         #expect(taken > 1_000 && refused > 1_000)
     }
 }
+
+/// What SwiftProtobuf read, as a record: the second opinion of these tests.
+extension UsageRecord {
+    init(_ m: UsageRecordMessage) throws(MappingError) {
+        guard m.idHigh != 0 || m.idLow != 0 else { throw MappingError("usage record without an id") }
+        self.init(
+            id: RecordID(high: m.idHigh, low: m.idLow), time: WallTime(milliseconds: m.timeMs), route: m.route, requestID: m.requestID)
+        transport = m.websocket ? .websocket : .http
+        keyID = m.hasKeyID ? m.keyID : nil
+        accountID = m.hasAccountID ? m.accountID : nil
+        (modelAsked, modelServed, status, errorCode) = (m.modelAsked, m.modelServed, Int(m.status), m.errorCode)
+        (inputTokens, cachedInputTokens) = (m.inputTokens, m.cachedInputTokens)
+        (outputTokens, reasoningTokens) = (m.outputTokens, m.reasoningTokens)
+        costMicrodollars = m.hasCostMicrodollars ? m.costMicrodollars : nil
+        firstByteMilliseconds = m.hasFirstByteMs ? m.firstByteMs : nil
+        (durationMilliseconds, attempts) = (m.durationMs, Int(m.attempts))
+        (requestBytes, responseBytes) = (m.requestBytes, m.responseBytes)
+    }
+}

@@ -219,24 +219,6 @@ extension StoreSession {
         #expect(try store.append(Array(all[150..<349]) + [record(600)]) == 1)
     }
 
-    @Test("Pages after an id go through all records in the order of ids, each once", arguments: Database.both)
-    func pages(_ kind: Database) throws {
-        let store = try Ground(kind).open()
-        _ = try store.append((0..<25).shuffled().map(record))
-        var (seen, last): ([UsageRecord], RecordID?) = ([], nil)
-        var sizes: [Int] = []
-        while true {
-            let page = try store.rows(Queries.usage(after: last, count: 10))
-            sizes.append(page.count)
-            guard let end = page.last else { break }
-            seen += page
-            last = end.id
-        }
-        #expect(sizes == [10, 10, 5, 0])
-        #expect(seen == (0..<25).map(record))
-        #expect(try store.rows(Queries.usage(after: id(10), count: 2)).map(\.id) == [id(11), id(12)])
-    }
-
     @Test("Totals are those of one key, or of all requests; what has no price adds none", arguments: Database.both)
     func totals(_ kind: Database) throws {
         let store = try Ground(kind).open()
