@@ -83,7 +83,8 @@ struct Demo: ParsableCommand {
         ] {
             environment[name] = nil
         }
-        do throws(SystemError) {
+        var problem: String?
+        attempt: do throws(SystemError) {
             let socket = try Sockets.listen(.tcp(host: "127.0.0.1", port: 0))
             let upstream = Sockets.name(of: socket)
             Descriptor.close(socket)
@@ -95,8 +96,8 @@ struct Demo: ParsableCommand {
                 ["accounts", "add", "demo", "--base-url", "http://\(upstream)/v1", "--key-file", key], heritage: nil,
                 environment: environment)
             guard wait(adding) == .code(0) else {
-                complain("the demo's account could not be added")
-                throw SystemError(EIO, "codex-lb accounts add")
+                problem = "the demo's account could not be added; the line above says why"
+                break attempt
             }
             print(
                 """
@@ -119,12 +120,11 @@ struct Demo: ParsableCommand {
             DemoServer.pid = server
             signal(SIGTERM) { _ in _ = kill(DemoServer.pid, SIGTERM) }
             let exit = wait(server)
-            throw exit == .code(0) ? SystemError(0, "") : SystemError(EIO, "the server ended with \(exit)")
-        } catch {
-            if error.code == 0 { return }
-            complain("\(error)")
-            throw ExitCode(1)
-        }
+            if exit != .code(0) { problem = "the server ended with \(exit); its lines above say why" }
+        } catch { problem = "\(error)" }
+        guard let problem else { return }
+        complain(problem)
+        throw ExitCode(1)
     }
 
     private func wait(_ pid: Int32) -> Process.Exit {
