@@ -13,7 +13,7 @@ public struct AnswerForm: Sendable {
     public let includesUsage: Bool
     public let model: String
     /// A login always answers with the events of the Responses API.
-    public let isChatGPT: Bool
+    public internal(set) var isChatGPT: Bool
     public let requestID: String
     public let createdSeconds: Int64
 

@@ -12,6 +12,15 @@ public struct ResponseHead: Sendable {
     public var keepsAlive: Bool
     /// As the fields say; nil when they say nothing.
     private var announced: BodyFraming?
+    /// Of the body that is passed on; nil when nobody knows it yet.
+    public private(set) var contentLength: Int?
+
+    /// The body is passed on without its coding, and so longer than was told.
+    public mutating func removeContentCoding() {
+        fields.remove(.contentEncoding)
+        fields.remove(.contentLength)
+        contentLength = nil
+    }
 
     /// RFC 9112 §6.3: answers to HEAD and 1xx, 204, 304 have no body; without a length the body ends with the connection.
     public func framing(toMethod method: Method) -> BodyFraming {
@@ -47,10 +56,11 @@ public struct ResponseHead: Sendable {
         guard bytes[i] == 0x0D, bytes[i + 1] == 0x0A else { throw scan.fault("invalid status line") }
         let list = try scan.fields(bytes, i + 2, end, origin: 0)
         let fields = HeaderFields(bytes: bytes.extracting(0..<end).withUnsafeBytes { Array($0) }, fields: list)
-        let head = ResponseHead(
+        let announced = try scan.framing(fields, minorVersion: minorVersion)
+        var head = ResponseHead(
             status: status, minorVersion: minorVersion, fields: fields,
-            keepsAlive: HeadScan.keepsAlive(fields, minorVersion: minorVersion),
-            announced: try scan.framing(fields, minorVersion: minorVersion))
+            keepsAlive: HeadScan.keepsAlive(fields, minorVersion: minorVersion), announced: announced)
+        if case .length(let count) = announced { head.contentLength = count }
         return (head, end)
     }
 }

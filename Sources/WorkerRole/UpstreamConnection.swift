@@ -1,4 +1,5 @@
 import Bytes
+import Exchange
 import HTTPWire
 import Inflate
 import Loop
@@ -18,16 +19,6 @@ protocol UpstreamUser: AnyObject {
     func upstreamTookRequest()
     /// The connection is lost or talks nonsense.
     func upstreamFailed(_ why: String, _ progress: UpstreamProgress)
-}
-
-/// How far a request had come when its connection was lost.
-enum UpstreamProgress {
-    /// The upstream had closed its side before a byte of the request reached it: it can't have read any. Only this may be sent again.
-    case unread
-    /// The request may have been read, and its work be done.
-    case sent
-    /// Some byte of the answer had come.
-    case answered
 }
 
 /// One HTTP/1.1 connection to an origin, plain or TLS, used by one request at a time.
@@ -317,8 +308,7 @@ final class UpstreamConnection: ByteStreamDelegate {
         do throws(InflateError) { inflate = try Inflate(encodings, bytesMax: Limits.unpackedAnswerBytesMax) } catch {
             unreadable = head.status < 300 ? "the answer's \(error), and none was asked for" : ""
         }
-        head.fields.remove(.contentEncoding)
-        head.fields.remove(.contentLength)
+        head.removeContentCoding()
     }
 
     private func give(_ bytes: RawSpan) {
