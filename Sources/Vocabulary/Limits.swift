@@ -18,6 +18,14 @@ public enum Limits {
     public static let bodyProgressBytes = 10 * 1024
     /// An idle keep-alive connection is closed after this.
     public static let idleMilliseconds = 75_000
+    /// Bytes of further requests that are kept while one is answered; above it the client is not read.
+    public static let pipelinedBytesMax = 64 * 1024
+    /// How long a client that sends nothing more, and one that goes on sending, gets to read the last answer.
+    public static let lingerMilliseconds = 2_000
+    public static let lingerMillisecondsMax = 30_000
+    /// A client that has sent its end and waits for an answer gets so many interim responses, so far apart, to see whether it is still there.
+    public static let clientProbeMilliseconds = 1_000
+    public static let clientProbesMax = 2
     /// A client that takes no byte for this long is disconnected.
     public static let writeStalledMilliseconds = 60_000
     /// Bytes waiting for a client; reading from its upstream stops above this and starts again when all are taken.
