@@ -1,3 +1,4 @@
+import Bytes
 internal import CPlatform
 
 #if canImport(Glibc)
@@ -34,7 +35,7 @@ public enum KeyFile {
         let n = read(fd, &buffer, buffer.count)
         let text = String(decoding: buffer[..<max(0, n)], as: UTF8.self)
         let line = text.split(whereSeparator: { $0.isWhitespace }).first ?? ""
-        guard let bytes = Base64URL.decode(line), bytes.count == SealingKey.byteCount else {
+        guard let bytes = Base64.url.decode(line), bytes.count == SealingKey.byteCount else {
             throw SealingError(.keyFile, "encryption key \(path) does not hold 32 bytes in base64url; put the right file back")
         }
         return SealingKey(bytes)

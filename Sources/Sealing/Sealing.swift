@@ -1,3 +1,4 @@
+import Bytes
 internal import COpenSSL
 
 /// Why something could not be sealed, opened or keyed: one line that says what, where and what to do. Holds no secret.
@@ -31,41 +32,6 @@ public enum HMAC {
     public static func equal(_ a: [UInt8], _ b: [UInt8]) -> Bool { a.count == b.count && CRYPTO_memcmp(a, b, a.count) == 0 }
 }
 
-/// RFC 4648 §5, without padding.
-public enum Base64URL {
-    private static let alphabet = Array("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_".utf8)
-
-    public static func encode(_ bytes: [UInt8]) -> String {
-        var out: [UInt8] = []
-        out.reserveCapacity((bytes.count * 4 + 2) / 3)
-        var (bits, count) = (UInt32(0), 0)
-        for byte in bytes {
-            (bits, count) = (bits << 8 | UInt32(byte), count + 8)
-            while count >= 6 {
-                count -= 6
-                out.append(alphabet[Int(bits >> count & 63)])
-            }
-        }
-        if count > 0 { out.append(alphabet[Int(bits << (6 - count) & 63)]) }
-        return String(decoding: out, as: UTF8.self)
-    }
-
-    /// Nil for a character that is not of the alphabet; `=` at the end is allowed.
-    public static func decode(_ text: some StringProtocol) -> [UInt8]? {
-        var out: [UInt8] = []
-        var (bits, count) = (UInt32(0), 0)
-        for character in text.utf8.reversed().drop(while: { $0 == UInt8(ascii: "=") }).reversed() {
-            guard let value = alphabet.firstIndex(of: character) else { return nil }
-            (bits, count) = (bits << 6 | UInt32(value), count + 6)
-            if count >= 8 {
-                count -= 8
-                out.append(UInt8(truncatingIfNeeded: bits >> count))
-            }
-        }
-        return out
-    }
-}
-
 /// The key of everything sealed at rest. Sealing is AES-256-GCM (NIST SP 800-38D) with a random 96-bit nonce.
 ///
 /// ```
@@ -92,7 +58,7 @@ public struct SealingKey: Sendable, CustomStringConvertible {
     /// Sixteen hex digits to recognise the key by; they tell nothing about it.
     public var fingerprint: String { Self.hex(id) }
     public var description: String { "SealingKey(\(fingerprint))" }
-    var text: String { Base64URL.encode(bytes) }
+    var text: String { Base64.url.encode(bytes) }
 
     private static func hex(_ bytes: some Sequence<UInt8>) -> String {
         bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()

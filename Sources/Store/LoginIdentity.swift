@@ -1,3 +1,4 @@
+import Bytes
 internal import JSONWire
 internal import Sealing
 public import Vocabulary
@@ -34,7 +35,7 @@ public struct LoginIdentity: Sendable, Equatable {
     /// The middle part of a JSON Web Token (RFC 7519 §3); nil when it isn't one.
     private static func claims(_ token: String) -> JSONValue? {
         let parts = token.split(separator: ".", omittingEmptySubsequences: false)
-        guard parts.count >= 2, let bytes = Base64URL.decode(parts[1]) else { return nil }
+        guard parts.count >= 2, let bytes = Base64.url.decode(parts[1]) else { return nil }
         return try? JSONValue(parsing: bytes.span.bytes)  // a token without readable claims just tells nothing
     }
 }

@@ -1,3 +1,4 @@
+import Bytes
 internal import Sealing
 public import Vocabulary
 
@@ -248,7 +249,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             }
         }
         if let expiresAt, expiresAt <= now { throw StoreError(.invalid, "key \(name): \(expiresAt.rfc3339) is in the past") }
-        let plain = "sk-clb-" + Base64URL.encode(SecureRandom.bytes(32))
+        let plain = "sk-clb-" + Base64.url.encode(SecureRandom.bytes(32))
         let digest = HMAC.sha256(key: try pepper(), message: Array(plain.utf8))
         let prefix = String(plain.prefix(11))
         let id = try change { () throws(StoreError) in

@@ -1,3 +1,4 @@
+import Bytes
 internal import Sealing
 public import Vocabulary
 
@@ -74,7 +75,7 @@ public struct Vault: Sendable {
 
     /// The same pepper, sealed with `other`'s key, as it stands in the store.
     func move(pepper: [UInt8], to other: Vault) throws(StoreError) -> String {
-        Base64URL.encode(try move(Self.sealedPepper(pepper), context: Self.pepperContext, to: other))
+        Base64.url.encode(try move(Self.sealedPepper(pepper), context: Self.pepperContext, to: other))
     }
 
     private func move(_ sealed: [UInt8], context: String, to other: Vault) throws(StoreError) -> [UInt8] {
@@ -91,7 +92,7 @@ public struct Vault: Sendable {
         try connection.transaction { () throws(StoreError) in
             // Of two instances that start on one new database the second leaves what it finds.
             for (name, value) in [
-                ("key_fingerprint", key.fingerprint), ("pepper", Base64URL.encode(pepper)), ("snapshot_version", "1"),
+                ("key_fingerprint", key.fingerprint), ("pepper", Base64.url.encode(pepper)), ("snapshot_version", "1"),
             ] {
                 try connection.change(
                     "INSERT INTO state (key, value) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING", [.text(name), .text(value)])
@@ -114,12 +115,12 @@ public struct Vault: Sendable {
     /// The sealed bytes of a pepper as it stands in the store: base64url, or in databases from before there were two dialects the bytes
     /// themselves, which begin with 1.
     package static func sealedPepper(_ stored: [UInt8]) -> [UInt8] {
-        stored.first == 1 ? stored : Base64URL.decode(String(decoding: stored, as: UTF8.self)) ?? stored
+        stored.first == 1 ? stored : Base64.url.decode(String(decoding: stored, as: UTF8.self)) ?? stored
     }
 
     /// The pepper as text, whatever it stands as.
     static func storedPepper(_ stored: [UInt8]) -> String {
-        stored.first == 1 ? Base64URL.encode(stored) : String(decoding: stored, as: UTF8.self)
+        stored.first == 1 ? Base64.url.encode(stored) : String(decoding: stored, as: UTF8.self)
     }
 
     func pepper(_ stored: [UInt8]?) throws(StoreError) -> [UInt8] {

@@ -104,6 +104,9 @@ public final class TLSClient {
         _ = BIO_write(incoming, bytes.baseAddress, Int32(bytes.count))
     }
 
+    /// Ciphertext has come, or plaintext of it is there, that `read` has not seen.
+    public var hasPending: Bool { BIO_ctrl_pending(incoming) > 0 || SSL_has_pending(ssl) == 1 }
+
     /// Decrypts into `buffer`: the count, or 0 when more ciphertext is needed or the peer closed.
     public func read(into buffer: UnsafeMutableRawBufferPointer) throws(TLSError) -> Int {
         ERR_clear_error()

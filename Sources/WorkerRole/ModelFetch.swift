@@ -3,6 +3,7 @@ import HTTPWire
 import JSONWire
 import Loop
 import Settings
+import Upstream
 import Vocabulary
 
 /// A model as an upstream lists it.

@@ -7,6 +7,7 @@ import Metering
 import Platform
 import Routing
 import Settings
+import Upstream
 import Vocabulary
 
 /// Performs one turn: tells its `TurnMachine` what happens and does what that says, with the worker's accounts, connections and journal.

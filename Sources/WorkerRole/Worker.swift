@@ -11,6 +11,7 @@ import Routing
 import Sealing
 public import Settings
 import Store
+import Upstream
 import Vocabulary
 
 /// An account of the snapshot with what a turn would else derive each time.
