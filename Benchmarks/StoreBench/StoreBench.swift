@@ -23,6 +23,7 @@ struct StoreBench: ParsableCommand {
     @Option(name: .long, help: "Batches on their way at a time.") var depth = 4
     @Option(name: .long) var seconds = 5.0
     @Option(name: .long, help: "Records per second to send at most; 0: as fast as it goes.") var rate = 0
+    @Option(name: .long, help: "Records to send at most; 0: as many as there is time for.") var records = 0
 
     func validate() throws {
         guard (socket == nil) != (postgres == nil) else { throw ValidationError("give --socket or --postgres") }
@@ -92,12 +93,13 @@ private final class Meter {
 
     private func fill() {
         let now = loop.now
-        let isOver = now >= start.adding(milliseconds: Int(options.seconds * 1000))
+        let isOver =
+            now >= start.adding(milliseconds: Int(options.seconds * 1000)) || options.records > 0 && sent >= options.records
         if isOver {
             if sentAt.isEmpty || now >= start.adding(milliseconds: Int(options.seconds * 1000) + 10_000) { loop.stop() }
             return
         }
-        while sentAt.count < options.depth {
+        while sentAt.count < options.depth, options.records == 0 || sent < options.records {
             if options.rate > 0, sent + options.batch > options.rate * now.milliseconds(since: start) / 1000 { return }
             sent += options.batch
             sentAt.append(loop.now)
@@ -163,7 +165,10 @@ private final class WriterSink: Sink, ByteStreamDelegate {
 
     func send(_ records: [UsageRecord]) {
         end += 1
-        stream.write(FrameCodec.encode(Frame(.usageBatch(UsageBatch(end: end, records: records.map(\.journalBytes))))))
+        var (batch, frame): ([UInt8], [UInt8]) = ([], [])
+        for record in records { FrameCodec.append(record: record.journalBytes.span.bytes, to: &batch) }
+        FrameCodec.encodeBatch(end: end, records: batch, into: &frame)
+        stream.write(frame)
     }
 
     func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {

@@ -1,3 +1,4 @@
+internal import Bytes
 internal import SwiftProtobuf
 public import Vocabulary
 
@@ -30,9 +31,7 @@ public enum FrameCodec {
 
     /// Appends the frame to `out`.
     public static func encode(_ frame: Frame, into out: inout [UInt8]) {
-        guard let body: [UInt8] = try? frame.serializedBytes() else {  // cannot fail
-            preconditionFailure("a proto3 message without required fields always serialises")
-        }
+        let body = serialized(frame)
         let n = UInt32(body.count)
         out.reserveCapacity(out.count + headBytes + body.count)
         out += [
@@ -40,6 +39,15 @@ public enum FrameCodec {
             UInt8(truncatingIfNeeded: n),
         ]
         out += body
+    }
+
+    public static func bytes(of batch: UsageBatch) -> [UInt8] { serialized(batch) }
+
+    private static func serialized(_ message: some Message) -> [UInt8] {
+        guard let bytes: [UInt8] = try? message.serializedBytes() else {  // cannot fail
+            preconditionFailure("a proto3 message without required fields always serialises")
+        }
+        return bytes
     }
 
     /// The frame alone.
@@ -57,6 +65,10 @@ extension Frame {
         self.body = body
         self.correlation = correlation
     }
+
+    public init(body: RawSpan) throws(FrameError) {
+        do { try self.init(serializedBytes: body.array(0..<body.byteCount)) } catch { throw .undecodable(bytes: body.byteCount) }
+    }
 }
 
 /// Cuts a stream of bytes, in pieces of any size, into frames.
@@ -71,19 +83,34 @@ public struct FrameReader {
 
     /// Takes bytes and hands out every frame they complete, in order. After an error the connection has to be closed.
     public mutating func feed(_ bytes: RawSpan, _ frame: (Frame) throws(FrameError) -> Void) throws(FrameError) {
-        bytes.withUnsafeBytes { pending.append(contentsOf: $0) }
+        try feed(bodiesOf: bytes) { body throws(FrameError) in try frame(Frame(body: body)) }
+    }
+
+    /// The same with the bytes of each frame.
+    public mutating func feed(bodiesOf bytes: RawSpan, _ body: (RawSpan) throws(FrameError) -> Void) throws(FrameError) {
+        guard !pending.isEmpty else {
+            let end = try cut(bytes, body)
+            return pending.append(bytes.extracting(end..<bytes.byteCount))
+        }
+        pending.append(bytes)
+        var held: [UInt8] = []
+        swap(&held, &pending)
+        let end = try cut(held.span.bytes, body)
+        held.removeFirst(end)
+        swap(&held, &pending)
+    }
+
+    /// Returns where the first frame begins that is not whole.
+    private func cut(_ bytes: RawSpan, _ body: (RawSpan) throws(FrameError) -> Void) throws(FrameError) -> Int {
         var at = 0
-        defer { pending.removeFirst(at) }
-        while pending.count - at >= FrameCodec.headBytes {
-            let length = pending[at..<at + FrameCodec.headBytes].reduce(0) { $0 << 8 | Int($1) }
+        while bytes.byteCount - at >= FrameCodec.headBytes {
+            let length = Int(UInt32(bigEndian: bytes.unsafeLoadUnaligned(fromByteOffset: at, as: UInt32.self)))
             guard length <= frameBytesMax else { throw .tooLarge(bytes: length) }
             let start = at + FrameCodec.headBytes
-            guard pending.count - start >= length else { break }
-            guard let message = try? Frame(serializedBytes: Array(pending[start..<start + length])) else {  // why it fails says nothing more
-                throw .undecodable(bytes: length)
-            }
+            guard bytes.byteCount - start >= length else { break }
             at = start + length
-            try frame(message)
+            try body(bytes.extracting(start..<at))
         }
+        return at
     }
 }

@@ -25,30 +25,6 @@ extension UsageRecordMessage {
     }
 }
 
-extension UsageRecord {
-    /// The records of journal entries. One that can't be read must not hold up the rest for ever: `unreadable` is told of it, in
-    /// hexadecimal digits.
-    public static func decode(_ entries: [[UInt8]], unreadable: (_ hex: String, MappingError) -> Void) -> [UsageRecord] {
-        entries.compactMap { bytes in
-            do throws(MappingError) { return try UsageRecord(journalBytes: bytes) } catch {
-                unreadable(bytes.map { String($0 >> 4, radix: 16) + String($0 & 15, radix: 16) }.joined(), error)
-                return nil
-            }
-        }
-    }
-}
-
-extension UsageBatch {
-    /// Records as they stand in the journal; `end` is the journal's position after the last.
-    public init(end: UInt64, records: [[UInt8]]) {
-        self.init()
-        self.end = end
-        self.records = records.map { Data($0) }
-    }
-
-    public var recordBytes: [[UInt8]] { records.map { [UInt8]($0) } }
-}
-
 extension Account {
     public init(_ m: AccountMessage) throws(MappingError) {
         guard let kind = Kind(rawValue: m.kind) else { throw MappingError("account \(m.name): unknown kind \"\(m.kind)\"") }

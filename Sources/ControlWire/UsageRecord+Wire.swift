@@ -38,40 +38,20 @@ extension UsageRecord {
         return out
     }
 
-    public init(journalBytes: [UInt8]) throws(MappingError) { try self.init(journal: journalBytes.span.bytes) }
+    public init(journalBytes: [UInt8]) throws(MappingError) {
+        let bytes = journalBytes.span.bytes
+        self.init(try JournalRow(journal: bytes, at: 0), in: bytes)
+    }
 
-    /// Reads the message. Fields of other numbers are skipped; of one that comes twice the last counts.
-    public init(journal bytes: RawSpan) throws(MappingError) {
-        self.init(id: RecordID(high: 0, low: 0), time: WallTime(milliseconds: 0), route: "", requestID: "")
-        var reader = WireReader()
-        while let (number, kind) = try reader.tag(bytes) {
-            switch (number, kind) {
-            case (1, .fixed64): id.high = try reader.fixed64(bytes)
-            case (2, .fixed64): id.low = try reader.fixed64(bytes)
-            case (3, .varint): time.milliseconds = try reader.int64(bytes)
-            case (4, .bytes): route = try reader.string(bytes)
-            case (5, .varint): transport = try reader.varint(bytes) == 0 ? .http : .websocket
-            case (6, .varint): keyID = try reader.int64(bytes)
-            case (7, .varint): accountID = try reader.int64(bytes)
-            case (8, .bytes): requestID = try reader.string(bytes)
-            case (9, .bytes): modelAsked = try reader.string(bytes)
-            case (10, .bytes): modelServed = try reader.string(bytes)
-            case (11, .varint): status = Int(Int32(truncatingIfNeeded: try reader.int64(bytes)))
-            case (12, .bytes): errorCode = try reader.string(bytes)
-            case (13, .varint): inputTokens = try reader.int64(bytes)
-            case (14, .varint): cachedInputTokens = try reader.int64(bytes)
-            case (15, .varint): outputTokens = try reader.int64(bytes)
-            case (16, .varint): reasoningTokens = try reader.int64(bytes)
-            case (17, .varint): costMicrodollars = try reader.int64(bytes)
-            case (18, .varint): firstByteMilliseconds = try reader.int64(bytes)
-            case (19, .varint): durationMilliseconds = try reader.int64(bytes)
-            case (20, .varint): attempts = Int(Int32(truncatingIfNeeded: try reader.int64(bytes)))
-            case (21, .varint): requestBytes = try reader.int64(bytes)
-            case (22, .varint): responseBytes = try reader.int64(bytes)
-            default: try reader.skip(kind, bytes)
-            }
-        }
-        guard id.high != 0 || id.low != 0 else { throw MappingError("usage record without an id") }
+    /// `bytes` are those in which the row has its texts.
+    init(_ row: JournalRow, in bytes: RawSpan) {
+        self.init(id: row.id, time: WallTime(milliseconds: row.number(0) ?? 0), route: row.text(1, bytes), requestID: row.text(5, bytes))
+        if case .transport(let known) = row.values[2] { transport = known }
+        (keyID, accountID) = (row.number(3), row.number(4))
+        (modelAsked, modelServed, status, errorCode) = (row.text(6, bytes), row.text(7, bytes), Int(row.count(8)), row.text(9, bytes))
+        (inputTokens, cachedInputTokens, outputTokens, reasoningTokens) = (row.count(10), row.count(11), row.count(12), row.count(13))
+        (costMicrodollars, firstByteMilliseconds, durationMilliseconds) = (row.number(14), row.number(15), row.count(16))
+        (attempts, requestBytes, responseBytes) = (Int(row.count(17)), row.count(18), row.count(19))
     }
 }
 
@@ -94,14 +74,6 @@ extension FrameCodec {
         records.varint(UInt64(record.byteCount))
         records.append(record)
     }
-}
-
-/// Protocol buffers' wire types that are used here, and those that are skipped.
-private enum WireKind: UInt64 {
-    case varint = 0
-    case fixed64 = 1
-    case bytes = 2
-    case fixed32 = 5
 }
 
 extension [UInt8] {
@@ -139,68 +111,5 @@ extension [UInt8] {
         tag(number, .bytes)
         varint(UInt64(text.utf8.count))
         append(contentsOf: text.utf8)
-    }
-}
-
-/// A place in a message.
-private struct WireReader {
-    private var at = 0
-
-    private func problem(_ bytes: RawSpan) -> MappingError { MappingError("\(bytes.byteCount) bytes that are no usage record") }
-
-    /// The next field; nil at the end.
-    mutating func tag(_ bytes: RawSpan) throws(MappingError) -> (number: UInt64, kind: WireKind)? {
-        guard at < bytes.byteCount else { return nil }
-        let tag = try varint(bytes)
-        guard tag <= UInt64(UInt32.max), tag >> 3 != 0, let kind = WireKind(rawValue: tag & 7) else { throw problem(bytes) }
-        return (tag >> 3, kind)
-    }
-
-    mutating func varint(_ bytes: RawSpan) throws(MappingError) -> UInt64 {
-        var (value, shift) = (0 as UInt64, 0 as UInt64)
-        while at < bytes.byteCount, shift < 70 {
-            let byte = bytes[at]
-            at += 1
-            if shift < 64 { value |= UInt64(byte & 0x7F) << shift }
-            if byte < 0x80 { return value }
-            shift += 7
-        }
-        throw problem(bytes)
-    }
-
-    mutating func int64(_ bytes: RawSpan) throws(MappingError) -> Int64 { Int64(bitPattern: try varint(bytes)) }
-
-    mutating func fixed64(_ bytes: RawSpan) throws(MappingError) -> UInt64 {
-        guard bytes.byteCount - at >= 8 else { throw problem(bytes) }
-        defer { at += 8 }
-        return UInt64(littleEndian: bytes.unsafeLoadUnaligned(fromByteOffset: at, as: UInt64.self))
-    }
-
-    /// Text must be UTF-8, as in proto3.
-    mutating func string(_ bytes: RawSpan) throws(MappingError) -> String {
-        let place = try range(bytes)
-        // Most are ASCII, and known to be UTF-8 sooner.
-        let text = bytes.extracting(place)
-        if text.plainEnd(from: 0) == text.byteCount { return text.text(0..<text.byteCount) }
-        guard let checked = text.withUnsafeBytes({ String(validating: $0, as: UTF8.self) }) else { throw problem(bytes) }
-        return checked
-    }
-
-    private mutating func range(_ bytes: RawSpan) throws(MappingError) -> Range<Int> {
-        let count = try varint(bytes)
-        guard count <= UInt64(bytes.byteCount - at) else { throw problem(bytes) }
-        defer { at += Int(count) }
-        return at..<at + Int(count)
-    }
-
-    mutating func skip(_ kind: WireKind, _ bytes: RawSpan) throws(MappingError) {
-        switch kind {
-        case .varint: _ = try varint(bytes)
-        case .fixed64: _ = try fixed64(bytes)
-        case .bytes: _ = try range(bytes)
-        case .fixed32:
-            guard bytes.byteCount - at >= 4 else { throw problem(bytes) }
-            at += 4
-        }
     }
 }

@@ -1,4 +1,5 @@
 internal import CSQLite
+internal import ControlWire
 internal import Store
 internal import Vocabulary
 
@@ -20,8 +21,20 @@ final class Statement {
             sqlite3_reset(handle)
             sqlite3_clear_bindings(handle)
         }
+        try bind(values)
+        while true {
+            switch sqlite3_step(handle) {
+            case SQLITE_ROW: try row(self)
+            case SQLITE_DONE: return
+            case let code: throw connection.error(code)
+            }
+        }
+    }
+
+    /// Gives `values` to the parameters behind the first `start`.
+    func bind(_ values: [SQLValue], after start: Int = 0) throws(StoreError) {
         for (i, value) in values.enumerated() {
-            let at = Int32(i + 1)
+            let at = Int32(start + i + 1)
             let code =
                 switch value {
                 case .null: sqlite3_bind_null(handle, at)
@@ -39,13 +52,48 @@ final class Statement {
                 }
             guard code == SQLITE_OK else { throw connection.error(code, "binding") }
         }
-        while true {
-            switch sqlite3_step(handle) {
-            case SQLITE_ROW: try row(self)
-            case SQLITE_DONE: return
-            case let code: throw connection.error(code)
+    }
+
+    /// The same with a row and its checksum (nil: the schema has none), without copies: `bytes`, where its texts are, and the 16 bytes at
+    /// `id` must stay until it has run.
+    func bind(_ row: JournalRow, in bytes: UnsafeRawPointer, id: UnsafeMutablePointer<UInt64>, withChecksum: Bool, after start: Int)
+        throws(StoreError)
+    {
+        (id[0], id[1]) = (row.id.high.bigEndian, row.id.low.bigEndian)
+        var at = Int32(start + 1)
+        var code = sqlite3_bind_blob64(handle, at, id, 16, nil)
+        var sum = RecordChecksum()
+        sum.add(blob: UnsafeRawBufferPointer(start: id, count: 16))
+        func bind(_ text: UnsafeRawBufferPointer) -> Int32 {
+            sum.add(text: text)
+            return sqlite3_bind_text64(
+                handle, at, text.baseAddress!.assumingMemoryBound(to: CChar.self), UInt64(text.count), nil, UInt8(SQLITE_UTF8))
+        }
+        for i in row.values.indices {
+            at += 1
+            switch row.values[i] {
+            case .null:
+                sum.addNull()
+                code |= sqlite3_bind_null(handle, at)
+            case .number(let n):
+                sum.add(n)
+                code |= sqlite3_bind_int64(handle, at, n)
+            case .text(let place): code |= bind(UnsafeRawBufferPointer(start: bytes + Int(place.lowerBound), count: place.count))
+            case .transport(let known):
+                let name: StaticString = known == .http ? "http" : "websocket"
+                code |= bind(UnsafeRawBufferPointer(start: name.utf8Start, count: name.utf8CodeUnitCount))
             }
         }
+        if withChecksum { code |= sqlite3_bind_int64(handle, at + 1, Int64(sum.value)) }
+        guard code == SQLITE_OK else { throw connection.error(code, "binding") }
+    }
+
+    /// Runs it with what was bound, once; returns the rows it changed.
+    func change() throws(StoreError) -> Int {
+        defer { sqlite3_reset(handle) }
+        let code = sqlite3_step(handle)
+        guard code == SQLITE_DONE else { throw connection.error(code) }
+        return connection.changes
     }
 
     func int(_ column: Int32) -> Int64 { sqlite3_column_int64(handle, column) }
@@ -88,12 +136,14 @@ final class Connection {
     private let mode: Mode
     private var handle: OpaquePointer?
     private var statements: [String: Statement] = [:]
+    /// Inserts of so many records, also among `statements`.
+    var inserts: [Int: Statement] = [:]
     /// Nil until the first record is stored.
     var storesChecksums: Bool?
 
     init(_ path: String, _ mode: Mode) throws(StoreError) {
         (self.path, self.mode) = (path, mode)
-        var flags = SQLITE_OPEN_URI | SQLITE_OPEN_FULLMUTEX | SQLITE_OPEN_EXRESCODE
+        var flags = SQLITE_OPEN_URI | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE
         flags |= mode == .readWrite ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE : SQLITE_OPEN_READONLY
         let code = sqlite3_open_v2(Self.uri(path, mode), &handle, flags, nil)
         guard code == SQLITE_OK else {
@@ -114,7 +164,7 @@ final class Connection {
 
     func close() {
         for statement in statements.values { sqlite3_finalize(statement.handle) }
-        statements = [:]
+        (statements, inserts) = ([:], [:])
         sqlite3_close_v2(handle)
         handle = nil
     }

@@ -28,6 +28,8 @@ public struct RecordChecksum: Sendable {
         var text = text
         value = text.withUTF8 { codexlb_crc32c_text(value, 2, $0.baseAddress, $0.count) }
     }
+    public mutating func add(text: UnsafeRawBufferPointer) { value = codexlb_crc32c_text(value, 2, text.baseAddress, text.count) }
+    public mutating func add(blob: UnsafeRawBufferPointer) { value = codexlb_crc32c_bytes(value, 3, blob.baseAddress, blob.count) }
     public mutating func add(_ bytes: [UInt8]) { value = codexlb_crc32c_bytes(value, 3, bytes, bytes.count) }
 }
 

@@ -1,3 +1,4 @@
+public import ControlWire
 public import Schema
 
 /// A value as it goes into a statement.
@@ -65,12 +66,17 @@ public protocol SQLConnection: AnyObject, Sendable {
     /// Stores records whose ids are new, in one durable statement or transaction; returns how many were. Where the schema is older than
     /// checksums they are left out.
     func append(_ records: [StoredRecord]) throws(StoreError) -> Int
+    /// The same with those of `range`, and with checksums of their own.
+    func append(_ records: JournalRows, _ range: Range<Int>) throws(StoreError) -> Int
     /// Whether there is a table of this name.
     func hasTable(_ name: String) throws(StoreError) -> Bool
     func close()
 }
 
 extension SQLConnection {
+    public func append(_ records: JournalRows, _ range: Range<Int>) throws(StoreError) -> Int {
+        try append(range.map { StoredRecord(sealing: records.record($0)) })
+    }
     public func rows<T>(_ query: Query<T>) throws(StoreError) -> [T] { try rows(query.sql, query.values, query.decode) }
     public func transaction<T>(_ body: () throws(StoreError) -> T) throws(StoreError) -> T { try transaction(readsOnly: false, body) }
 }

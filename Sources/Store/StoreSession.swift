@@ -1,4 +1,5 @@
-import Bytes
+internal import Bytes
+public import ControlWire
 internal import Sealing
 public import Vocabulary
 
@@ -65,15 +66,16 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
     }
 
     /// The same; where the store refuses the whole for what is in it, one by one: `refused` are those that can't be stored as they are.
-    public func appendWhatFits(_ records: [UsageRecord]) throws(StoreError) -> (new: Int, refused: [UsageRecord]) {
-        do throws(StoreError) { return (try append(records), []) } catch {
+    public func appendWhatFits(_ records: JournalRows) throws(StoreError) -> (new: Int, refused: [[UInt8]]) {
+        guard !records.rows.isEmpty else { return (0, []) }
+        do throws(StoreError) { return (try connection.append(records, records.rows.indices), []) } catch {
             guard !error.mayBeRetried else { throw error }
         }
-        var (new, refused): (Int, [UsageRecord]) = (0, [])
-        for record in records {
-            do throws(StoreError) { new += try append([record]) } catch {
+        var (new, refused): (Int, [[UInt8]]) = (0, [])
+        for index in records.rows.indices {
+            do throws(StoreError) { new += try connection.append(records, index..<index + 1) } catch {
                 guard !error.mayBeRetried else { throw error }
-                refused.append(record)
+                refused.append(records.journalBytes(index))
             }
         }
         return (new, refused)

@@ -165,9 +165,12 @@ public enum Limits {
     public static let logBytesMax = 64 * 1024 * 1024
     /// How often at most.
     public static let logHeldToldMilliseconds = 60_000
-    /// Records of one COMMIT, and how long the first of them waits for company.
+    /// Records of one batch; a COMMIT that has as many takes no further batch.
     public static let batchRecordsMax = 200
+    /// How long a COMMIT soon after another one waits for company.
     public static let batchMilliseconds = 5
+    /// Records that wait in the writer; above it the workers are not read, and their journals fill.
+    public static let intakeRecordsMax = 20_000
     /// One frame between processes.
     public static let frameBytesMax = 16 * 1024 * 1024
     /// From SIGTERM until open turns are cut.

@@ -71,11 +71,12 @@ final class DatabaseLink: StoreLink {
             // The acknowledgement of what could still be read forgets what could not.
             let upTo = damaged ? worker.usageJournal.head : end
             sent = upTo
-            let records = UsageRecord.decode(entries) { hex, error in
+            var rows = JournalRows()
+            rows.append(entries: entries) { hex, error in
                 worker.log.critical("a usage record can't be read and is set aside", metadata: ["error": "\(error)", "bytes": "\(hex)"])
             }
             let count = entries.count
-            lane.append(records) { [unowned self] setAside in acknowledged(upTo, count, setAside) }
+            lane.append(rows.records) { [unowned self] setAside in acknowledged(upTo, count, setAside) }
         }
     }
 

@@ -20,12 +20,14 @@ public enum Homecoming {
                 isWell = false
                 continue
             }
-            let records = UsageRecord.decode(entries) { hex, error in tell("a usage record of \(file) can't be read: \(error): \(hex)") }
             var stored = 0
             do throws(StoreError) {
-                for start in stride(from: 0, to: records.count, by: Limits.batchRecordsMax) {
-                    let batch = Array(records[start..<min(records.count, start + Limits.batchRecordsMax)])
-                    let (new, refused) = try store.appendWhatFits(batch)
+                for start in stride(from: 0, to: entries.count, by: Limits.batchRecordsMax) {
+                    var records = JournalRows()
+                    records.append(entries: entries[start..<min(entries.count, start + Limits.batchRecordsMax)]) { hex, error in
+                        tell("a usage record of \(file) can't be read: \(error): \(hex)")
+                    }
+                    let (new, refused) = try store.appendWhatFits(records)
                     stored += new
                     if !refused.isEmpty { try keep(refused, directories, tell) }
                 }
@@ -43,9 +45,9 @@ public enum Homecoming {
     }
 
     /// Records that the store refuses for what they are go into a file of their own: they must not hold up the others for ever.
-    static func keep(_ refused: [UsageRecord], _ directories: [String], _ tell: (String) -> Void) throws(StoreError) {
+    static func keep(_ refused: [[UInt8]], _ directories: [String], _ tell: (String) -> Void) throws(StoreError) {
         do throws(SystemError) {
-            let path = try Spool.keep(refused: refused.map(\.journalBytes), directories: directories, now: Clock.wall)
+            let path = try Spool.keep(refused: refused, directories: directories, now: Clock.wall)
             tell(
                 "\(refused.count) usage records that the database refuses are kept in \(path); try them again with: codex-lb db spool retry"
             )

@@ -14,6 +14,7 @@ final class Writer {
     let log: Logger
     private let heritage: Heritage
     private let queue: CommitQueue
+    let commits: GroupCommit
     private let scoreboard: Scoreboard
     private let spoolDirectories: [String]
     private let socketPath: String
@@ -23,20 +24,6 @@ final class Writer {
     private var workers: [ObjectIdentifier: WorkerLink] = [:]
     private var supervisor: ControlLink!
     private var snapshot: Snapshot
-
-    private struct Intake {
-        /// Nil where the batch had only records that can't be read: its acknowledgement waits for its turn all the same.
-        var record: UsageRecord?
-        var from: WorkerLink
-        /// The sender's journal place after the batch that this record ends; nil inside a batch.
-        var end: UInt64?
-    }
-    private var intake: [Intake] = []
-    private var isCommitting = false
-    private var batchTimer: LoopTimer!
-    private var retryTimer: LoopTimer!
-    private var retryMilliseconds = 50
-    private var complainedAt: Instant?
     private var isDraining = false
     /// The supervisor is dead: the database belongs to whoever starts next.
     private var isOrphan = false
@@ -50,9 +37,6 @@ final class Writer {
     private var drainBy = Instant.never
     private var drainTimer: LoopTimer!
 
-    /// Records waiting for a commit; above it the workers are not read, and their journals fill.
-    static let intakeRecordsMax = 20_000
-    static let complainMilliseconds = 5_000
     static let beatMilliseconds = 250
     /// After files of records that could not be stored.
     static let homecomingMilliseconds = 10_000
@@ -62,20 +46,20 @@ final class Writer {
     {
         (self.loop, self.heritage, self.log, self.snapshot) = (loop, heritage, log, snapshot)
         queue = CommitQueue(session, loop)
+        commits = GroupCommit(loop, queue, spoolDirectories: settings.spoolDirectories, log)
         scoreboard = Scoreboard(try SharedMemory(descriptor: heritage.scoreboard, count: Scoreboard.memoryBytes))
         (spoolDirectories, socketPath) = (settings.spoolDirectories, settings.writerSocket)
         databasePath = settings.database.sqlitePath ?? ""
-        batchTimer = LoopTimer(loop) { [unowned self] in commit() }
-        retryTimer = LoopTimer(loop) { [unowned self] in
-            isCommitting = false
-            commit()
-        }
         drainTimer = LoopTimer(loop) { [unowned self] in checkDrained() }
         beatTimer = LoopTimer(loop) { [unowned self] in
             scoreboard.add(.writerHeartbeat)
             droppedTold += LogSink.standard.dropped(since: droppedTold) { scoreboard.add(.logLinesDropped, $0) }
         }
         lookTimer = LoopTimer(loop) { [unowned self] in look() }
+        commits.tried = { [unowned self] in if isOrphan { loop.stop() } else if isDraining { checkDrained() } }
+        commits.hasRoom = { [unowned self] hasRoom in
+            for worker in workers.values { if hasRoom { worker.resume() } else { worker.pause() } }
+        }
         try listen()
         beatTimer.start(milliseconds: Self.beatMilliseconds, repeating: Self.beatMilliseconds)
         lookTimer.start(milliseconds: Limits.lookMilliseconds, repeating: Limits.lookMilliseconds)
@@ -167,82 +151,6 @@ final class Writer {
         if isDraining { checkDrained() }
     }
 
-    // MARK: Records
-
-    func received(_ batch: UsageBatch, from worker: WorkerLink) {
-        let decoded = UsageRecord.decode(batch.recordBytes) { hex, error in
-            log.critical("a usage record can't be read and is set aside", metadata: ["error": "\(error)", "bytes": "\(hex)"])
-        }
-        let isFirst = intake.isEmpty
-        for (i, record) in decoded.enumerated() {
-            intake.append(Intake(record: record, from: worker, end: i == decoded.count - 1 ? batch.end : nil))
-        }
-        if decoded.isEmpty { intake.append(Intake(record: nil, from: worker, end: batch.end)) }
-        if intake.count > Self.intakeRecordsMax { for worker in workers.values { worker.pause() } }
-        if intake.count >= Limits.batchRecordsMax {
-            commit()
-        } else if isFirst {
-            batchTimer.start(milliseconds: Limits.batchMilliseconds)
-        }
-    }
-
-    /// Commits up to a batch of records in one transaction; the rest follows when it is done.
-    private func commit() {
-        guard !isCommitting, !intake.isEmpty else { return }
-        isCommitting = true
-        let part = Array(intake.prefix(Limits.batchRecordsMax))
-        let records = part.compactMap(\.record)
-        let (directories, log) = (spoolDirectories, log)
-        queue.run({ session -> StoreError? in
-            do throws(StoreError) {
-                let refused = try session.appendWhatFits(records).refused
-                if !refused.isEmpty { try Homecoming.keep(refused, directories) { log.critical("\($0)") } }
-                return nil
-            } catch {
-                return error
-            }
-        }) { [self] error in
-            if let error { failed(error, part) } else { committed(part) }
-        }
-    }
-
-    private func committed(_ part: [Intake]) {
-        isCommitting = false
-        if isStuck { log.notice("the store takes records again", metadata: ["waiting": "\(intake.count)"]) }
-        retryMilliseconds = 50
-        complainedAt = nil
-        intake.removeFirst(part.count)
-        var ends: [ObjectIdentifier: (WorkerLink, UInt64)] = [:]
-        for entry in part { if let end = entry.end { ends[ObjectIdentifier(entry.from)] = (entry.from, end) } }
-        for (worker, end) in ends.values { worker.acknowledge(end) }
-        if isOrphan { return loop.stop() }
-        if intake.count < Self.intakeRecordsMax / 2 { for worker in workers.values { worker.resume() } }
-        if intake.count >= Limits.batchRecordsMax {
-            commit()
-        } else if !intake.isEmpty {
-            batchTimer.start(milliseconds: Limits.batchMilliseconds)
-        } else if isDraining {
-            checkDrained()
-        }
-    }
-
-    private func failed(_ error: StoreError, _ part: [Intake]) {
-        if isOrphan { return loop.stop() }
-        let now = loop.now
-        if complainedAt.map({ now.milliseconds(since: $0) >= Self.complainMilliseconds }) ?? true {
-            complainedAt = now
-            log.error(
-                "records can't be stored; they wait and are tried again", metadata: ["error": "\(error)", "waiting": "\(intake.count)"])
-        }
-        // Never dropped: the batch stays in front, and every worker's journal still has it.
-        retryTimer.start(milliseconds: retryMilliseconds)
-        retryMilliseconds = min(1000, retryMilliseconds * 2)
-        if isDraining { checkDrained() }
-    }
-
-    /// Whether the last commit failed.
-    private var isStuck: Bool { retryMilliseconds > 50 }
-
     // MARK: Commands
 
     /// `correlation` nil: from a worker, which waits for no answer.
@@ -281,10 +189,10 @@ final class Writer {
         guard isDraining, listener != nil else { return }
         let isOver = loop.now >= drainBy
         // Workers that went without an acknowledgement have left their records in journals that the supervisor puts into a file.
-        let isDone = workers.isEmpty && (intake.isEmpty && !isCommitting || isStuck)
+        let isDone = workers.isEmpty && (commits.isIdle || commits.isStuck)
         guard isDone || isOver else { return }
-        if !intake.isEmpty {
-            log.warning("leaving with records not stored; the supervisor keeps them", metadata: ["records": "\(intake.count)"])
+        if !commits.isIdle {
+            log.warning("leaving with records not stored; the supervisor keeps them", metadata: ["records": "\(commits.waiting)"])
         }
         stopListening()
         drainTimer.close()
@@ -299,113 +207,9 @@ final class Writer {
         log.error("the supervisor has gone: letting the database go")
         Process.setHardDeadline(seconds: Limits.drainMilliseconds / 1000)
         stopListening()
-        if !isCommitting || isStuck { loop.stop() }
+        commits.finish()
+        if !commits.isCommitting || commits.isStuck { loop.stop() }
     }
 
     func close() { queue.close() }
-}
-
-/// A connected worker.
-final class WorkerLink: ByteStreamDelegate {
-    private unowned let writer: Writer
-    private let stream: ByteStream
-    private var reader = FrameReader()
-    private var isClosed = false
-
-    init(_ writer: Writer, _ stream: ByteStream) {
-        (self.writer, self.stream) = (writer, stream)
-        stream.delegate = self
-        stream.startReading()
-    }
-
-    func send(_ fill: (inout Frame) -> Void) {
-        guard !isClosed else { return }
-        var frame = Frame()
-        fill(&frame)
-        stream.write(FrameCodec.encode(frame))
-    }
-
-    func acknowledge(_ end: UInt64) {
-        var ack = UsageAck()
-        ack.end = end
-        send { $0.usageAck = ack }
-    }
-
-    func pause() { stream.stopReading() }
-    func resume() { if !isClosed { stream.startReading() } }
-
-    func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
-        do throws(FrameError) {
-            try reader.feed(bytes.bytes) { frame throws(FrameError) in
-                switch frame.body {
-                case .hello: writer.greeted(self)
-                case .usageBatch(let batch): writer.received(batch, from: self)
-                case .storeCommand(let command): writer.received(command, correlation: nil)
-                default: break  // a newer worker may say more
-                }
-            }
-        } catch {
-            writer.log.error("unreadable frame from a worker", metadata: ["error": "\(error)"])
-            end()
-        }
-    }
-    func streamEnded(_ stream: ByteStream) { end() }
-    func streamFailed(_ stream: ByteStream, _ error: LoopError) { end() }
-    func streamDrained(_ stream: ByteStream) {}
-
-    private func end() {
-        guard !isClosed else { return }
-        isClosed = true
-        stream.close()
-        writer.gone(self)
-    }
-}
-
-/// The control socket to the supervisor.
-final class ControlLink: ByteStreamDelegate {
-    private weak var writer: Writer?
-    private let stream: ByteStream
-    private var reader = FrameReader()
-
-    init(_ loop: EventLoop, _ heritage: Heritage) throws(LoopError) {
-        stream = ByteStream(loop, .unix)
-        try stream.open(heritage.control)
-        stream.delegate = self
-        var hello = Hello()
-        hello.protocol = protocolVersion
-        hello.role = "writer"
-        hello.generation = heritage.generation
-        hello.pid = Int64(Process.id)
-        send { $0.hello = hello }
-    }
-
-    func attach(_ writer: Writer) {
-        self.writer = writer
-        stream.startReading()
-    }
-
-    func send(_ fill: (inout Frame) -> Void) {
-        var frame = Frame()
-        fill(&frame)
-        stream.write(FrameCodec.encode(frame))
-    }
-
-    func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
-        do throws(FrameError) {
-            try reader.feed(bytes.bytes) { frame throws(FrameError) in
-                switch frame.body {
-                case .drain(let drain): writer?.drain(milliseconds: Int(drain.milliseconds))
-                case .storeCommand(let command): writer?.received(command, correlation: frame.correlation)
-                default: break
-                }
-            }
-        } catch {
-            supervisorGone()
-        }
-    }
-    func streamEnded(_ stream: ByteStream) { supervisorGone() }
-    func streamFailed(_ stream: ByteStream, _ error: LoopError) { supervisorGone() }
-    func streamDrained(_ stream: ByteStream) {}
-
-    private func supervisorGone() { writer?.supervisorGone() }
 }

@@ -1,3 +1,4 @@
+import FoundationEssentials
 import SwiftProtobuf
 import Testing
 import Vocabulary
@@ -63,6 +64,61 @@ import Vocabulary
         }
     }
 
+    @Test("Batches are read as SwiftProtobuf reads them, and broken ones are refused: 20,000 mutations")
+    func batchMutations() throws {
+        var random = Seeded(state: 13)
+        var (taken, refused, unreadable) = (0, 0, 0)
+        for _ in 0..<20_000 {
+            var records: [UInt8] = []
+            for _ in 0..<Int.random(in: 0...3, using: &random) {
+                FrameCodec.append(record: Self.record(&random).journalBytes.span.bytes, to: &records)
+            }
+            var frame: [UInt8] = []
+            FrameCodec.encodeBatch(end: random.next() >> UInt64.random(in: 0...63, using: &random), records: records, into: &frame)
+            var body = Array(frame[4...])
+            for _ in 0..<Int.random(in: 0...2, using: &random) {
+                // What a batch consists of is at its beginning and between the records.
+                let at =
+                    Bool.random(using: &random)
+                    ? Int.random(in: 0..<min(16, body.count), using: &random) : Int.random(in: 0..<body.count, using: &random)
+                body[at] = UInt8.random(in: 0...255, using: &random)
+            }
+            guard let place = FrameCodec.usageBatch(in: body.span.bytes) else { continue }
+            var (rows, notRead): (JournalRows, [String]) = (JournalRows(), [])
+            let end = rows.append(batch: body.span.bytes.extracting(place)) { hex, _ in notRead.append(hex) }
+            guard let end else {
+                refused += 1
+                if let theirs = try? UsageBatch(serializedBytes: Array(body[place])) {  // groups are all that only the library takes
+                    #expect(!theirs.unknownFields.data.isEmpty, "\(body)")
+                }
+                continue
+            }
+            taken += 1
+            unreadable += notRead.count
+            let theirs = try Frame(body: body.span.bytes).usageBatch
+            let entries = theirs.records.map { [UInt8]($0) }
+            let readable = entries.filter { (try? UsageRecord(journalBytes: $0)) != nil }
+            #expect(theirs.end == end && entries.count == rows.rows.count + notRead.count, "\(body)")
+            #expect(rows.rows.indices.map { rows.journalBytes($0) } == readable)
+            #expect(rows.records == readable.compactMap { try? UsageRecord(journalBytes: $0) })
+        }
+        #expect(taken > 5_000 && refused > 100 && unreadable > 100)
+    }
+
+    @Test("A frame with more in it than a batch is left to SwiftProtobuf")
+    func otherFrames() throws {
+        let batch = UsageBatch(end: 3, records: [[1, 2]])
+        let plain = FrameCodec.encode(Frame(.usageBatch(batch)))
+        #expect(FrameCodec.usageBatch(in: Array(plain[4...]).span.bytes) == 2..<plain.count - 4)
+        for other in [Frame(.usageBatch(batch), correlation: 9), Frame(.hello(Hello())), Frame()] {
+            #expect(FrameCodec.usageBatch(in: Array(FrameCodec.encode(other)[4...]).span.bytes) == nil)
+        }
+        var (ours, theirs) = (JournalRows(), JournalRows())
+        let body = Array(plain[4...])
+        #expect(ours.append(batch: body.span.bytes.extracting(2..<body.count)) { _, _ in } == 3)
+        #expect(theirs.append(batch: FrameCodec.bytes(of: batch).span.bytes) { _, _ in } == 3)
+    }
+
     @Test("What SwiftProtobuf refuses is refused, and what it takes is taken for the same: 20,000 mutations")
     func mutations() throws {
         var random = Seeded(state: 11)
@@ -84,6 +140,14 @@ import Vocabulary
             if ours == nil { refused += 1 } else { taken += 1 }
         }
         #expect(taken > 1_000 && refused > 1_000)
+    }
+}
+
+extension UsageBatch {
+    init(end: UInt64, records: [[UInt8]]) {
+        self.init()
+        self.end = end
+        self.records = records.map { Data($0) }
     }
 }
 

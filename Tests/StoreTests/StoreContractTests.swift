@@ -1,3 +1,4 @@
+import ControlWire
 import DaemonHarness
 import Foundation
 import PostgresStore
@@ -117,6 +118,12 @@ func record(_ n: Int) -> UsageRecord {
     return r
 }
 
+private func rowsOf(_ records: [UsageRecord]) throws -> JournalRows {
+    var rows = JournalRows()
+    for record in records { try rows.append(journal: record.journalBytes.span.bytes) }
+    return rows
+}
+
 private func account(_ name: String) -> NewAccount {
     NewAccount(
         name: name, kind: .apiKey, baseURL: "https://api.openai.com/v1/",
@@ -149,6 +156,50 @@ extension StoreSession {
         #expect(try store.append([record(1), record(2), record(3)]) == 0)
         #expect(try store.append([record(4), record(3)]) == 1)
         #expect(try store.usage(last: 10).map(\.record) == [record(4), record(3), record(2), record(1)])
+    }
+
+    @Test("Records as workers send them become the same rows, with their checksums, in groups of any size", arguments: Database.both)
+    func rows(_ kind: Database) throws {
+        let ground = try Ground(kind)
+        let store = try ground.open()
+        var all: [UsageRecord] = []
+        for size in [0, 1, 3, 4, 5, 63, 64, 65, 85, 200] {
+            let new = (0..<size).map { i in
+                var r = record(all.count + i)
+                if i % 3 == 1 { (r.keyID, r.accountID, r.costMicrodollars, r.firstByteMilliseconds) = (.max, .min, 0, -1) }
+                if i % 5 == 2 { (r.transport, r.errorCode, r.modelServed) = (.websocket, "error \u{1F600}", "") }
+                if i % 7 == 3, kind == .sqlite { r.requestID = "a\0b" }
+                return r
+            }
+            all += new
+            let (added, refused) = try store.appendWhatFits(rowsOf(new))
+            #expect(added == size && refused.isEmpty)
+            if let last = new.last {
+                // Two that are there, one of them twice, and two new ones, one of them twice.
+                let more = [record(all.count), record(all.count + 1)]
+                let again = try store.appendWhatFits(rowsOf([last, more[0], new[0], more[0], last, more[1]]))
+                #expect(again.new == 2)
+                all += more
+            }
+        }
+        #expect(try store.usage(last: all.count + 1).map(\.record) == all.reversed())
+        let sums = try store.rows(Query("SELECT count(*) FROM usage_records WHERE checksum IS NULL") { $0.int(0) })
+        #expect(sums == [0])
+        #expect(try ground.check().isEmpty)
+    }
+
+    @Test("Records that the store refuses are given back as they came, the others are stored", arguments: Database.both)
+    func refused(_ kind: Database) throws {
+        let store = try Ground(kind).open()
+        try store.connection.execute(
+            kind == .sqlite
+                ? "CREATE TRIGGER no_bad BEFORE INSERT ON usage_records WHEN NEW.model_asked = 'bad' BEGIN SELECT RAISE(ABORT, 'no'); END"
+                : "ALTER TABLE usage_records ADD CONSTRAINT no_bad CHECK (model_asked <> 'bad')")
+        var records = (0..<70).map(record)
+        for n in [0, 33, 69] { records[n].modelAsked = "bad" }
+        let (new, refused) = try store.appendWhatFits(rowsOf(records))
+        #expect(new == 67 && refused == [0, 33, 69].map { records[$0].journalBytes })
+        #expect(try store.usage(last: 100).map(\.record) == records.filter { $0.modelAsked != "bad" }.reversed())
     }
 
     @Test(

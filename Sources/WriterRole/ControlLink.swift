@@ -1,0 +1,53 @@
+import ControlWire
+import Loop
+import Platform
+import Vocabulary
+
+/// The control socket to the supervisor.
+final class ControlLink: ByteStreamDelegate {
+    private weak var writer: Writer?
+    private let stream: ByteStream
+    private var reader = FrameReader()
+
+    init(_ loop: EventLoop, _ heritage: Heritage) throws(LoopError) {
+        stream = ByteStream(loop, .unix)
+        try stream.open(heritage.control)
+        stream.delegate = self
+        var hello = Hello()
+        hello.protocol = protocolVersion
+        hello.role = "writer"
+        hello.generation = heritage.generation
+        hello.pid = Int64(Process.id)
+        send { $0.hello = hello }
+    }
+
+    func attach(_ writer: Writer) {
+        self.writer = writer
+        stream.startReading()
+    }
+
+    func send(_ fill: (inout Frame) -> Void) {
+        var frame = Frame()
+        fill(&frame)
+        stream.write(FrameCodec.encode(frame))
+    }
+
+    func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
+        do throws(FrameError) {
+            try reader.feed(bytes.bytes) { frame throws(FrameError) in
+                switch frame.body {
+                case .drain(let drain): writer?.drain(milliseconds: Int(drain.milliseconds))
+                case .storeCommand(let command): writer?.received(command, correlation: frame.correlation)
+                default: break
+                }
+            }
+        } catch {
+            supervisorGone()
+        }
+    }
+    func streamEnded(_ stream: ByteStream) { supervisorGone() }
+    func streamFailed(_ stream: ByteStream, _ error: LoopError) { supervisorGone() }
+    func streamDrained(_ stream: ByteStream) {}
+
+    private func supervisorGone() { writer?.supervisorGone() }
+}

@@ -1,0 +1,63 @@
+import ControlWire
+import Logging
+import Loop
+import Vocabulary
+
+/// A connected worker.
+final class WorkerLink: ByteStreamDelegate {
+    private unowned let writer: Writer
+    private let stream: ByteStream
+    private var reader = FrameReader()
+    private var isClosed = false
+
+    init(_ writer: Writer, _ stream: ByteStream) {
+        (self.writer, self.stream) = (writer, stream)
+        stream.delegate = self
+        stream.startReading()
+    }
+
+    func send(_ fill: (inout Frame) -> Void) {
+        guard !isClosed else { return }
+        var frame = Frame()
+        fill(&frame)
+        stream.write(FrameCodec.encode(frame))
+    }
+
+    func acknowledge(_ end: UInt64) {
+        var ack = UsageAck()
+        ack.end = end
+        send { $0.usageAck = ack }
+    }
+
+    func pause() { stream.stopReading() }
+    func resume() { if !isClosed { stream.startReading() } }
+
+    func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
+        do throws(FrameError) {
+            try reader.feed(bodiesOf: bytes.bytes) { body throws(FrameError) in
+                if let batch = FrameCodec.usageBatch(in: body) {
+                    return try writer.commits.received(body.extracting(batch), from: self)
+                }
+                switch try Frame(body: body).body {
+                case .hello: writer.greeted(self)
+                case .usageBatch(let batch): try writer.commits.received(FrameCodec.bytes(of: batch).span.bytes, from: self)
+                case .storeCommand(let command): writer.received(command, correlation: nil)
+                default: break  // a newer worker may say more
+                }
+            }
+        } catch {
+            writer.log.error("unreadable frame from a worker", metadata: ["error": "\(error)"])
+            end()
+        }
+    }
+    func streamEnded(_ stream: ByteStream) { end() }
+    func streamFailed(_ stream: ByteStream, _ error: LoopError) { end() }
+    func streamDrained(_ stream: ByteStream) {}
+
+    private func end() {
+        guard !isClosed else { return }
+        isClosed = true
+        stream.close()
+        writer.gone(self)
+    }
+}
