@@ -70,7 +70,7 @@ protocol Answering: AnyObject {
 /// One downstream HTTP/1.1 connection. Requests are answered one at a time, in order; what a client pipelines waits in `input`.
 final class ClientConnection: ByteStreamDelegate {
     let worker: Worker
-    private let stream: ByteStream
+    let stream: ByteStream
     let isLocalPeer: Bool
     /// It has sent a request.
     private var hasAsked = false

@@ -62,7 +62,7 @@ final class Writer {
     {
         (self.loop, self.heritage, self.log, self.snapshot) = (loop, heritage, log, snapshot)
         queue = CommitQueue(session, loop)
-        scoreboard = Scoreboard(try SharedMemory(descriptor: heritage.scoreboard, count: Scoreboard.memoryBytes))
+        scoreboard = try Scoreboard(inherited: try SharedMemory(descriptor: heritage.scoreboard, count: Scoreboard.memoryBytes))
         (spoolDirectories, socketPath) = (settings.spoolDirectories, settings.writerSocket)
         databasePath = settings.database.sqlitePath ?? ""
         batchTimer = LoopTimer(loop) { [unowned self] in commit() }
@@ -394,6 +394,7 @@ final class ControlLink: ByteStreamDelegate {
         do throws(FrameError) {
             try reader.feed(bytes.bytes) { frame throws(FrameError) in
                 switch frame.body {
+                case .logOrder(let order): if let writer { Logs.obey(order.level, reopens: order.reopen, writer.log) }
                 case .drain(let drain): writer?.drain(milliseconds: Int(drain.milliseconds))
                 case .storeCommand(let command): writer?.received(command, correlation: frame.correlation)
                 default: break
