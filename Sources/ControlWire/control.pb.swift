@@ -135,6 +135,32 @@ public nonisolated struct Frame: Sendable {
     set {body = .statusReply(newValue)}
   }
 
+  /// command line → supervisor: an order to the fleet, and what came of it.
+  public var fleetOrder: FleetOrder {
+    get {
+      if case .fleetOrder(let v)? = body {return v}
+      return FleetOrder()
+    }
+    set {body = .fleetOrder(newValue)}
+  }
+
+  public var fleetReply: FleetReply {
+    get {
+      if case .fleetReply(let v)? = body {return v}
+      return FleetReply()
+    }
+    set {body = .fleetReply(newValue)}
+  }
+
+  /// supervisor → child: how to log from now on.
+  public var logOrder: LogOrder {
+    get {
+      if case .logOrder(let v)? = body {return v}
+      return LogOrder()
+    }
+    set {body = .logOrder(newValue)}
+  }
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public nonisolated enum OneOf_Body: Equatable, Sendable {
@@ -158,6 +184,11 @@ public nonisolated struct Frame: Sendable {
     /// command line → supervisor.
     case statusRequest(StatusRequest)
     case statusReply(StatusReply)
+    /// command line → supervisor: an order to the fleet, and what came of it.
+    case fleetOrder(FleetOrder)
+    case fleetReply(FleetReply)
+    /// supervisor → child: how to log from now on.
+    case logOrder(LogOrder)
 
   }
 
@@ -219,6 +250,181 @@ public nonisolated struct Drain: Sendable {
   // methods supported on all messages.
 
   public var milliseconds: UInt32 = 0
+
+  /// Others serve on: idle client connections go to them, and nobody is told to go.
+  public var handsOver: Bool = false
+
+  /// Of the listeners of its heritage, those that nobody listens on after it: it takes what waits in their backlogs.
+  public var orphanedListeners: [UInt32] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+public nonisolated struct LogOrder: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// Empty: as it is.
+  public var level: String = String()
+
+  /// Open the log file anew.
+  public var reopen: Bool = false
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+public nonisolated struct FleetOrder: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var body: FleetOrder.OneOf_Body? = nil
+
+  /// Answered when it is over.
+  public var reload: ReloadOrder {
+    get {
+      if case .reload(let v)? = body {return v}
+      return ReloadOrder()
+    }
+    set {body = .reload(newValue)}
+  }
+
+  public var scale: ScaleOrder {
+    get {
+      if case .scale(let v)? = body {return v}
+      return ScaleOrder()
+    }
+    set {body = .scale(newValue)}
+  }
+
+  public var drain: DrainOrder {
+    get {
+      if case .drain(let v)? = body {return v}
+      return DrainOrder()
+    }
+    set {body = .drain(newValue)}
+  }
+
+  public var stop: StopOrder {
+    get {
+      if case .stop(let v)? = body {return v}
+      return StopOrder()
+    }
+    set {body = .stop(newValue)}
+  }
+
+  public var log: LogOrder {
+    get {
+      if case .log(let v)? = body {return v}
+      return LogOrder()
+    }
+    set {body = .log(newValue)}
+  }
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public nonisolated enum OneOf_Body: Equatable, Sendable {
+    /// Answered when it is over.
+    case reload(ReloadOrder)
+    case scale(ScaleOrder)
+    case drain(DrainOrder)
+    case stop(StopOrder)
+    case log(LogOrder)
+
+  }
+
+  public init() {}
+}
+
+public nonisolated struct ReloadOrder: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+/// So many workers; without a number as many more or fewer.
+public nonisolated struct ScaleOrder: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var workers: UInt32 {
+    get {_workers ?? 0}
+    set {_workers = newValue}
+  }
+  /// Returns true if `workers` has been explicitly set.
+  public var hasWorkers: Bool {self._workers != nil}
+  /// Clears the value of `workers`. Subsequent reads from it will return its default value.
+  public mutating func clearWorkers() {self._workers = nil}
+
+  public var change: Int32 = 0
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _workers: UInt32? = nil
+}
+
+/// One worker, which a fresh one replaces; without a number all, and nobody follows.
+public nonisolated struct DrainOrder: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var worker: UInt32 {
+    get {_worker ?? 0}
+    set {_worker = newValue}
+  }
+  /// Returns true if `worker` has been explicitly set.
+  public var hasWorker: Bool {self._worker != nil}
+  /// Clears the value of `worker`. Subsequent reads from it will return its default value.
+  public mutating func clearWorker() {self._worker = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _worker: UInt32? = nil
+}
+
+public nonisolated struct StopOrder: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+public nonisolated struct FleetReply: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// Empty when it worked; else one line that says why not.
+  public var error: String = String()
+
+  /// In charge now.
+  public var generation: UInt64 = 0
+
+  public var workers: UInt32 = 0
+
+  /// From the order to the end of what it asked for.
+  public var milliseconds: UInt64 = 0
+
+  /// Lines that an operator should read.
+  public var notes: [String] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -864,6 +1070,12 @@ public nonisolated struct StatusReply: Sendable {
   /// Empty when all is well; else one line.
   public var databaseProblem: String = String()
 
+  /// Workers that are to be.
+  public var workers: UInt32 = 0
+
+  /// Why the last reload failed; empty when it did not.
+  public var reloadProblem: String = String()
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -901,7 +1113,7 @@ fileprivate nonisolated let _protobuf_package = "codexlb.control.v1"
 
 nonisolated extension Frame: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".Frame"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}correlation\0\u{1}hello\0\u{1}ready\0\u{1}refused\0\u{1}drain\0\u{3}usage_batch\0\u{3}usage_ack\0\u{1}snapshot\0\u{3}store_command\0\u{3}store_reply\0\u{3}status_request\0\u{3}status_reply\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}correlation\0\u{1}hello\0\u{1}ready\0\u{1}refused\0\u{1}drain\0\u{3}usage_batch\0\u{3}usage_ack\0\u{1}snapshot\0\u{3}store_command\0\u{3}store_reply\0\u{3}status_request\0\u{3}status_reply\0\u{3}fleet_order\0\u{3}fleet_reply\0\u{3}log_order\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -1053,6 +1265,45 @@ nonisolated extension Frame: SwiftProtobuf.Message, SwiftProtobuf._MessageImplem
           self.body = .statusReply(v)
         }
       }()
+      case 13: try {
+        var v: FleetOrder?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .fleetOrder(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .fleetOrder(v)
+        }
+      }()
+      case 14: try {
+        var v: FleetReply?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .fleetReply(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .fleetReply(v)
+        }
+      }()
+      case 15: try {
+        var v: LogOrder?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .logOrder(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .logOrder(v)
+        }
+      }()
       default: break
       }
     }
@@ -1110,6 +1361,18 @@ nonisolated extension Frame: SwiftProtobuf.Message, SwiftProtobuf._MessageImplem
     case .statusReply?: try {
       guard case .statusReply(let v)? = self.body else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 12)
+    }()
+    case .fleetOrder?: try {
+      guard case .fleetOrder(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 13)
+    }()
+    case .fleetReply?: try {
+      guard case .fleetReply(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 14)
+    }()
+    case .logOrder?: try {
+      guard case .logOrder(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 15)
     }()
     case nil: break
     }
@@ -1246,7 +1509,7 @@ nonisolated extension Refused: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
 
 nonisolated extension Drain: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".Drain"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}milliseconds\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}milliseconds\0\u{3}hands_over\0\u{3}orphaned_listeners\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -1255,6 +1518,8 @@ nonisolated extension Drain: SwiftProtobuf.Message, SwiftProtobuf._MessageImplem
       // enabled. https://github.com/apple/swift-protobuf/issues/1034
       switch fieldNumber {
       case 1: try { try decoder.decodeSingularUInt32Field(value: &self.milliseconds) }()
+      case 2: try { try decoder.decodeSingularBoolField(value: &self.handsOver) }()
+      case 3: try { try decoder.decodeRepeatedUInt32Field(value: &self.orphanedListeners) }()
       default: break
       }
     }
@@ -1264,11 +1529,333 @@ nonisolated extension Drain: SwiftProtobuf.Message, SwiftProtobuf._MessageImplem
     if self.milliseconds != 0 {
       try visitor.visitSingularUInt32Field(value: self.milliseconds, fieldNumber: 1)
     }
+    if self.handsOver != false {
+      try visitor.visitSingularBoolField(value: self.handsOver, fieldNumber: 2)
+    }
+    if !self.orphanedListeners.isEmpty {
+      try visitor.visitPackedUInt32Field(value: self.orphanedListeners, fieldNumber: 3)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
   public static func ==(lhs: Drain, rhs: Drain) -> Bool {
     if lhs.milliseconds != rhs.milliseconds {return false}
+    if lhs.handsOver != rhs.handsOver {return false}
+    if lhs.orphanedListeners != rhs.orphanedListeners {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension LogOrder: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".LogOrder"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}level\0\u{1}reopen\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.level) }()
+      case 2: try { try decoder.decodeSingularBoolField(value: &self.reopen) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.level.isEmpty {
+      try visitor.visitSingularStringField(value: self.level, fieldNumber: 1)
+    }
+    if self.reopen != false {
+      try visitor.visitSingularBoolField(value: self.reopen, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: LogOrder, rhs: LogOrder) -> Bool {
+    if lhs.level != rhs.level {return false}
+    if lhs.reopen != rhs.reopen {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension FleetOrder: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".FleetOrder"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}reload\0\u{1}scale\0\u{1}drain\0\u{1}stop\0\u{1}log\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try {
+        var v: ReloadOrder?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .reload(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .reload(v)
+        }
+      }()
+      case 2: try {
+        var v: ScaleOrder?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .scale(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .scale(v)
+        }
+      }()
+      case 3: try {
+        var v: DrainOrder?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .drain(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .drain(v)
+        }
+      }()
+      case 4: try {
+        var v: StopOrder?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .stop(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .stop(v)
+        }
+      }()
+      case 5: try {
+        var v: LogOrder?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .log(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .log(v)
+        }
+      }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    switch self.body {
+    case .reload?: try {
+      guard case .reload(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 1)
+    }()
+    case .scale?: try {
+      guard case .scale(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 2)
+    }()
+    case .drain?: try {
+      guard case .drain(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 3)
+    }()
+    case .stop?: try {
+      guard case .stop(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 4)
+    }()
+    case .log?: try {
+      guard case .log(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 5)
+    }()
+    case nil: break
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: FleetOrder, rhs: FleetOrder) -> Bool {
+    if lhs.body != rhs.body {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension ReloadOrder: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".ReloadOrder"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap()
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    // Load everything into unknown fields
+    while try decoder.nextFieldNumber() != nil {}
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: ReloadOrder, rhs: ReloadOrder) -> Bool {
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension ScaleOrder: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".ScaleOrder"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}workers\0\u{1}change\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._workers) }()
+      case 2: try { try decoder.decodeSingularSInt32Field(value: &self.change) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._workers {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    if self.change != 0 {
+      try visitor.visitSingularSInt32Field(value: self.change, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: ScaleOrder, rhs: ScaleOrder) -> Bool {
+    if lhs._workers != rhs._workers {return false}
+    if lhs.change != rhs.change {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension DrainOrder: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".DrainOrder"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}worker\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self._worker) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    try { if let v = self._worker {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 1)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: DrainOrder, rhs: DrainOrder) -> Bool {
+    if lhs._worker != rhs._worker {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension StopOrder: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".StopOrder"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap()
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    // Load everything into unknown fields
+    while try decoder.nextFieldNumber() != nil {}
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: StopOrder, rhs: StopOrder) -> Bool {
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension FleetReply: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".FleetReply"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}generation\0\u{1}workers\0\u{1}milliseconds\0\u{1}notes\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.error) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.generation) }()
+      case 3: try { try decoder.decodeSingularUInt32Field(value: &self.workers) }()
+      case 4: try { try decoder.decodeSingularUInt64Field(value: &self.milliseconds) }()
+      case 5: try { try decoder.decodeRepeatedStringField(value: &self.notes) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.error.isEmpty {
+      try visitor.visitSingularStringField(value: self.error, fieldNumber: 1)
+    }
+    if self.generation != 0 {
+      try visitor.visitSingularUInt64Field(value: self.generation, fieldNumber: 2)
+    }
+    if self.workers != 0 {
+      try visitor.visitSingularUInt32Field(value: self.workers, fieldNumber: 3)
+    }
+    if self.milliseconds != 0 {
+      try visitor.visitSingularUInt64Field(value: self.milliseconds, fieldNumber: 4)
+    }
+    if !self.notes.isEmpty {
+      try visitor.visitRepeatedStringField(value: self.notes, fieldNumber: 5)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: FleetReply, rhs: FleetReply) -> Bool {
+    if lhs.error != rhs.error {return false}
+    if lhs.generation != rhs.generation {return false}
+    if lhs.workers != rhs.workers {return false}
+    if lhs.milliseconds != rhs.milliseconds {return false}
+    if lhs.notes != rhs.notes {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -2363,7 +2950,7 @@ nonisolated extension StatusRequest: SwiftProtobuf.Message, SwiftProtobuf._Messa
 
 nonisolated extension StatusReply: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".StatusReply"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}supervisor_pid\0\u{1}version\0\u{1}generation\0\u{1}state\0\u{3}age_ms\0\u{1}listeners\0\u{3}data_directory\0\u{1}children\0\u{1}database\0\u{1}revision\0\u{3}database_problem\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}supervisor_pid\0\u{1}version\0\u{1}generation\0\u{1}state\0\u{3}age_ms\0\u{1}listeners\0\u{3}data_directory\0\u{1}children\0\u{1}database\0\u{1}revision\0\u{3}database_problem\0\u{1}workers\0\u{3}reload_problem\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -2382,6 +2969,8 @@ nonisolated extension StatusReply: SwiftProtobuf.Message, SwiftProtobuf._Message
       case 9: try { try decoder.decodeSingularStringField(value: &self.database) }()
       case 10: try { try decoder.decodeSingularStringField(value: &self.revision) }()
       case 11: try { try decoder.decodeSingularStringField(value: &self.databaseProblem) }()
+      case 12: try { try decoder.decodeSingularUInt32Field(value: &self.workers) }()
+      case 13: try { try decoder.decodeSingularStringField(value: &self.reloadProblem) }()
       default: break
       }
     }
@@ -2421,6 +3010,12 @@ nonisolated extension StatusReply: SwiftProtobuf.Message, SwiftProtobuf._Message
     if !self.databaseProblem.isEmpty {
       try visitor.visitSingularStringField(value: self.databaseProblem, fieldNumber: 11)
     }
+    if self.workers != 0 {
+      try visitor.visitSingularUInt32Field(value: self.workers, fieldNumber: 12)
+    }
+    if !self.reloadProblem.isEmpty {
+      try visitor.visitSingularStringField(value: self.reloadProblem, fieldNumber: 13)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -2436,6 +3031,8 @@ nonisolated extension StatusReply: SwiftProtobuf.Message, SwiftProtobuf._Message
     if lhs.database != rhs.database {return false}
     if lhs.revision != rhs.revision {return false}
     if lhs.databaseProblem != rhs.databaseProblem {return false}
+    if lhs.workers != rhs.workers {return false}
+    if lhs.reloadProblem != rhs.reloadProblem {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

@@ -1,4 +1,5 @@
 public import Logging
+internal import Synchronization
 internal import Vocabulary
 
 /// Writes each event as one line to stderr, logfmt or JSON, through `LogSink`: whoever logs never waits.
@@ -12,11 +13,15 @@ public struct LineLogHandler: LogHandler {
     let format: Format
     /// Lines start with `<N>` (sd-daemon(3)), so that the journal knows their priority.
     let hasPriority: Bool
-    public var logLevel: Logger.Level
+    /// One for the whole process: an operator may change it at any time.
+    public var logLevel: Logger.Level {
+        get { Logs.level }
+        set { Logs.level = newValue }
+    }
     public var metadata: Logger.Metadata = [:]
 
-    public init(role: String, format: Format, hasPriority: Bool, level: Logger.Level) {
-        (self.role, self.format, self.hasPriority, self.logLevel) = (role, format, hasPriority, level)
+    public init(role: String, format: Format, hasPriority: Bool) {
+        (self.role, self.format, self.hasPriority) = (role, format, hasPriority)
     }
 
     public subscript(metadataKey key: String) -> Logger.Metadata.Value? {
@@ -93,10 +98,26 @@ public struct LineLogHandler: LogHandler {
 }
 
 public enum Logs {
-    /// The logger of a process. Call once, at start.
+    private static let levelNumber = Atomic<Int>(Logger.Level.allCases.firstIndex(of: .info)!)
+    /// Of all loggers of this process.
+    public static var level: Logger.Level {
+        get { Logger.Level.allCases[levelNumber.load(ordering: .relaxed)] }
+        set { levelNumber.store(Logger.Level.allCases.firstIndex(of: newValue)!, ordering: .relaxed) }
+    }
+    /// What the supervisor says to its children: a level, if one is named, and whether to open the log file anew.
+    public static func obey(_ level: String, reopens: Bool, _ log: Logger) {
+        if !level.isEmpty { setLevel(level) }
+        guard reopens, let problem = LogSink.standard.reopen() else { return }
+        log.error("\(problem); lines go on to the file that was open")
+    }
+
+    /// By its name; an unknown one changes nothing.
+    public static func setLevel(_ name: String) { if let level = Logger.Level(rawValue: name) { self.level = level } }
+
+    /// The logger of a process. Call at its start; after a reload the supervisor takes another.
     public static func make(role: String, json: Bool, journal: Bool, level: String) -> Logger {
-        let handler = LineLogHandler(
-            role: role, format: json ? .json : .logfmt, hasPriority: journal, level: Logger.Level(rawValue: level) ?? .info)
+        self.level = Logger.Level(rawValue: level) ?? .info
+        let handler = LineLogHandler(role: role, format: json ? .json : .logfmt, hasPriority: journal)
         LogSink.standard.setFormat { handler.line(Clock.wall, $0, $1, $2) }
         return Logger(label: role) { _ in handler }
     }

@@ -27,7 +27,10 @@ public final class LogSink: @unchecked Sendable {  // `lock` guards `state`; `dr
         var hasThread = false
     }
 
+    /// Stays the same for the life of the sink: another file is put under it.
     private let descriptor: Int32
+    /// Where the lines go instead of where they went first; empty: nowhere else.
+    private var path = ""
     private let bytesMax: Int
     private let lock = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
     private let changed = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
@@ -44,6 +47,28 @@ public final class LogSink: @unchecked Sendable {  // `lock` guards `state`; `dr
         pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
         pthread_cond_init(changed, &attributes)
         pthread_condattr_destroy(&attributes)
+    }
+
+    /// Lines go to this file from now on, made with mode 0640 where there is none. Gives what is wrong when it can't be opened; then
+    /// everything is as it was.
+    public func open(_ path: String) -> String? {
+        let fd = Glibc.open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0o640)
+        guard fd >= 0 else { return "the log file \(path) can't be opened: \(String(cString: strerror(errno)))" }
+        defer { close(fd) }
+        pthread_mutex_lock(lock)
+        defer { pthread_mutex_unlock(lock) }
+        // Both in one step: the thread may be writing. Standard error goes with it, for what others of this process write there.
+        guard dup2(fd, descriptor) >= 0 else { return "the log file \(path): \(String(cString: strerror(errno)))" }
+        self.path = path
+        return nil
+    }
+
+    /// Opens the log file by its name again: whoever rotates logs has moved it away. Nothing where lines go to standard error.
+    public func reopen() -> String? {
+        pthread_mutex_lock(lock)
+        let path = path
+        pthread_mutex_unlock(lock)
+        return path.isEmpty ? nil : open(path)
     }
 
     func setFormat(_ format: @escaping (Logger.Level, String, [(String, String)]) -> String) {

@@ -1,23 +1,18 @@
 public import Vocabulary
 
-/// A place for a child of one kind.
-public struct ChildSlot: Hashable, Sendable, CustomStringConvertible {
-    public enum Role: String, Sendable { case writer, worker }
-    public var role: Role
-    public var number: Int
-    public init(_ role: Role, _ number: Int = 0) { (self.role, self.number) = (role, number) }
-    public var description: String { role == .worker ? "worker.\(number)" : role.rawValue }
-}
-
-/// Decides when children are started, restarted, drained and killed. Does no I/O and reads no clock.
+/// Decides when children are started, restarted, drained and killed, and when one generation of workers follows another. Does no I/O and
+/// reads no clock. The matrix of its states and events is in docs/states.md.
 ///
 /// ```
-/// per child:  waiting ─▶ starting ─▶ ready ─▶ draining ─▶ ended
-///                ▲          │          │          │
-///                └── exit ──┴──────────┘          └─▶ ended
-/// as a whole: starting ─▶ serving ─▶ stoppingWorkers ─▶ stoppingWriter ─▶ stopped
+/// per child:       waiting ─▶ starting ─▶ ready ─▶ draining ─▶ gone
+///                     ▲          │          │          │
+///                     └── exit ──┴──────────┴──────────┘  (draining: only to bring records home)
+/// as a whole:      starting ─▶ serving ─▶ stoppingWorkers ─▶ stoppingWriter ─▶ stopped
+/// per generation:  candidate ─▶ serving ─▶ draining ─▶ gone
+///                      └── any failure ───────▲
+/// a reload:        none ─▶ checking ─▶ (waitingForRoom) ─▶ starting ─▶ none
 /// ```
-/// The writer comes first and goes last: a worker's records always find it. On a shared database there is none.
+/// The writer comes first and goes last: a worker's records always find it. It belongs to no generation. On a shared database there is none.
 public struct Fleet: Sendable {
     public enum Phase: String, Sendable {
         /// Not everyone has been ready yet. Can transition to: `serving`, `stoppingWorkers`, `stopped`.
@@ -32,107 +27,136 @@ public struct Fleet: Sendable {
         case stopped
     }
 
-    public enum ChildState: Sendable, Equatable {
-        /// To be started at that time. Can transition to: `starting`, `ended`.
-        case waiting(until: Instant)
-        /// Runs, has not said READY. Can transition to: `ready`, `draining`, `waiting`.
-        case starting(pid: Int32, by: Instant)
-        /// Serves. Can transition to: `draining`, `waiting`.
-        case ready(pid: Int32)
-        /// Finishes; killed after `by`. Can transition to: `ended`, `waiting` (it left records behind).
-        case draining(pid: Int32, by: Instant)
-        /// Not there and not wanted. Final.
-        case ended
-
-        public var pid: Int32? {
-            switch self {
-            case .starting(let pid, _), .ready(let pid), .draining(let pid, _): pid
-            case .waiting, .ended: nil
-            }
-        }
-        public var name: String {
-            switch self {
-            case .waiting: "waiting"
-            case .starting: "starting"
-            case .ready: "ready"
-            case .draining: "draining"
-            case .ended: "ended"
-            }
-        }
-    }
-
-    public struct Child: Sendable {
-        public var slot: ChildSlot
-        public var state: ChildState
-        public var since: Instant
-        public var restarts = 0
-        /// Exits in a row without `healthyMilliseconds` between them.
-        var failures = 0
-        /// Its last process left records in the journal, which a successor must bring home.
-        var hasRecords = false
-        var heartbeat = 0
-        var heartbeatAt = Instant.never
-        var abortedAt: Instant?
+    public enum Reload: Sendable, Equatable {
+        case none
+        /// The settings are being read. Can transition to: `waitingForRoom`, `starting`, `none`.
+        case checking
+        /// As many generations drain as may. Can transition to: `starting`, `none`.
+        case waitingForRoom(workers: Int)
+        /// The workers of the candidate start. Can transition to: `none`.
+        case starting
     }
 
     public enum Action: Sendable, Equatable {
-        case spawn(ChildSlot)
-        case drain(ChildSlot, milliseconds: Int)
+        case spawn(ChildID)
+        /// `handsOver`: idle clients go to other workers; else they are told to go.
+        case drain(ChildID, milliseconds: Int, handsOver: Bool)
         /// Nobody new: the supervisor lets its listeners go, before the workers let go theirs.
         case closeListeners
         case abort(Int32)
         case kill(Int32)
         /// Everyone is ready for the first time.
         case announceReady
+        /// Read the settings, and say `settingsChecked`.
+        case checkSettings
+        /// The generation serves; the one before is about to drain.
+        case reloaded(generation: UInt64)
+        /// Everything is as it was.
+        case reloadFailed(reason: String)
+        /// So many generations drain that the oldest one has to end sooner.
+        case tightened(generation: UInt64, milliseconds: Int)
+        /// No process of the generation is left, and none will be.
+        case retired(generation: UInt64)
         /// The supervisor's own end.
         case exit(code: Int32)
     }
 
+    /// Durations in milliseconds.
+    public struct Times: Sendable {
+        /// From the order to stop until open turns are cut.
+        public var drain: Int
+        /// The same for workers that a reload, or fewer workers, put out of service.
+        public var reloadDrain: Int
+        public var ready: Int
+        public init(drain: Int, reloadDrain: Int = Limits.reloadDrainMilliseconds, ready: Int = Limits.readyMilliseconds) {
+            (self.drain, self.reloadDrain, self.ready) = (drain, reloadDrain, ready)
+        }
+    }
+
     /// A child that lived so long counts as healthy: its next restart is immediate.
     public static let healthyMilliseconds = 60_000
-    public static let restartMillisecondsMax = 5_000
     /// A child that was told to abort gets this long to write its core.
     static let abortMilliseconds = 2_000
     /// A draining child ends itself at its deadline; it is killed this much later.
     static let drainGraceMilliseconds = 5_000
+    /// A stop tries so often to bring one process's records home; then they go to a file.
+    static let homecomingsMax = 5
 
     public private(set) var phase = Phase.starting
-    public private(set) var children: [Child]
-    private let drainMilliseconds: Int
-    private let readyMilliseconds: Int
+    public private(set) var children: [Child] = []
+    /// The generation in charge.
+    public private(set) var generation: UInt64 = 1
+    public private(set) var reload = Reload.none
+    /// The workers of the generation in charge that are to be; 0: all were told to go.
+    public private(set) var workers: Int
+    private var lastGeneration: UInt64 = 1
+    /// When another reload is to begin.
+    private var reloadDue = Instant.never
+    private var reloadBegunAt: Instant?
+    private var rows = RowPool()
+    private var times: Times
+    /// Those of the candidate, once it is in charge.
+    private var nextTimes: Times?
     private var exitCode: Int32 = 0
+    private var nextSerial = 0
     private var tickedAt: Instant
 
     /// `hasWriter`: false when the workers write the database themselves.
-    public init(
-        workers: Int, hasWriter: Bool = true, now: Instant, drainMilliseconds: Int, readyMilliseconds: Int = Limits.readyMilliseconds
-    ) {
-        self.drainMilliseconds = drainMilliseconds
-        self.readyMilliseconds = readyMilliseconds
-        tickedAt = now
-        let first = hasWriter ? [ChildSlot(.writer)] : []
-        children = (first + (0..<workers).map { ChildSlot(.worker, $0) }).map {
-            Child(slot: $0, state: .waiting(until: $0.role == .writer || !hasWriter ? now : .never), since: now)
-        }
+    public init(workers: Int, hasWriter: Bool = true, now: Instant, times: Times) {
+        (self.workers, self.times, tickedAt) = (workers, times, now)
+        if hasWriter { add(ChildSlot(.writer), 0, startAt: now, now) }
+        for number in 0..<workers { add(ChildSlot(.worker, number), 1, startAt: hasWriter ? .never : now, now) }
     }
 
-    private func index(_ slot: ChildSlot) -> Int { children.firstIndex { $0.slot == slot }! }
-    private var workersLeft: Bool { children.contains { $0.slot.role == .worker && $0.state != .ended } }
+    public subscript(id: ChildID) -> Child? { children.first { $0.id == id } }
+    /// Rows below this one are or may be in use.
+    public var rowsEnd: Int { rows.end }
+    /// Whose processes have not all ended, the oldest first; without the one in charge and the candidate.
+    public var drainingGenerations: [UInt64] {
+        Set(children.lazy.map(\.generation).filter { $0 != 0 && $0 != generation && $0 != candidate }).sorted()
+    }
+    private var candidate: UInt64? { reload == .starting ? lastGeneration : nil }
+
+    private mutating func add(_ slot: ChildSlot, _ generation: UInt64, startAt: Instant, _ now: Instant) {
+        children.append(
+            Child(id: ChildID(serial: nextSerial), slot: slot, generation: generation, state: .waiting(until: startAt), since: now))
+        nextSerial += 1
+    }
+
+    private func index(_ id: ChildID) -> Int? { children.firstIndex { $0.id == id } }
+    private func isServing(_ child: Child) -> Bool { child.slot.role == .worker && child.generation == generation }
+
+    // MARK: Time
 
     /// Time has passed: starts what is due, ends what is overdue.
     public mutating func ticked(_ now: Instant) -> [Action] {
-        var actions: [Action] = []
         if now.milliseconds(since: tickedAt) >= Limits.supervisorPauseMilliseconds {
             for i in children.indices where children[i].heartbeatAt != .never { children[i].heartbeatAt = now }
         }
         tickedAt = now
+        var actions = overdue(now)
+        if reload == .none, reloadDue <= now, phase == .serving { actions += begin(now) }
+        actions += shed(now)
+        for i in children.indices {
+            guard case .waiting(let until) = children[i].state, until <= now else { continue }
+            if children[i].slot.role == .worker, children[i].row == nil {
+                guard let row = rows.take() else { continue }
+                children[i].row = row
+            }
+            actions.append(.spawn(children[i].id))
+        }
+        return actions
+    }
+
+    private mutating func overdue(_ now: Instant) -> [Action] {
+        var actions: [Action] = []
+        var late: Child?
         for i in children.indices {
             switch children[i].state {
-            case .waiting(let until) where until <= now:
-                actions.append(.spawn(children[i].slot))
             case .starting(let pid, let by) where by <= now:
                 children[i].state = .starting(pid: pid, by: .never)
                 actions.append(.kill(pid))
+                if children[i].generation == candidate { late = children[i] }
             case .draining(let pid, let by) where by <= now:
                 children[i].state = .draining(pid: pid, by: .never)
                 actions.append(.kill(pid))
@@ -145,128 +169,134 @@ public struct Fleet: Sendable {
                 actions.append(.kill(pid))
             }
         }
+        if let late {
+            actions += discard("\(late.slot) was not ready after \(milliseconds(times.ready))", now)
+        }
         return actions
     }
 
-    public mutating func spawned(_ slot: ChildSlot, pid: Int32, now: Instant) -> [Action] {
-        let i = index(slot)
+    private func milliseconds(_ count: Int) -> String { count % 1000 == 0 ? "\(count / 1000) s" : "\(count) ms" }
+
+    // MARK: Children
+
+    public mutating func spawned(_ id: ChildID, pid: Int32, now: Instant) -> [Action] {
+        guard let i = index(id) else { preconditionFailure("illegal transition: state=gone event=spawned") }
         guard case .waiting = children[i].state else { preconditionFailure("illegal transition: state=\(children[i].state) event=spawned") }
-        children[i].state = .starting(pid: pid, by: now.adding(milliseconds: readyMilliseconds))
+        children[i].state = .starting(pid: pid, by: now.adding(milliseconds: times.ready))
         children[i].since = now
+        children[i].starts = children[i].starts.suffix(Limits.startsMax - 1) + [now]
         children[i].hasRecords = false
         children[i].heartbeatAt = .never
         children[i].abortedAt = nil
         // Started only to bring its predecessor's records home: it drains from the beginning.
-        if phase == .stoppingWorkers, slot.role == .worker { return drain(i, now) }
+        if !children[i].isWanted { return drain(i, times.drain, handsOver: false, now) }
         return []
     }
 
     /// The process could not even be started. What is due is left to the next tick: the actions that this one was part of go on.
-    public mutating func spawnFailed(_ slot: ChildSlot, now: Instant) -> [Action] {
-        let i = index(slot)
-        return gone(i, hasRecords: children[i].hasRecords, now).filter { if case .spawn = $0 { false } else { true } }
+    public mutating func spawnFailed(_ id: ChildID, reason: String, now: Instant) -> [Action] {
+        guard let i = index(id) else { return [] }
+        children[i].starts = children[i].starts.suffix(Limits.startsMax - 1) + [now]
+        return gone(i, hasRecords: children[i].hasRecords, isOrderly: false, reason: reason, now).filter {
+            if case .spawn = $0 { false } else { true }
+        }
     }
 
-    public mutating func ready(_ slot: ChildSlot, now: Instant) -> [Action] {
-        let i = index(slot)
-        guard case .starting(let pid, _) = children[i].state else { return [] }  // told to drain meanwhile
+    public mutating func ready(_ id: ChildID, now: Instant) -> [Action] {
+        guard let i = index(id), case .starting(let pid, _) = children[i].state else { return [] }  // told to drain meanwhile
         children[i].state = .ready(pid: pid)
         children[i].heartbeatAt = now
-        if slot.role == .writer {
-            for j in children.indices where children[j].slot.role == .worker && children[j].state == .waiting(until: .never) {
+        if children[i].slot.role == .writer {
+            for j in children.indices where children[j].state == .waiting(until: .never) {
                 children[j].state = .waiting(until: now)
             }
         }
-        guard phase == .starting, children.allSatisfy({ if case .ready = $0.state { true } else { false } }) else { return ticked(now) }
-        phase = .serving
-        return [.announceReady]
-    }
-
-    /// The child says that it can't work and why; another try would end the same way. While starting that ends the start.
-    public mutating func refused(_ slot: ChildSlot, now: Instant) -> [Action] {
-        guard phase == .starting else { return [] }
-        exitCode = 1
-        return stop(now)
-    }
-
-    /// A child has exited. `hasRecords`: its journal is not empty.
-    public mutating func exited(pid: Int32, hasRecords: Bool, now: Instant) -> [Action] {
-        guard let i = children.firstIndex(where: { $0.state.pid == pid }) else { return [] }
-        return gone(i, hasRecords: hasRecords, now)
-    }
-
-    private mutating func gone(_ i: Int, hasRecords: Bool, _ now: Instant) -> [Action] {
-        let wasHealthy = now.milliseconds(since: children[i].since) >= Self.healthyMilliseconds
-        children[i].failures = wasHealthy ? 1 : children[i].failures + 1
-        let isWanted: Bool
-        switch phase {
-        case .starting, .serving: isWanted = true
-        // A worker that died with records in its journal is started again to hand them over; the writer is wanted as long as one is there.
-        case .stoppingWorkers: isWanted = children[i].slot.role == .writer || hasRecords && children[i].failures < 5
-        case .stoppingWriter, .stopped: isWanted = false
+        if phase == .starting, children.allSatisfy(\.isReady) {
+            phase = .serving
+            return [.announceReady] + ticked(now)
         }
+        if let candidate, children.allSatisfy({ $0.generation != candidate || $0.isReady }) { return promote(now) }
+        return ticked(now)
+    }
+
+    /// The child says that it can't work and why; another try would end the same way. While starting that ends the start, and of a
+    /// candidate the reload.
+    public mutating func refused(_ id: ChildID, reason: String, now: Instant) -> [Action] {
+        if phase == .starting {
+            exitCode = 1
+            return stop(now)
+        }
+        guard let i = index(id), children[i].generation == candidate else { return [] }
+        return discard(reason, now)
+    }
+
+    /// A child has exited. `hasRecords`: its journal is not empty. `isOrderly`: by itself, as it was told.
+    public mutating func exited(pid: Int32, hasRecords: Bool, isOrderly: Bool = false, reason: String = "", now: Instant) -> [Action] {
+        guard let i = children.firstIndex(where: { $0.state.pid == pid }) else { return [] }
+        return gone(i, hasRecords: hasRecords, isOrderly: isOrderly, reason: reason, now)
+    }
+
+    private mutating func gone(_ i: Int, hasRecords: Bool, isOrderly: Bool, reason: String, _ now: Instant) -> [Action] {
+        let child = children[i]
+        let isHealthy = now.milliseconds(since: child.since) >= Self.healthyMilliseconds
+        children[i].failures = isHealthy ? 1 : child.failures + 1
+        if isHealthy { (children[i].starts, children[i].backOffs) = ([], 0) }
         children[i].since = now
         children[i].hasRecords = hasRecords
+        if !hasRecords, let row = child.row {
+            rows.giveBack(row)
+            children[i].row = nil
+        }
+        let isCandidate = child.generation == candidate && child.isWanted && child.slot.role == .worker
+        let isWanted: Bool
+        switch phase {
+        case .starting, .serving: isWanted = child.isWanted && !isCandidate || hasRecords
+        // A worker that died with records in its journal is started again to hand them over; the writer is wanted as long as one is there.
+        // One that ended by itself has tried for as long as there is sense in it.
+        case .stoppingWorkers:
+            isWanted = child.slot.role == .writer || hasRecords && !isOrderly && children[i].failures < Self.homecomingsMax
+        case .stoppingWriter, .stopped: isWanted = false
+        }
+        var actions: [Action] = []
         if isWanted {
             children[i].restarts += 1
-            children[i].state = .waiting(until: now.adding(milliseconds: Self.restartMilliseconds(failures: children[i].failures)))
-            return ticked(now)
+            children[i].state = .waiting(until: now.adding(milliseconds: backOff(i, now)))
+        } else {
+            children.remove(at: i)
         }
-        children[i].state = .ended
-        return advanceStop(now)
+        if isCandidate { actions += discard("\(child.slot) of the new generation ended: \(reason)", now) }
+        actions += retire(child.generation, now)
+        return actions + (phase == .starting || phase == .serving || isWanted ? ticked(now) : advanceStop(now))
     }
 
-    /// 0, 100, 200, 400 … 5000 ms.
-    static func restartMilliseconds(failures: Int) -> Int {
-        failures <= 1 ? 0 : min(restartMillisecondsMax, 100 << min(10, failures - 2))
-    }
-
-    /// The operator asks for the end: open turns are finished first.
-    public mutating func stop(_ now: Instant) -> [Action] {
-        guard phase == .starting || phase == .serving else { return [] }
-        phase = .stoppingWorkers
-        var actions: [Action] = [.closeListeners]
-        for i in children.indices where children[i].slot.role == .worker {
-            if children[i].state.pid != nil {
-                actions += drain(i, now)
-            } else {
-                children[i].state = children[i].hasRecords ? .waiting(until: now) : .ended
-            }
+    /// 0 for the first starts, then 0.5, 1, 2, 4, 5, 5 … s until it is healthy.
+    private mutating func backOff(_ i: Int, _ now: Instant) -> Int {
+        let starts = children[i].starts
+        if children[i].backOffs == 0 {
+            guard starts.count == Limits.startsMax, now.milliseconds(since: starts[0]) < Limits.startsMilliseconds else { return 0 }
         }
-        return actions + advanceStop(now)
+        children[i].backOffs += 1
+        return min(Limits.backOffMillisecondsMax, Limits.backOffMilliseconds << min(10, children[i].backOffs - 1))
     }
 
-    /// A second signal: at once.
-    public mutating func stopNow() -> [Action] {
-        phase = .stopped
-        return children.compactMap { $0.state.pid.map { Action.kill($0) } } + [.exit(code: 1)]
-    }
-
-    private mutating func drain(_ i: Int, _ now: Instant) -> [Action] {
-        guard let pid = children[i].state.pid else { return [] }
-        children[i].state = .draining(pid: pid, by: now.adding(milliseconds: drainMilliseconds + Self.drainGraceMilliseconds))
-        return [.drain(children[i].slot, milliseconds: drainMilliseconds)]
-    }
-
-    private mutating func advanceStop(_ now: Instant) -> [Action] {
-        if phase == .stoppingWorkers, !workersLeft {
-            phase = .stoppingWriter
-            if let i = children.firstIndex(where: { $0.slot.role == .writer }) {
-                if children[i].state.pid != nil { return drain(i, now) }
-                children[i].state = .ended
-            }
+    /// The last process of a generation that drains has gone: there is room for another.
+    private mutating func retire(_ number: UInt64, _ now: Instant) -> [Action] {
+        guard number != 0, number != generation, number != candidate, !children.contains(where: { $0.generation == number }) else {
+            return []
         }
-        if phase == .stoppingWriter, children.allSatisfy({ $0.state == .ended }) {
-            phase = .stopped
-            return [.exit(code: exitCode)]
-        }
-        return []
+        var actions: [Action] = [.retired(generation: number)]
+        if case .waitingForRoom(let workers) = reload { actions += startCandidate(workers, now) }
+        return actions
     }
 
-    /// A ready child whose loop has not turned for too long hangs: it is ended with a core.
-    public mutating func heartbeatSeen(_ slot: ChildSlot, count: Int, now: Instant) -> [Action] {
-        let i = index(slot)
-        guard case .ready(let pid) = children[i].state else { return [] }
+    /// A child whose loop has not turned for too long hangs: it is ended with a core.
+    public mutating func heartbeatSeen(_ id: ChildID, count: Int, now: Instant) -> [Action] {
+        guard let i = index(id) else { return [] }
+        let pid: Int32
+        switch children[i].state {
+        case .ready(let its), .draining(let its, _): pid = its
+        case .waiting, .starting: return []
+        }
         if count != children[i].heartbeat || children[i].heartbeatAt == .never {
             children[i].heartbeat = count
             children[i].heartbeatAt = now
@@ -276,4 +306,215 @@ public struct Fleet: Sendable {
         }
         return []
     }
+
+    // MARK: Reload
+
+    /// The operator wants the settings to be read anew. During a reload another one follows it, however many ask. `isUrgent`: somebody
+    /// waits for it; else it keeps `Limits.reloadSpacingMilliseconds` from the one before.
+    public mutating func reload(isUrgent: Bool = false, now: Instant) -> [Action] {
+        switch phase {
+        case .stoppingWorkers, .stoppingWriter, .stopped: return [.reloadFailed(reason: "the server is stopping")]
+        case .starting, .serving: break
+        }
+        let earliest = reloadBegunAt?.adding(milliseconds: Limits.reloadSpacingMilliseconds) ?? now
+        reloadDue = min(reloadDue, isUrgent ? now : max(now, earliest))
+        return phase == .serving && reload == .none && reloadDue <= now ? begin(now) : []
+    }
+
+    private mutating func begin(_ now: Instant) -> [Action] {
+        (reload, reloadDue, reloadBegunAt) = (.checking, .never, now)
+        return [.checkSettings]
+    }
+
+    /// The settings are good, and this is what they want.
+    public mutating func settingsChecked(workers: Int, times: Times, now: Instant) -> [Action] {
+        guard reload == .checking else { return [] }
+        nextTimes = times
+        let draining = drainingGenerations
+        guard draining.count >= Limits.drainingGenerationsMax else { return startCandidate(workers, now) + ticked(now) }
+        reload = .waitingForRoom(workers: workers)
+        var actions: [Action] = [.tightened(generation: draining[0], milliseconds: self.times.drain)]
+        for i in children.indices where children[i].generation == draining[0] {
+            actions += drain(i, self.times.drain, handsOver: true, now)
+        }
+        return actions
+    }
+
+    /// They can't be used.
+    public mutating func settingsRefused(reason: String, now: Instant) -> [Action] {
+        guard reload == .checking else { return [] }
+        return endReload(.reloadFailed(reason: reason), now)
+    }
+
+    private mutating func startCandidate(_ workers: Int, _ now: Instant) -> [Action] {
+        reload = .starting
+        lastGeneration += 1
+        for number in 0..<workers { add(ChildSlot(.worker, number), lastGeneration, startAt: now, now) }
+        return []
+    }
+
+    /// Everybody of the candidate is ready: it is in charge, and the one before drains.
+    private mutating func promote(_ now: Instant) -> [Action] {
+        let before = generation
+        generation = lastGeneration
+        workers = children.count { isServing($0) }
+        if let nextTimes { times = nextTimes }
+        let actions = endReload(.reloaded(generation: generation), now)
+        return actions + leave(before, now) + retire(before, now) + ticked(now)
+    }
+
+    /// The candidate can't be what it should: it goes, and everything is as it was.
+    private mutating func discard(_ reason: String, _ now: Instant) -> [Action] {
+        guard let number = candidate else { return [] }
+        let actions = endReload(.reloadFailed(reason: reason), now)
+        return actions + leave(number, now) + retire(number, now)
+    }
+
+    private mutating func endReload(_ end: Action, _ now: Instant) -> [Action] {
+        (reload, nextTimes) = (.none, nil)
+        return [end]
+    }
+
+    /// A generation's workers finish, as soon as they can be spared. Those that have not begun yet never do.
+    private mutating func leave(_ number: UInt64, _ now: Instant) -> [Action] {
+        for i in children.indices where children[i].generation == number && children[i].slot.role == .worker {
+            children[i].isWanted = false
+        }
+        drop(number)
+        return shed(now)
+    }
+
+    /// Children of a generation that nobody wants, without a process and without records.
+    private mutating func drop(_ number: UInt64) {
+        children.removeAll { child in
+            guard child.generation == number, !child.isWanted, child.state.pid == nil, !child.hasRecords else { return false }
+            if let row = child.row { rows.giveBack(row) }
+            return true
+        }
+    }
+
+    // MARK: Scale
+
+    /// There shall be so many workers. A reason why not, or what is to be done: further ones are started, or those that are too many
+    /// leave as soon as another one is ready.
+    public mutating func scale(to count: Int, now: Instant) -> Result<[Action], FleetRefusal> {
+        if let why = busy() { return .failure(why) }
+        guard (1...Limits.workersMax).contains(count) else {
+            return .failure(FleetRefusal("\(count) workers; give 1 to \(Limits.workersMax)"))
+        }
+        workers = count
+        var numbers = Set(children.filter { isServing($0) && $0.isWanted }.map(\.slot.number))
+        while numbers.count < count {
+            let number = (0...).first { !numbers.contains($0) }!
+            numbers.insert(number)
+            add(ChildSlot(.worker, number), generation, startAt: now, now)
+        }
+        for number in numbers.sorted().suffix(numbers.count - count) { unwant(number) }
+        drop(generation)
+        return .success(ticked(now))
+    }
+
+    /// One worker, by its number, gives way to a fresh one.
+    public mutating func replace(worker number: Int, now: Instant) -> Result<[Action], FleetRefusal> {
+        if let why = busy() { return .failure(why) }
+        guard children.contains(where: { isServing($0) && $0.isWanted && $0.slot.number == number }) else {
+            return .failure(FleetRefusal("there is no worker.\(number); see codex-lb ctl status"))
+        }
+        unwant(number)
+        drop(generation)
+        add(ChildSlot(.worker, number), generation, startAt: now, now)
+        return .success(ticked(now))
+    }
+
+    /// All workers finish and nobody follows them; clients wait in the listeners' backlog until a reload or more workers.
+    public mutating func drainAll(now: Instant) -> Result<[Action], FleetRefusal> {
+        if let why = busy() { return .failure(why) }
+        workers = 0
+        var actions: [Action] = []
+        for i in children.indices where children[i].slot.role == .worker {
+            children[i].isWanted = false
+            actions += drain(i, times.reloadDrain, handsOver: false, now)
+        }
+        drop(generation)
+        return .success(actions)
+    }
+
+    private func busy() -> FleetRefusal? {
+        switch phase {
+        case .starting: return FleetRefusal("the server is still starting; try again in a moment")
+        case .stoppingWorkers, .stoppingWriter, .stopped: return FleetRefusal("the server is stopping")
+        case .serving: return reload == .none ? nil : FleetRefusal("a reload is under way; try again when it is over")
+        }
+    }
+
+    private mutating func unwant(_ number: Int) {
+        for i in children.indices where isServing(children[i]) && children[i].slot.number == number { children[i].isWanted = false }
+    }
+
+    /// Workers that nobody wants go when they can be spared: one of those that are wanted is there, and takes their clients.
+    private mutating func shed(_ now: Instant) -> [Action] {
+        guard phase == .serving, children.contains(where: { isServing($0) && $0.isWanted && $0.isReady }) else { return [] }
+        var actions: [Action] = []
+        for i in children.indices where children[i].slot.role == .worker && !children[i].isWanted {
+            switch children[i].state {
+            case .starting, .ready: actions += drain(i, times.reloadDrain, handsOver: true, now)
+            case .waiting, .draining: break
+            }
+        }
+        return actions
+    }
+
+    // MARK: The end
+
+    /// The operator asks for the end: open turns are finished first.
+    public mutating func stop(_ now: Instant) -> [Action] {
+        guard phase == .starting || phase == .serving else { return [] }
+        phase = .stoppingWorkers
+        var actions: [Action] = reload == .none ? [] : endReload(.reloadFailed(reason: "the server is stopping"), now)
+        reloadDue = .never
+        actions.append(.closeListeners)
+        for i in children.indices where children[i].slot.role == .worker {
+            children[i].isWanted = false
+            actions += drain(i, times.drain, handsOver: false, now)
+            if children[i].hasRecords, children[i].state.pid == nil { children[i].state = .waiting(until: now) }
+        }
+        for number in Set(children.map(\.generation)) where number != 0 { drop(number) }
+        return actions + advanceStop(now)
+    }
+
+    /// A second signal: at once.
+    public mutating func stopNow() -> [Action] {
+        phase = .stopped
+        return children.compactMap { $0.state.pid.map { Action.kill($0) } } + [.exit(code: 1)]
+    }
+
+    /// Told again, it ends sooner, never later.
+    private mutating func drain(_ i: Int, _ milliseconds: Int, handsOver: Bool, _ now: Instant) -> [Action] {
+        guard let pid = children[i].state.pid else { return [] }
+        var by = now.adding(milliseconds: milliseconds + Self.drainGraceMilliseconds)
+        if case .draining(_, let before) = children[i].state { by = min(by, before) } else { children[i].heartbeatAt = now }
+        children[i].state = .draining(pid: pid, by: by)
+        return [.drain(children[i].id, milliseconds: milliseconds, handsOver: handsOver)]
+    }
+
+    private mutating func advanceStop(_ now: Instant) -> [Action] {
+        if phase == .stoppingWorkers, !children.contains(where: { $0.slot.role == .worker }) {
+            phase = .stoppingWriter
+            if let i = children.firstIndex(where: { $0.slot.role == .writer }) {
+                if children[i].state.pid != nil { return drain(i, times.drain, handsOver: false, now) }
+                children.remove(at: i)
+            }
+        }
+        if phase == .stoppingWriter, children.isEmpty {
+            phase = .stopped
+            return [.exit(code: exitCode)]
+        }
+        return []
+    }
+}
+
+/// Why an order to the fleet can't be carried out; nothing has changed.
+public struct FleetRefusal: Error, Sendable, Equatable, CustomStringConvertible {
+    public var description: String
+    init(_ text: String) { description = text }
 }

@@ -5,7 +5,7 @@
 /// Everything a child receives at birth; any other descriptor is closed on exec (a test compares `/proc/self/fd` with this).
 ///
 /// It travels as descriptors from `Heritage.firstDescriptor` on and one environment variable that lists them.
-public struct Heritage: Sendable, Equatable {
+public struct Heritage: Sendable {
     /// In the environment of every process that a supervisor started, one-shot children too.
     public static let serverVariable = "CODEX_LB_OF_SERVER"
 
@@ -19,30 +19,42 @@ public struct Heritage: Sendable, Equatable {
     public var scoreboard: Int32
     /// The worker's journal; -1 for others.
     public var journal: Int32
+    /// Where idle client connections come in from workers that leave, and where a worker that leaves puts them; -1 for others.
+    public var handover: (taking: Int32, giving: Int32)
+    /// The worker's number in its generation.
     public var slot: Int
+    /// Its row of the scoreboard.
+    public var row: Int
     public var generation: UInt64
     public var dataDirectory: String
     public var runtimeDirectory: String
 
     public init(
-        control: Int32, listeners: [Int32], scoreboard: Int32, journal: Int32, slot: Int, generation: UInt64, dataDirectory: String,
-        runtimeDirectory: String
+        control: Int32, listeners: [Int32], scoreboard: Int32, journal: Int32, handover: (taking: Int32, giving: Int32), slot: Int,
+        row: Int,
+        generation: UInt64, dataDirectory: String, runtimeDirectory: String
     ) {
         (self.control, self.listeners, self.scoreboard, self.journal) = (control, listeners, scoreboard, journal)
-        (self.slot, self.generation) = (slot, generation)
+        (self.handover, self.slot, self.row, self.generation) = (handover, slot, row, generation)
         (self.dataDirectory, self.runtimeDirectory) = (dataDirectory, runtimeDirectory)
     }
 
-    /// The descriptors in the order in which the child numbers them from `firstDescriptor`.
-    var descriptors: [Int32] { [control, scoreboard] + (journal >= 0 ? [journal] : []) + listeners }
+    /// In a fixed order; -1 where there is none.
+    private var all: [Int32] { [control, scoreboard, journal, handover.taking, handover.giving] + listeners }
 
-    /// `control,scoreboard,journal,listeners…;slot;generation` in the child's numbers. Paths go in two variables of their own.
+    /// The descriptors in the order in which the child numbers them from `firstDescriptor`.
+    var descriptors: [Int32] { all.filter { $0 >= 0 } }
+
+    /// `control,scoreboard,journal,taking,giving,listeners…;slot;row;generation` in the child's numbers. Paths go in two variables of
+    /// their own.
     var encoded: String {
-        let base = Self.firstDescriptor
-        let journalNumber = journal >= 0 ? base + 2 : -1
-        let listenBase = base + (journal >= 0 ? 3 : 2)
-        let numbers = [base, base + 1, journalNumber] + listeners.indices.map { listenBase + Int32($0) }
-        return numbers.map { String($0) }.joined(separator: ",") + ";\(slot);\(generation)"
+        var next = Self.firstDescriptor
+        let numbers = all.map { descriptor in
+            guard descriptor >= 0 else { return "-1" }
+            next += 1
+            return String(next - 1)
+        }
+        return numbers.joined(separator: ",") + ";\(slot);\(row);\(generation)"
     }
 
     /// What this process was given; nil when it was not started by the supervisor. Marks the descriptors close-on-exec again.
@@ -51,13 +63,14 @@ public struct Heritage: Sendable, Equatable {
             let runtime = environment["CODEX_LB_HERITAGE_RUNTIME"]
         else { return nil }
         let parts = text.split(separator: ";")
-        guard parts.count == 3, let slot = Int(parts[1]), let generation = UInt64(parts[2]) else { return nil }
+        guard parts.count == 4, let slot = Int(parts[1]), let row = Int(parts[2]), let generation = UInt64(parts[3]) else { return nil }
         let numbers = parts[0].split(separator: ",").compactMap { Int32($0) }
-        guard numbers.count >= 3 else { return nil }
+        guard numbers.count >= 5 else { return nil }
         for fd in numbers where fd >= 0 { Descriptor.setCloseOnExec(fd) }
         return Heritage(
-            control: numbers[0], listeners: Array(numbers[3...]), scoreboard: numbers[1], journal: numbers[2], slot: slot,
-            generation: generation, dataDirectory: data, runtimeDirectory: runtime)
+            control: numbers[0], listeners: Array(numbers[5...]), scoreboard: numbers[1], journal: numbers[2],
+            handover: (numbers[3], numbers[4]), slot: slot, row: row, generation: generation, dataDirectory: data,
+            runtimeDirectory: runtime)
     }
 }
 

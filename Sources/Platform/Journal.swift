@@ -1,28 +1,47 @@
 internal import Synchronization
 public import Vocabulary
 
+#if canImport(Glibc)
+    internal import Glibc
+#endif
+
 /// A worker's ring of usage records that the store has not acknowledged, in memory that the supervisor holds too: it outlives the worker.
 ///
 /// ```
-/// offset 0     capacity │ tail: first byte not acknowledged │ head: first free byte   (ever-growing positions)
+/// offset 0     layout │ tail: first byte not acknowledged │ head: first free byte   (ever-growing positions)
 /// offset 4096  ring of [u32 count][u32 CRC-32C][bytes, padded to 8]; count 0xFFFF_FFFF: go on at the ring's start
 /// ```
-/// One process appends and acknowledges (the worker of the slot); a successor finds what its predecessor left. A record exists once
+/// One process appends and acknowledges (the worker that was started with it); a successor finds what its predecessor left. A record exists once
 /// `head` has passed it, so a kill at any instruction leaves it either whole or absent.
 public struct Journal: @unchecked Sendable {  // one writer; positions are atomics
     private let base: UnsafeMutableRawPointer
     public let capacity: Int
     private static let headerBytes = 4096
     private static let skip: UInt32 = 0xFFFF_FFFF
+    /// What lies where. To be counted up with every change of it.
+    public static let layoutVersion: UInt64 = 2
 
     /// Bytes of the memory file of a journal.
     public static func memoryBytes(capacity: Int = Limits.journalBytes) -> Int { headerBytes + capacity }
 
+    /// Lays a fresh memory out, or takes one that this build has laid out.
     public init(_ memory: SharedMemory) {
         base = memory.bytes.baseAddress!
         capacity = memory.bytes.count - Self.headerBytes
         precondition(capacity % 8 == 0 && capacity >= 4 * Limits.journalRecordBytesMax)
+        if layoutCell.pointee.load(ordering: .acquiring) == 0 { layoutCell.pointee.store(Self.layoutVersion, ordering: .releasing) }
     }
+
+    /// A memory that another build has laid out is refused.
+    public init(inherited memory: SharedMemory) throws(SystemError) {
+        self.init(memory)
+        let found = layoutCell.pointee.load(ordering: .acquiring)
+        guard found == Self.layoutVersion else {
+            throw SystemError(EPROTO, "the journal has layout \(found), this build knows \(Self.layoutVersion)")
+        }
+    }
+
+    private var layoutCell: UnsafeMutablePointer<Atomic<UInt64>> { base.assumingMemoryBound(to: Atomic<UInt64>.self) }
 
     private var tailCell: UnsafeMutablePointer<Atomic<UInt64>> { (base + 64).assumingMemoryBound(to: Atomic<UInt64>.self) }
     private var headCell: UnsafeMutablePointer<Atomic<UInt64>> { (base + 128).assumingMemoryBound(to: Atomic<UInt64>.self) }
@@ -33,7 +52,13 @@ public struct Journal: @unchecked Sendable {  // one writer; positions are atomi
     /// Position of the oldest record that is not acknowledged.
     public var tail: UInt64 { tailCell.pointee.load(ordering: .acquiring) }
     public var isEmpty: Bool { head == tail }
-    public var usedBytes: Int { Int(head &- tail) }
+    public var usedBytes: Int { max(0, Int(truncatingIfNeeded: head &- tail)) }
+
+    /// Gives the ring's memory back to the kernel: nobody uses the journal until its next process, and nothing is in it.
+    public func rest() {
+        guard isEmpty else { return }
+        _ = madvise(ring, capacity, MADV_REMOVE)  // where it can't, the pages stay
+    }
 
     /// Whether `turns` more records fit for certain.
     public func hasRoom(turns: Int = 1) -> Bool {

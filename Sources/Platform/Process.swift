@@ -86,7 +86,10 @@ public enum Process {
     }
 
     /// Starts this executable again with `arguments` and `heritage`; fork and exec happen in C, with nothing between them.
-    public static func spawnSelf(_ arguments: [String], heritage: Heritage?, environment: [String: String]) throws(SystemError) -> Int32 {
+    /// `output`: what becomes its standard output and error; else they are ours.
+    public static func spawnSelf(
+        _ arguments: [String], heritage: Heritage?, environment: [String: String], output: Int32? = nil
+    ) throws(SystemError) -> Int32 {
         var environment = environment
         var descriptors: [Int32] = []
         if let heritage {
@@ -98,7 +101,11 @@ public enum Process {
         for name in ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             environment[name] = nil
         }
-        let targets = descriptors.indices.map { Heritage.firstDescriptor + Int32($0) }
+        var targets = descriptors.indices.map { Heritage.firstDescriptor + Int32($0) }
+        if let output {
+            descriptors += [output, output]
+            targets += [1, 2]
+        }
         let path = executable
         var argv = ([path] + arguments).map { strdup($0) } + [nil]
         var envp = environment.sorted { $0.key < $1.key }.map { strdup("\($0.key)=\($0.value)") } + [nil]

@@ -1,10 +1,15 @@
 internal import Synchronization
 public import Vocabulary
 
+#if canImport(Glibc)
+    internal import Glibc
+#endif
+
 /// What all processes count together, in one shared memory of fixed slots. Advisory: whatever stands in it, no record is lost.
 ///
 /// Arithmetic wraps: the memory outlives every worker, and a number in it that nobody can count with must not end those who read it.
-/// Rows of a worker are written by that worker alone and cleared by its successor; cooldowns are written by whoever learns of one.
+/// A row belongs to one process of the fleet, from its start until its records are home: that process alone writes it, and the supervisor
+/// clears what was open in it when the process is dead. Cooldowns are written by whoever learns of one.
 public struct Scoreboard: @unchecked Sendable {  // atomics only
     /// Counters of one worker. `rawValue` is the cell's number; sums over workers are what `/metrics` shows.
     public enum Counter: Int, CaseIterable, Sendable {
@@ -24,15 +29,35 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
 
     private static let workerCells = 64  // counters, then the histogram, rounded up
     private static let histogramStart = 40
-    private static let accountCells = 4 + Limits.workersMax  // owner, cooldown, last used, failures, in-flight per worker
-    private static let workersOffset = 64  // eight facts before it
-    private static let accountsOffset = workersOffset + Limits.workersMax * workerCells * 8
-    public static let memoryBytes = accountsOffset + Limits.accountsMax * accountCells * 8
+    private static let accountCells = 4  // owner, cooldown, last used, failures
+    private static let workersOffset = 128  // the layout's version and fifteen facts before it
+    private static let accountsOffset = workersOffset + Limits.rowsMax * workerCells * 8
+    /// Row by row, so that a process counts in cache lines, and pages, of its own.
+    private static let inFlightOffset = accountsOffset + Limits.accountsMax * accountCells * 8
+    public static let memoryBytes = inFlightOffset + Limits.rowsMax * Limits.accountsMax * 8
+
+    /// What lies where. To be counted up with every change of it: builds of two versions never write one memory.
+    public static let layoutVersion = 2
 
     private let base: UnsafeMutableRawPointer
 
-    public init(_ memory: SharedMemory) {
-        precondition(memory.bytes.count == Self.memoryBytes)
+    /// A memory that another build has laid out is refused.
+    public init(inherited memory: SharedMemory) throws(SystemError) {
+        self.init(memory)
+        guard value(.layoutVersion) == Self.layoutVersion else {
+            throw SystemError(
+                EPROTO, "the scoreboard has layout \(value(.layoutVersion)), this build knows \(Self.layoutVersion)")
+        }
+    }
+
+    /// Lays a fresh memory out.
+    public init(fresh memory: SharedMemory) {
+        self.init(memory)
+        set(.layoutVersion, Self.layoutVersion)
+    }
+
+    private init(_ memory: SharedMemory) {
+        precondition(memory.bytes.count == Self.memoryBytes && Fact.allCases.count * 8 <= Self.workersOffset)
         precondition(
             Counter.allCases.count <= Self.histogramStart && Self.histogramStart + Self.firstByteBounds.count + 2 <= Self.workerCells)
         base = memory.bytes.baseAddress!
@@ -45,13 +70,17 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     private func accountCell(_ slot: Int, _ index: Int) -> Cell {
         (base + Self.accountsOffset + (slot * Self.accountCells + index) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
     }
+    private func inFlightCell(_ account: Int, _ row: Int) -> Cell {
+        (base + Self.inFlightOffset + (row * Limits.accountsMax + account) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
+    }
 
     // The instance
 
     /// Facts of the whole instance, written by whoever learns of them.
-    public enum Fact: Int, Sendable {
-        /// Worker slots in use, so that sums need not visit all.
-        case workerSlots
+    public enum Fact: Int, CaseIterable, Sendable {
+        case layoutVersion
+        /// Rows below this one may have something open; rows below the other have ever been used, so that sums need not visit all.
+        case rowsInUse, rowsEver
         /// Number of the schema's revision; 0 when it is not known yet.
         case schemaRevision
         /// What the check after the start found: `CheckResult`.
@@ -81,7 +110,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     /// `Limits.storeSilentMilliseconds`: the one truth for health, metrics, status and the service manager, whichever process is asked.
     public func isStoreAway(now: Instant, isPolled: Bool) -> Bool {
         let now = Int(now.nanoseconds / 1_000_000)
-        return (0..<value(.workerSlots)).contains { slot in
+        return (0..<rows(.rowsInUse)).contains { slot in
             guard value(.ready, worker: slot) == 1, isPolled || value(.journalBytes, worker: slot) > 0 else { return false }
             return now - value(.storeSeenMilliseconds, worker: slot)
                 > (isPolled ? Limits.storePolledSilentMilliseconds : Limits.storeSilentMilliseconds)
@@ -95,10 +124,20 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         workerCell(slot, counter.rawValue).pointee.store(UInt64(bitPattern: Int64(value)), ordering: .relaxed)
     }
     public func value(_ counter: Counter, worker slot: Int) -> Int {
-        Int(Int64(bitPattern: workerCell(slot, counter.rawValue).pointee.load(ordering: .relaxed)))
+        Self.shown(workerCell(slot, counter.rawValue).pointee.load(ordering: .relaxed))
     }
     public func sum(_ counter: Counter) -> Int {
-        (0..<Limits.workersMax).reduce(0) { $0 &+ value(counter, worker: $1) }
+        (0..<rows(.rowsEver)).reduce(0) { $0 &+ value(counter, worker: $1) }
+    }
+
+    /// Nothing is counted below zero: a cell that says so has been cleared under somebody's hands.
+    private static func shown(_ cell: UInt64) -> Int { max(0, Int(Int64(bitPattern: cell))) }
+    private func rows(_ fact: Fact) -> Int { min(max(0, value(fact)), Limits.rowsMax) }
+
+    /// A process gets the row, or the highest row in use has changed.
+    public func setRows(inUse count: Int) {
+        set(.rowsInUse, count)
+        if count > value(.rowsEver) { set(.rowsEver, count) }
     }
 
     /// Counts a time to first byte; the sum of all is kept in the cell after the buckets.
@@ -111,17 +150,17 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     /// Counts per bucket (not cumulative) over all workers, the last one unbounded, and the sum in milliseconds.
     public var firstByteHistogram: (counts: [Int], sumMilliseconds: Int) {
         func total(_ index: Int) -> Int {
-            (0..<Limits.workersMax).reduce(0) {
-                $0 &+ Int(truncatingIfNeeded: workerCell($1, Self.histogramStart + index).pointee.load(ordering: .relaxed))
+            (0..<rows(.rowsEver)).reduce(0) {
+                $0 &+ Self.shown(workerCell($1, Self.histogramStart + index).pointee.load(ordering: .relaxed))
             }
         }
         return ((0...Self.firstByteBounds.count).map(total), total(Self.firstByteBounds.count + 1))
     }
 
-    /// A new worker of a slot: what was open in its predecessor is closed now. Totals stay, so that counters never fall.
-    public func workerStarted(_ slot: Int) {
-        for counter in [Counter.openConnections, .turnsOpen, .ready, .bufferedBytes] { set(counter, worker: slot, 0) }
-        for account in 0..<Limits.accountsMax { accountCell(account, 4 + slot).pointee.store(0, ordering: .relaxed) }
+    /// The row's process is dead, or its next one begins: what was open is closed now. Totals stay, so that counters never fall.
+    public func close(row slot: Int) {
+        for counter in [Counter.openConnections, .turnsOpen, .ready, .bufferedBytes, .journalBytes] { set(counter, worker: slot, 0) }
+        for account in 0..<Limits.accountsMax { inFlightCell(account, slot).pointee.store(0, ordering: .relaxed) }
     }
 
     // Accounts
@@ -136,16 +175,14 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     }
     /// Turns that all workers have open on the account.
     public func inFlight(account slot: Int) -> Int {
-        (0..<min(value(.workerSlots), Limits.workersMax)).reduce(0) {
-            $0 &+ Int(truncatingIfNeeded: accountCell(slot, 4 + $1).pointee.load(ordering: .relaxed))
-        }
+        (0..<rows(.rowsInUse)).reduce(0) { $0 &+ Self.shown(inFlightCell(slot, $1).pointee.load(ordering: .relaxed)) }
     }
     public func turnStarted(account slot: Int, worker: Int, now: Instant) {
-        accountCell(slot, 4 + worker).pointee.wrappingAdd(1, ordering: .relaxed)
+        inFlightCell(slot, worker).pointee.wrappingAdd(1, ordering: .relaxed)
         accountCell(slot, 2).pointee.store(now.nanoseconds, ordering: .relaxed)
     }
     public func turnEnded(account slot: Int, worker: Int) {
-        accountCell(slot, 4 + worker).pointee.wrappingSubtract(1, ordering: .relaxed)
+        inFlightCell(slot, worker).pointee.wrappingSubtract(1, ordering: .relaxed)
     }
     public func lastUsed(account slot: Int) -> Instant { Instant(nanoseconds: accountCell(slot, 2).pointee.load(ordering: .relaxed)) }
     /// A cooldown in one cell, so that no reader sees half of one: until when (monotonic, milliseconds), why, and whose it is. A turn may

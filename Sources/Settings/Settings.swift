@@ -8,7 +8,7 @@ public struct SettingsError: Error, Sendable, Equatable, CustomStringConvertible
     public var description: String { "\(name): \(problem)" }
 }
 
-/// The configuration of one instance, read once at start. Flags win over the environment; docs/settings.md lists every name.
+/// The configuration of one instance, read at start and at each reload. Flags win over the environment; docs/settings.md lists every name.
 public struct Settings: Sendable, Equatable {
     public enum LogFormat: String, Sendable, CaseIterable { case logfmt, json }
 
@@ -24,6 +24,8 @@ public struct Settings: Sendable, Equatable {
     public var workers: Int
     public var logFormat: LogFormat
     public var logLevel: String
+    /// Absolute; nil: standard error.
+    public var logFile: String?
     /// The journal's stream as systemd names it, `device:inode`; log lines carry `<N>` priorities when stderr is that stream.
     public var journalStream: String?
     public var times: TimeLimits
@@ -59,6 +61,7 @@ public struct Settings: Sendable, Equatable {
         public var firstByte = Limits.firstByteMilliseconds
         public var upstreamIdle = Limits.upstreamIdleMilliseconds
         public var drain = Limits.drainMilliseconds
+        public var reloadDrain = Limits.reloadDrainMilliseconds
         public var holdBack = Limits.holdBackMilliseconds
         public init() {}
     }
@@ -74,6 +77,7 @@ public struct Settings: Sendable, Equatable {
         ("CODEX_LB_UPSTREAM_FIRST_BYTE_TIMEOUT_SECONDS", \.firstByte),
         ("CODEX_LB_STREAM_IDLE_TIMEOUT_SECONDS", \.upstreamIdle),
         ("CODEX_LB_SHUTDOWN_DRAIN_TIMEOUT_SECONDS", \.drain),
+        ("CODEX_LB_RELOAD_DRAIN_TIMEOUT_SECONDS", \.reloadDrain),
         ("CODEX_LB_FAILOVER_HOLD_BACK_SECONDS", \.holdBack),
     ]
 
@@ -124,9 +128,10 @@ public struct Settings: Sendable, Equatable {
         }
         logFormat = known
         logLevel = value("CODEX_LB_LOG_LEVEL")?.lowercased() ?? "info"
-        guard ["trace", "debug", "info", "notice", "warning", "error", "critical"].contains(logLevel) else {
-            throw SettingsError("CODEX_LB_LOG_LEVEL", "\"\(logLevel)\"; give trace, debug, info, notice, warning, error or critical")
+        guard Self.logLevels.contains(logLevel) else {
+            throw SettingsError("CODEX_LB_LOG_LEVEL", "\"\(logLevel)\"; give \(Self.logLevelNames)")
         }
+        logFile = try value("CODEX_LB_LOG_FILE").map { path throws(SettingsError) in try read.absolute(path, "CODEX_LB_LOG_FILE") }
         journalStream = value("JOURNAL_STREAM")
         keyRule = try read.choice("CODEX_LB_REQUIRE_KEYS", .auto)
         allowedOrigins = []
@@ -165,6 +170,10 @@ public struct Settings: Sendable, Equatable {
         certificateFile = value("SSL_CERT_FILE")
         pinFirstCPU = value("CODEX_LB_PIN_FIRST_CPU").flatMap { Int($0) }
     }
+
+    /// From much to little.
+    public static let logLevels = ["trace", "debug", "info", "notice", "warning", "error", "critical"]
+    public static var logLevelNames: String { logLevels.dropLast().joined(separator: ", ") + " or " + logLevels.last! }
 
     private static func isOrigin(_ text: Substring) -> Bool {
         guard let colon = text.firstIndex(of: ":"), text[colon...].hasPrefix("://") else { return text == "null" }

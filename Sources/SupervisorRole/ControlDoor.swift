@@ -7,7 +7,6 @@ import Vocabulary
 /// The Unix socket that the command line talks to. Only our own user and root may.
 final class ControlDoor {
     private let loop: EventLoop
-    private let log: Logger
     private let path: String
     private unowned let supervisor: Supervisor
     private var listener: Listener?
@@ -17,8 +16,10 @@ final class ControlDoor {
     private var asked: [UInt64: (visitor: Visitor, correlation: UInt64, by: Instant)] = [:]
     private var next: UInt64 = 1
 
-    init(_ loop: EventLoop, path: String, log: Logger, supervisor: Supervisor) throws(SystemError) {
-        (self.loop, self.path, self.log, self.supervisor) = (loop, path, log, supervisor)
+    private var log: Logger { supervisor.log }
+
+    init(_ loop: EventLoop, path: String, supervisor: Supervisor) throws(SystemError) {
+        (self.loop, self.path, self.supervisor) = (loop, path, supervisor)
         try open()
     }
 
@@ -67,6 +68,8 @@ final class ControlDoor {
         switch frame.body {
         case .statusRequest:
             visitor.send(frame.correlation) { $0.statusReply = supervisor.status() }
+        case .fleetOrder(let order):
+            supervisor.obey(order) { [weak visitor] reply in visitor?.send(frame.correlation) { $0.fleetReply = reply } }
         case .storeCommand(let command):
             let number = next
             next += 1

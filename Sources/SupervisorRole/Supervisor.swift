@@ -13,26 +13,34 @@ import Vocabulary
 
 /// Performs the fleet's actions: owns the listeners, the shared memory and the children. Parses no client byte and opens no database.
 final class Supervisor {
-    private let loop: EventLoop
-    private let settings: Settings
-    private let log: Logger
-    private var fleet: Fleet
+    let loop: EventLoop
+    private(set) var log: Logger
+    var fleet: Fleet
+    private let source: SettingsSource
     private let started: Instant
-    /// Empty from the order to stop on.
-    private var listeners: [Int32]
-    private let listenerNames: [String]
-    /// Names of Unix-domain listeners that are ours to take away: not those that systemd holds.
-    private let listenerFiles: [SocketFile]
+    /// What the generation in charge works by. Its doors are gone from the order to stop on.
+    private var plan: Plan
+    /// Of the generations that have a process, and of the candidate.
+    private var plans: [UInt64: Plan] = [:]
+    /// Of the reload under way, once its settings are known to be good.
+    var nextPlan: Plan?
     private let scoreboardMemory: SharedMemory
     private let scoreboard: Scoreboard
-    private var journals: [SharedMemory] = []
-    private var links: [ChildSlot: ChildLink] = [:]
-    private let generation: UInt64 = 1
+    /// By the row whose process appends to it.
+    private var journals: [Int: SharedMemory] = [:]
+    private let handover: (taking: Int32, giving: Int32)
+    private var links: [ChildID: ChildLink] = [:]
     private var exitCode: Int32?
     private var upgrade: Int32?
-    /// One-shot children beside the fleet: the check after the start, the scheduled backup.
+    /// One-shot children beside the fleet: the check after the start, the scheduled backup, the reading of settings for a reload.
     private var check: Int32?
     private var backup: Int32?
+    var reading: SettingsReading?
+    /// How many reloads have begun, and who waits for one of which number.
+    var reloads = 0
+    var waiting: [ReloadWaiter] = []
+    /// Why the last reload failed; empty when it did not.
+    var reloadProblem = ""
     private var backupAt = Instant.never
     private var extendAt = Instant(nanoseconds: 0)
     private var droppedTold = 0
@@ -44,12 +52,14 @@ final class Supervisor {
     private var databaseProblem = ""
     private var timer: LoopTimer!
     private var door: ControlDoor!
-    private var environment: [String: String]
     private var readyFacts: Ready?
     private var stopSignals = 0
     private var refusedFiles: [String] = []
     /// What the service manager was told last.
     private var statusTold = ""
+
+    private var settings: Settings { plan.settings }
+    private var listenerNames: [String] { plan.doors.map(\.name) }
 
     static let tickMilliseconds = 50
     /// A scheduled backup's child looks itself whether one is due; this is how often it is asked at most.
@@ -59,39 +69,27 @@ final class Supervisor {
     /// Between two tries to store orphans' records in a shared database.
     static let homecomingMilliseconds = 10_000
 
-    init(_ loop: EventLoop, _ settings: Settings, listeners: [Int32], areOurs: Bool, environment: [String: String], log: Logger)
-        throws(SystemError)
-    {
-        (self.loop, self.settings, self.listeners, self.log) = (loop, settings, listeners, log)
-        listenerNames = listeners.map { Sockets.name(of: $0) }
-        listenerFiles = areOurs ? listeners.compactMap { SocketFile(of: $0) } : []
+    init(_ loop: EventLoop, _ plan: Plan, _ source: SettingsSource, log: Logger) throws(SystemError) {
+        (self.loop, self.plan, self.source, self.log) = (loop, plan, source, log)
         started = loop.now
+        let settings = plan.settings
         fleet = Fleet(
-            workers: settings.workers, hasWriter: settings.database.sqlitePath != nil, now: started, drainMilliseconds: settings.times.drain
-        )
+            workers: settings.workers, hasWriter: settings.database.sqlitePath != nil, now: started, times: Fleet.Times(settings))
+        plans = [fleet.generation: plan]
         scoreboardMemory = try SharedMemory.create("codex-lb:scoreboard", count: Scoreboard.memoryBytes)
-        scoreboard = Scoreboard(scoreboardMemory)
-        scoreboard.set(.workerSlots, settings.workers)
-        self.environment = environment
-        // Children find the same places, whatever flags and relative paths said.
-        self.environment["CODEX_LB_DATA_DIR"] = settings.dataDirectory
-        self.environment["CODEX_LB_RUNTIME_DIR"] = settings.runtimeDirectory
-        self.environment[Heritage.serverVariable] = "1"
-        self.environment["CODEX_LB_WORKERS"] = String(settings.workers)
-        for _ in 0..<settings.workers { journals.append(try SharedMemory.create("codex-lb:journal", count: Journal.memoryBytes())) }
-        door = try ControlDoor(loop, path: settings.controlSocket, log: log, supervisor: self)
-        for number in [SIGTERM, SIGINT] { _ = LoopSignal(loop, number) { [unowned self] in stopRequested(number) } }
+        scoreboard = Scoreboard(fresh: scoreboardMemory)
+        handover = try HandoverSocket.pair()
+        door = try ControlDoor(loop, path: settings.controlSocket, supervisor: self)
         _ = LoopSignal(loop, SIGCHLD) { [unowned self] in reap() }
-        _ = LoopSignal(loop, SIGHUP) { [unowned self] in
-            self.log.notice("SIGHUP: this version has no reload; accounts, keys and settings take effect without one")
-        }
+        for number in [SIGTERM, SIGINT] { _ = LoopSignal(loop, number) { [unowned self] in stopRequested(number) } }
+        obeySignals()
         timer = LoopTimer(loop) { [unowned self] in tick() }
     }
 
     /// Upgrades the database in a child, then starts the fleet.
     func start() {
         do throws(SystemError) {
-            upgrade = try Process.spawnSelf(["db", "upgrade", "--at-start"], heritage: nil, environment: environment)
+            upgrade = try Process.spawnSelf(["db", "upgrade", "--at-start"], heritage: nil, environment: plan.environment)
         } catch {
             log.critical("cannot start", metadata: ["error": "\(error)"])
             return end(1)
@@ -106,6 +104,7 @@ final class Supervisor {
         exitCode = code
         if let check { Process.signal(check, SIGKILL) }  // it only reads
         if let backup { Process.signal(backup, SIGTERM) }
+        if let reading { Process.signal(reading.pid, SIGKILL) }  // it only reads
         closeListeners()
         spool()
         ServiceManager.notify("STOPPING=1")
@@ -115,16 +114,15 @@ final class Supervisor {
 
     /// A backlog that nobody serves would take clients in only to reset them. What systemd holds stays with it, for the next start.
     private func closeListeners() {
-        for descriptor in listeners { Descriptor.close(descriptor) }
-        listeners = []
-        for file in listenerFiles { file.remove() }
+        for door in plan.doors { door.close() }
+        plan.doors = []
     }
 
     /// What no store has acknowledged outlives us as a file.
     private func spool() {
         do throws(SystemError) {
             guard
-                let saved = try Spool.save(journals.map { Journal($0) }, directories: settings.spoolDirectories, now: Clock.wall)
+                let saved = try Spool.save(journals.values.map { Journal($0) }, directories: settings.spoolDirectories, now: Clock.wall)
             else { return }
             log.warning(
                 "usage records that could not be stored are kept for the next start",
@@ -133,6 +131,13 @@ final class Supervisor {
             log.critical("usage records are lost: they could be neither stored nor kept in a file", metadata: ["error": "\(error)"])
             exitCode = max(1, exitCode ?? 1)
         }
+    }
+
+    /// Open turns may take longer to end than systemd gives a stop.
+    private func extendStop(_ now: Instant) {
+        guard now >= extendAt, fleet.phase == .stoppingWorkers || fleet.phase == .stoppingWriter else { return }
+        extendAt = now.adding(milliseconds: Limits.extendMilliseconds)
+        ServiceManager.notify("EXTEND_TIMEOUT_USEC=\(2 * Limits.extendMilliseconds * 1000)")
     }
 
     /// A migration may take longer than systemd gives a start.
@@ -152,11 +157,11 @@ final class Supervisor {
         if now >= backupAt, backup == nil, stopSignals == 0 { backup = oneShot(["db", "backup", "--scheduled"]) }
         perform(fleet.ticked(now))
         for child in fleet.children {
-            let count =
-                child.slot.role == .worker
-                ? scoreboard.value(.heartbeat, worker: child.slot.number) : scoreboard.value(.writerHeartbeat)
-            perform(fleet.heartbeatSeen(child.slot, count: count, now: now))
+            let count = child.row.map { scoreboard.value(.heartbeat, worker: $0) } ?? scoreboard.value(.writerHeartbeat)
+            perform(fleet.heartbeatSeen(child.id, count: count, now: now))
         }
+        if let reading, now >= reading.by { reading.isLate() }
+        extendStop(now)
         guard isLookDue else { return }
         bringHome(now)
         countRefused()
@@ -176,7 +181,8 @@ final class Supervisor {
     private func tellStatus(_ now: Instant) {
         guard fleet.phase == .serving, stopSignals == 0 else { return }
         let problem = problem(now)
-        let text = "serving on \(listenerNames.joined(separator: ", "))" + (problem.isEmpty ? "" : "; the database is \(problem)")
+        let serving = fleet.workers == 0 ? "drained, clients wait at" : "serving on"
+        let text = "\(serving) \(listenerNames.joined(separator: ", "))" + (problem.isEmpty ? "" : "; the database is \(problem)")
         guard text != statusTold else { return }
         statusTold = text
         ServiceManager.notify("STATUS=\(text)")
@@ -191,14 +197,11 @@ final class Supervisor {
         homecoming = oneShot(["db", "bring-home"])
     }
 
-    private func perform(_ actions: [Fleet.Action]) {
+    func perform(_ actions: [Fleet.Action]) {
         for action in actions {
             switch action {
-            case .spawn(let slot): spawn(slot)
-            case .drain(let slot, let milliseconds):
-                var drain = Drain()
-                drain.milliseconds = UInt32(milliseconds)
-                links[slot]?.send { $0.drain = drain }
+            case .spawn(let id): spawn(id)
+            case .drain(let id, let milliseconds, let handsOver): drain(id, milliseconds, handsOver)
             case .abort(let pid):
                 log.error("child hangs: aborting it", metadata: ["pid": "\(pid)"])
                 Process.signal(pid, SIGABRT)
@@ -207,40 +210,71 @@ final class Supervisor {
                 Process.signal(pid, SIGKILL)
             case .closeListeners: closeListeners()
             case .announceReady: announce()
+            case .checkSettings: readSettings(source)
+            case .reloaded(let generation): reloaded(generation)
+            case .reloadFailed(let reason): reloadFailed(reason)
+            case .tightened(let generation, let milliseconds): tightened(generation, milliseconds)
+            case .retired(let generation):
+                plans[generation] = nil
+                log.info("all processes of a generation have ended", metadata: ["generation": "\(generation)"])
             case .exit(let code): end(code)
             }
         }
     }
 
-    private func spawn(_ slot: ChildSlot) {
+    /// Who is told to leave hears on which of its listeners nobody listens after it.
+    private func drain(_ id: ChildID, _ milliseconds: Int, _ handsOver: Bool) {
+        guard let child = fleet[id] else { return }
+        var drain = Drain()
+        drain.milliseconds = UInt32(clamping: milliseconds)
+        drain.handsOver = handsOver
+        for (number, door) in (plans[child.generation]?.doors ?? []).enumerated() where !plan.doors.contains(door) {
+            drain.orphanedListeners.append(UInt32(number))
+        }
+        links[id]?.send { $0.drain = drain }
+    }
+
+    private func spawn(_ id: ChildID) {
+        // A spawn before it may have failed, and this one with it.
+        guard let child = fleet[id], case .waiting = child.state else { return }
+        if child.slot.role == .worker, plans[child.generation] == nil { plans[child.generation] = nextPlan }
+        let plan = plans[child.generation] ?? plan  // the writer goes by the settings of today
         do throws(SystemError) {
             let (ours, theirs) = try Descriptor.socketPair()
             defer { Descriptor.close(theirs) }
-            let isWorker = slot.role == .worker
-            let heritage = Heritage(
-                control: theirs, listeners: isWorker ? listeners : [], scoreboard: scoreboardMemory.descriptor,
-                journal: isWorker ? journals[slot.number].descriptor : -1, slot: slot.number, generation: generation,
-                dataDirectory: settings.dataDirectory, runtimeDirectory: settings.runtimeDirectory)
+            var heritage = Heritage(
+                control: theirs, listeners: [], scoreboard: scoreboardMemory.descriptor, journal: -1, handover: (-1, -1),
+                slot: child.slot.number, row: child.row ?? 0, generation: child.generation, dataDirectory: plan.settings.dataDirectory,
+                runtimeDirectory: plan.settings.runtimeDirectory)
+            if let row = child.row {
+                if journals[row] == nil { journals[row] = try SharedMemory.create("codex-lb:journal", count: Journal.memoryBytes()) }
+                heritage.journal = journals[row]!.descriptor
+                heritage.handover = handover
+                // One that only brings records home listens nowhere, and its listeners may have been closed.
+                if child.isWanted { heritage.listeners = plan.doors.map(\.descriptor) }
+                scoreboard.close(row: row)
+                scoreboard.setRows(inUse: fleet.rowsEnd)
+            }
             let pid: Int32
             do throws(SystemError) {
-                pid = try Process.spawnSelf(["role", slot.role.rawValue], heritage: heritage, environment: environment)
+                pid = try Process.spawnSelf(["role", child.slot.role.rawValue], heritage: heritage, environment: plan.environment)
             } catch {
                 Descriptor.close(ours)
                 throw error
             }
-            links[slot]?.close()
-            links[slot] = ChildLink(loop, ours, slot, self)
-            log.debug("child started", metadata: ["child": "\(slot)", "pid": "\(pid)"])
-            perform(fleet.spawned(slot, pid: pid, now: loop.now))
+            links[id]?.close()
+            links[id] = ChildLink(loop, ours, id, self)
+            log.debug("child started", metadata: ["child": "\(child.slot)", "generation": "\(child.generation)", "pid": "\(pid)"])
+            perform(fleet.spawned(id, pid: pid, now: loop.now))
         } catch {
-            log.error("child cannot be started", metadata: ["child": "\(slot)", "error": "\(error)"])
-            perform(fleet.spawnFailed(slot, now: loop.now))
+            log.error("child cannot be started", metadata: ["child": "\(child.slot)", "error": "\(error)"])
+            perform(fleet.spawnFailed(id, reason: "\(child.slot) can't be started: \(error)", now: loop.now))
         }
     }
 
     private func oneShot(_ arguments: [String]) -> Int32? {
         do throws(SystemError) {
-            return try Process.spawnSelf(arguments, heritage: nil, environment: environment)
+            return try Process.spawnSelf(arguments, heritage: nil, environment: plan.environment)
         } catch {
             log.error("child cannot be started", metadata: ["child": "\(arguments.joined(separator: " "))", "error": "\(error)"])
             return nil
@@ -304,30 +338,40 @@ final class Supervisor {
             if stopSignals > 0 { return end(0) }
             tick()
         }
+        if let reading, reading.exit == nil, let exit = Process.reap(reading.pid) { reading.ended(exit) }
         for child in fleet.children {
             guard let pid = child.state.pid, let exit = Process.reap(pid) else { continue }
-            let hasRecords = child.slot.role == .worker && !Journal(journals[child.slot.number]).isEmpty
-            let isOrderly = exit == .code(0) && child.state.name == "draining"
-            if !isOrderly {
-                log.error(
-                    "child ended",
-                    metadata: ["child": "\(child.slot)", "pid": "\(pid)", "cause": "\(exit)", "unacknowledged_records": "\(hasRecords)"])
-            }
-            links[child.slot]?.close()
-            links[child.slot] = nil
-            if child.slot.role == .writer { door.writerGone() }
-            if child.slot.role == .worker { scoreboard.workerStarted(child.slot.number) }
-            // One that ended by itself has tried to hand its records over for as long as there is sense in it.
-            perform(fleet.exited(pid: pid, hasRecords: hasRecords && !isOrderly, now: loop.now))
+            ended(child, pid, exit)
         }
     }
 
-    private func stopRequested(_ number: Int32) {
+    private func ended(_ child: Child, _ pid: Int32, _ exit: Process.Exit) {
+        let journal = child.row.flatMap { journals[$0] }.map { Journal($0) }
+        let hasRecords = journal.map { !$0.isEmpty } ?? false
+        let isOrderly = exit == .code(0) && child.state.name == "draining"
+        if !isOrderly {
+            log.error(
+                "child ended",
+                metadata: [
+                    "child": "\(child.slot)", "generation": "\(child.generation)", "pid": "\(pid)", "cause": "\(exit)",
+                    "unacknowledged_records": "\(hasRecords)",
+                ])
+        }
+        links[child.id]?.close()
+        links[child.id] = nil
+        if child.slot.role == .writer { door.writerGone() }
+        if let row = child.row { scoreboard.close(row: row) }
+        if !hasRecords { journal?.rest() }
+        let actions = fleet.exited(pid: pid, hasRecords: hasRecords, isOrderly: isOrderly, reason: "\(exit)", now: loop.now)
+        scoreboard.setRows(inUse: fleet.rowsEnd)
+        perform(actions)
+    }
+
+    func stopRequested(_ number: Int32) {
         stopSignals += 1
         if stopSignals > 1 {
             log.warning("second signal: ending at once")
-            if let upgrade { Process.signal(upgrade, SIGKILL) }
-            return perform(fleet.stopNow())
+            return stopAtOnce()
         }
         log.notice("stopping: open turns are finished first", metadata: ["signal": "\(number == SIGINT ? "SIGINT" : "SIGTERM")"])
         ServiceManager.notify("STOPPING=1\nSTATUS=stopping: open turns are finished first")
@@ -337,6 +381,12 @@ final class Supervisor {
             return Process.signal(upgrade, SIGTERM)
         }
         perform(fleet.stop(loop.now))
+    }
+
+    func stopAtOnce() {
+        stopSignals = max(1, stopSignals)
+        if let upgrade { Process.signal(upgrade, SIGKILL) }
+        perform(fleet.stopNow())
     }
 
     private func announce() {
@@ -355,9 +405,104 @@ final class Supervisor {
         ServiceManager.notify("READY=1\nSTATUS=\(statusTold)")
     }
 
+    // MARK: Reload
+
+    /// The candidate is in charge: its settings are ours, and where nobody listens any more the doors close.
+    private func reloaded(_ generation: UInt64) {
+        guard let next = plans[generation] else { return }
+        let before = plan
+        plan = next
+        nextPlan = nil
+        for door in before.doors where !plan.doors.contains(door) { door.close() }
+        log = source.logger(settings)
+        tell { $0.level = settings.logLevel }
+        if let interval = settings.database.backupIntervalMilliseconds {
+            let due = loop.now.adding(milliseconds: min(interval, Self.backupLookMilliseconds))
+            if backup == nil { backupAt = min(backupAt, due) }
+        } else {
+            backupAt = .never
+        }
+        reloadProblem = ""
+        log.notice(
+            "reloaded",
+            metadata: [
+                "generation": "\(generation)", "workers": "\(settings.workers)", "listen": "\(listenerNames.joined(separator: " "))",
+            ])
+        reloadEnded(error: "")
+        statusTold = "serving on \(listenerNames.joined(separator: ", "))"
+        ServiceManager.notify("READY=1\nSTATUS=\(statusTold)")
+    }
+
+    private func reloadFailed(_ reason: String) {
+        for door in nextPlan?.doors ?? [] where !plan.doors.contains(door) { door.close() }
+        nextPlan = nil
+        if let reading { Process.signal(reading.pid, SIGKILL) }  // it only reads
+        if fleet.phase == .serving { reloadProblem = reason }
+        log.error("the reload failed, nothing has changed", metadata: ["reason": "\(reason)", "generation": "\(fleet.generation)"])
+        reloadEnded(error: reason)
+        guard fleet.phase == .serving else { return }
+        statusTold = ""
+        ServiceManager.notify("READY=1\nSTATUS=the last reload failed: \(reason)")
+    }
+
+    /// The settings are good; what they want of us is done before anything else changes.
+    func settingsRead(_ environment: [String: String]) {
+        guard fleet.reload == .checking else { return }
+        do throws(SettingsError) {
+            let new = try source.settings(environment)
+            if let obstacle = plan.obstacle(to: new) { return perform(fleet.settingsRefused(reason: obstacle, now: loop.now)) }
+            let doors: [Door]
+            do throws(SystemError) { doors = try open(new.listen) } catch {
+                return perform(fleet.settingsRefused(reason: "\(error)", now: loop.now))
+            }
+            nextPlan = Plan(settings: new, environment: environment, doors: doors)
+            perform(fleet.settingsChecked(workers: new.workers, times: Fleet.Times(new), now: loop.now))
+        } catch {
+            perform(fleet.settingsRefused(reason: "\(error)", now: loop.now))
+        }
+    }
+
+    /// Those that are open stay; those of systemd are all there is.
+    private func open(_ addresses: [String]) throws(SystemError) -> [Door] {
+        guard !plan.doors.contains(where: \.address.isEmpty) else { return plan.doors }
+        var doors: [Door] = []
+        do throws(SystemError) {
+            for address in addresses {
+                if let door = plan.doors.first(where: { $0.address == address }) {
+                    if !doors.contains(door) { doors.append(door) }
+                } else {
+                    switch ListenAddress.parse(address) {
+                    case .success(let parsed): doors.append(Door(address: address, descriptor: try Sockets.listen(parsed), isOurs: true))
+                    case .failure(let error): throw SystemError(EINVAL, error.description)
+                    }
+                }
+            }
+        } catch {
+            for door in doors where !plan.doors.contains(door) { door.close() }
+            throw error
+        }
+        return doors
+    }
+
+    /// Says to every child how to log.
+    func tell(_ fill: (inout LogOrder) -> Void) {
+        var order = LogOrder()
+        fill(&order)
+        for link in links.values { link.send { $0.logOrder = order } }
+    }
+
+    /// After a change of the number of workers: what is started from now on knows it.
+    func countWorkers() {
+        guard fleet.workers > 0 else { return }
+        plan.settings.workers = fleet.workers
+        plan.environment["CODEX_LB_WORKERS"] = String(fleet.workers)
+        plans[fleet.generation] = plan
+    }
+
     // MARK: What children say
 
-    func received(_ frame: Frame, from slot: ChildSlot) {
+    func received(_ frame: Frame, from id: ChildID) {
+        guard let slot = fleet[id]?.slot else { return }
         switch frame.body {
         case .ready(let ready):
             if slot.role == .writer || readyFacts == nil {
@@ -367,10 +512,10 @@ final class Supervisor {
                     "database ready",
                     metadata: ["database": "\(ready.database)", "revision": "\(ready.revision)", "accounts": "\(ready.accounts)"])
             }
-            perform(fleet.ready(slot, now: loop.now))
+            perform(fleet.ready(id, now: loop.now))
         case .refused(let refused):
             log.critical("\(refused.reason)", metadata: ["child": "\(slot)"])
-            perform(fleet.refused(slot, now: loop.now))
+            perform(fleet.refused(id, reason: refused.reason, now: loop.now))
         case .storeReply(let reply):
             door.answered(frame.correlation, reply)
         default: break
@@ -389,7 +534,7 @@ final class Supervisor {
 
     /// Passes a command to the writer; false when there is none.
     func toWriter(_ correlation: UInt64, _ command: StoreCommand) -> Bool {
-        guard let link = links[ChildSlot(.writer)] else { return false }
+        guard let writer = fleet.children.first(where: { $0.slot.role == .writer }), let link = links[writer.id] else { return false }
         link.send {
             $0.correlation = correlation
             $0.storeCommand = command
@@ -402,7 +547,9 @@ final class Supervisor {
         let now = loop.now
         reply.supervisorPid = Int64(Process.id)
         reply.version = Version.text
-        reply.generation = generation
+        reply.generation = fleet.generation
+        reply.workers = UInt32(fleet.workers)
+        reply.reloadProblem = reloadProblem
         reply.state = fleet.phase.rawValue
         reply.ageMs = UInt64(now.milliseconds(since: started))
         reply.listeners = listenerNames
@@ -411,69 +558,23 @@ final class Supervisor {
         let revision = scoreboard.value(.schemaRevision)
         if revision > 0 { reply.revision = String(repeating: "0", count: max(0, 4 - String(revision).count)) + String(revision) }
         reply.databaseProblem = problem(now)
-        reply.children = fleet.children.map { child in
+        // The writer, then the generation in charge, then those that come and go.
+        let isLater: (Child, Child) -> Bool = { [generation = fleet.generation] a, b in
+            func rank(_ child: Child) -> UInt64 { child.generation == 0 ? 0 : child.generation == generation ? 1 : 2 + child.generation }
+            return (rank(a), a.isWanted ? 0 : 1, a.slot.number) < (rank(b), b.isWanted ? 0 : 1, b.slot.number)
+        }
+        reply.children = fleet.children.sorted(by: isLater).map { child in
             var status = ChildStatus()
             status.pid = Int64(child.state.pid ?? 0)
             status.role = child.slot.role.rawValue
             status.slot = UInt32(child.slot.number)
-            status.generation = generation
+            status.generation = child.generation == 0 ? fleet.generation : child.generation
             status.state = child.state.name
             status.ageMs = UInt64(now.milliseconds(since: child.since))
             status.restarts = UInt32(child.restarts)
-            if child.slot.role == .worker {
-                status.connections = UInt32(clamping: scoreboard.value(.openConnections, worker: child.slot.number))
-            }
+            if let row = child.row { status.connections = UInt32(clamping: scoreboard.value(.openConnections, worker: row)) }
             return status
         }
         return reply
     }
-}
-
-/// Exit codes of the one-shot children, beyond 0 (all done) and 1 (failed).
-public enum OneShotExit {
-    /// `db upgrade --at-start`: it failed, and the schema that is there will do.
-    public static let oldSchemaUsable: Int32 = 3
-    /// `db check --at-start`: pages, rows or indexes are damaged.
-    public static let damaged: Int32 = 4
-    /// What stands in the way is for an operator to change; starting again would meet the same (EX_CONFIG of sysexits.h). The server ends
-    /// with it too, so that a service manager need not try (RestartPreventExitStatus).
-    public static let needsOperator: Int32 = 78
-}
-
-/// The supervisor's end of a child's control socket.
-final class ChildLink: ByteStreamDelegate {
-    private let stream: ByteStream
-    private let slot: ChildSlot
-    private unowned let supervisor: Supervisor
-    private var reader = FrameReader()
-
-    init(_ loop: EventLoop, _ descriptor: Int32, _ slot: ChildSlot, _ supervisor: Supervisor) {
-        (self.slot, self.supervisor) = (slot, supervisor)
-        stream = ByteStream(loop, .unix)
-        do throws(LoopError) { try stream.open(descriptor) } catch { preconditionFailure("control socket: \(error)") }
-        stream.delegate = self
-        stream.startReading()
-    }
-
-    func send(_ fill: (inout Frame) -> Void) {
-        var frame = Frame()
-        fill(&frame)
-        var bytes: [UInt8] = []
-        FrameCodec.encode(frame, into: &bytes)
-        stream.write(bytes)
-    }
-
-    func close() { stream.close() }
-
-    func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
-        do throws(FrameError) {
-            try reader.feed(bytes.bytes) { frame throws(FrameError) in supervisor.received(frame, from: slot) }
-        } catch {
-            stream.close()  // it talks nonsense: it will see our end and go
-        }
-    }
-    // The exit itself is told by SIGCHLD.
-    func streamEnded(_ stream: ByteStream) {}
-    func streamFailed(_ stream: ByteStream, _ error: LoopError) {}
-    func streamDrained(_ stream: ByteStream) {}
 }

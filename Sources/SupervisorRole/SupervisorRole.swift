@@ -10,7 +10,7 @@ import Vocabulary
 
 public enum SupervisorRole {
     /// Runs `codex-lb serve` until it is told to stop. Returns the exit code.
-    public static func run(settings: Settings, environment: [String: String], log: Logger) -> Int32 {
+    public static func run(settings: Settings, environment: [String: String], source: SettingsSource, log: Logger) -> Int32 {
         Process.name("codex-lb")
         signal(SIGPIPE, SIG_IGN)
         log.notice(
@@ -28,9 +28,8 @@ public enum SupervisorRole {
                 log.notice("no room is kept for records of a stop on a full disk", metadata: ["error": "\(error)"])
             }
             let loop = EventLoop()
-            let (listeners, areOurs) = try listeners(settings, environment, log)
-            let supervisor = try Supervisor(
-                loop, settings, listeners: listeners, areOurs: areOurs, environment: environment, log: log)
+            let plan = Plan(settings: settings, environment: environment, doors: try doors(settings, environment, log))
+            let supervisor = try Supervisor(loop, plan, source, log: log)
             supervisor.start()
             loop.run()
             return supervisor.result
@@ -41,15 +40,13 @@ public enum SupervisorRole {
     }
 
     /// Sockets from systemd if it gave any, else bound here.
-    private static func listeners(
-        _ settings: Settings, _ environment: [String: String], _ log: Logger
-    ) throws(SystemError) -> (descriptors: [Int32], areOurs: Bool) {
+    private static func doors(_ settings: Settings, _ environment: [String: String], _ log: Logger) throws(SystemError) -> [Door] {
         let given = ServiceManager.listenSockets(environment)
-        var out = given.map(\.descriptor)
+        var out = given.map { Door(address: "", descriptor: $0.descriptor, isOurs: false) }
         if out.isEmpty {
             for text in settings.listen {
                 switch ListenAddress.parse(text) {
-                case .success(let address): out.append(try bind(address))
+                case .success(let address): out.append(Door(address: text, descriptor: try bind(address), isOurs: true))
                 case .failure(let error): throw SystemError(EINVAL, error.description)
                 }
             }
@@ -59,11 +56,10 @@ public enum SupervisorRole {
                 "the addresses of --listen, CODEX_LB_LISTEN or PORT are not used: the service manager has given its own sockets",
                 metadata: ["not_used": "\(settings.listen.joined(separator: " "))"])
         }
-        for descriptor in out {
-            log.notice(
-                "listening", metadata: ["address": "\(Sockets.name(of: descriptor))", "from": "\(given.isEmpty ? "bind" : "systemd")"])
+        for door in out {
+            log.notice("listening", metadata: ["address": "\(door.name)", "from": "\(given.isEmpty ? "bind" : "systemd")"])
         }
-        return (out, given.isEmpty)
+        return out
     }
 
     /// Workers that a dead supervisor has left close its listeners within milliseconds of its end: an address in use is tried again for

@@ -140,6 +140,11 @@ public enum Limits {
 
     // Processes
     public static let workersMax = 64
+    /// Generations that may drain at a time: before one more is begun the oldest must end sooner.
+    public static let drainingGenerationsMax = 8
+    /// Rows of the scoreboard, and journals: the draining generations, the one that serves and the one that starts. Without a free one a
+    /// worker is not started before another has ended.
+    public static let rowsMax = workersMax * (drainingGenerationsMax + 2)
     public static let accountsMax = 1024
     /// Usage records of one worker that the store has not acknowledged; a journal without room for the records of all open turns
     /// refuses new ones with 503.
@@ -175,6 +180,25 @@ public enum Limits {
     public static let frameBytesMax = 16 * 1024 * 1024
     /// From SIGTERM until open turns are cut.
     public static let drainMilliseconds = 30_000
+    /// The same from a reload on, or from the order that there be fewer workers: nobody waits for their end.
+    public static let reloadDrainMilliseconds = 600_000
+    /// A signal that asks for another reload so soon after the last one began is put off until then: a burst of them is one reload more.
+    public static let reloadSpacingMilliseconds = 1_000
+    /// The settings of a reload are read, and its database is reached, within this; else the reload fails.
+    public static let reloadCheckMilliseconds = 1_800
+    /// What the check may tell of the settings, bytes.
+    public static let reloadReportBytesMax = 1 << 20
+    /// The command line waits so long for the end of a reload.
+    public static let reloadAnswerMilliseconds = 120_000
+    /// More starts of one worker within this span are followed by a back-off, which doubles from the first to the second of these.
+    public static let startsMax = 5
+    public static let startsMilliseconds = 10_000
+    public static let backOffMilliseconds = 500
+    public static let backOffMillisecondsMax = 5_000
+    /// A service manager is told this often that a drain goes on, and gives it twice as long.
+    public static let extendMilliseconds = 10_000
+    /// Idle connections that a worker hands over, or takes, in one turn of its loop.
+    public static let handoversPerTurn = 64
     /// From spawn to READY.
     public static let readyMilliseconds = 30_000
     /// A child whose heartbeat stands still for this long is ended.

@@ -22,7 +22,7 @@ protocol Answering: AnyObject {
 /// One downstream connection: a socket between a `ServerMachine`, which says what comes and when it ends, and a `ResponseWriter`.
 final class ClientConnection: ByteStreamDelegate {
     let worker: Worker
-    private let stream: ByteStream
+    let stream: ByteStream
     let isLocalPeer: Bool
     private var machine: ServerMachine
     private var writer = ResponseWriter()
@@ -52,6 +52,8 @@ final class ClientConnection: ByteStreamDelegate {
     private var now: Instant { worker.loop.turnTime }
     var isHalfClosed: Bool { machine.isHalfClosed }
     private var isClosed: Bool { machine.phase == .closed }
+    /// Between requests.
+    var isIdle: Bool { machine.phase == .idle }
     /// The client has not taken the answers it has: it gets no more before it does.
     private var isUnread: Bool { stream.queuedBytes > Limits.downstreamHighBytes }
     /// Bytes that wait here or in the kernel's queue for this client, or of it.

@@ -167,7 +167,7 @@ final class DatabaseLink: StoreLink {
     private(set) var isLeaving = false
 
     private func tellServing(_ now: Instant, isLeaving: Bool = false) {
-        guard worker.slot == 0, Int(revision) ?? 0 >= 2 else { return }  // the revision that makes the table
+        guard worker.position == 0, Int(revision) ?? 0 >= 2 else { return }  // the revision that makes the table
         servingAt = isLeaving ? .never : now.adding(milliseconds: Self.servingMilliseconds)
         // What fails is tried again; health and the log tell about the database elsewhere.
         self.isLeaving = isLeaving

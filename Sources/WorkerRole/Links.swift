@@ -1,4 +1,5 @@
 import ControlWire
+import Diagnostics
 import Logging
 import Loop
 import Platform
@@ -26,7 +27,7 @@ final class SupervisorLink: ByteStreamDelegate {
         var hello = Hello()
         hello.protocol = protocolVersion
         hello.role = "worker"
-        hello.slot = UInt32(worker.slot)
+        hello.slot = UInt32(worker.position)
         hello.generation = worker.heritage.generation
         hello.pid = Int64(Process.id)
         send { $0.hello = hello }
@@ -43,7 +44,14 @@ final class SupervisorLink: ByteStreamDelegate {
     func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
         do throws(FrameError) {
             try reader.feed(bytes.bytes) { frame throws(FrameError) in
-                if case .drain(let drain)? = frame.body { worker.drain(milliseconds: Int(drain.milliseconds)) }
+                switch frame.body {
+                case .drain(let drain):
+                    worker.drain(milliseconds: Int(drain.milliseconds), handsOver: drain.handsOver) {
+                        drain.orphanedListeners.contains(UInt32($0))
+                    }
+                case .logOrder(let order): Logs.obey(order.level, reopens: order.reopen, worker.log)
+                default: break  // a newer supervisor may say more
+                }
             }
         } catch {
             worker.log.error("unreadable frame from the supervisor", metadata: ["error": "\(error)"])
@@ -142,7 +150,7 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
         var hello = Hello()
         hello.protocol = protocolVersion
         hello.role = "worker"
-        hello.slot = UInt32(worker.slot)
+        hello.slot = UInt32(worker.position)
         hello.generation = worker.heritage.generation
         hello.pid = Int64(Process.id)
         send { $0.hello = hello }

@@ -80,7 +80,10 @@ final class Worker {
     /// Callers on this host must show a key too.
     private(set) var isKeyDemandedLocally = true
     private var date: (seconds: Int64, field: [UInt8]) = (-1, [])
-    var slot: Int { heritage.slot }
+    /// Its row of the scoreboard.
+    var slot: Int { heritage.row }
+    /// Its number in its generation; number 0 does what one of them has to do.
+    var position: Int { heritage.slot }
     /// Where an answer's pieces are put together for one write; lives only during a call.
     var scratch: [UInt8] = []
     /// For the bytes of answers, which come and go with each turn of the loop.
@@ -92,7 +95,7 @@ final class Worker {
     private(set) var accounts: [RoutedAccount] = []
     private var clientKeys: [[UInt8]: ClientKey] = [:]
     private var pepper: [UInt8] = []
-    private var connections: [ObjectIdentifier: ClientConnection] = [:]
+    private(set) var connections: [ObjectIdentifier: ClientConnection] = [:]
     private var turns: [ObjectIdentifier: Turn] = [:]
     /// Those of them whose client has left and whose usage is still awaited.
     private var clientless: [ObjectIdentifier: Turn] = [:]
@@ -101,7 +104,14 @@ final class Worker {
     /// Listening sockets of the heritage; none from the drain on.
     private var doors: [Int32]
     private var isDeaf = false
+    /// Takes nothing new, and ends when the last turn has.
+    private(set) var isLeaving = false
+    /// Leaves, and nobody takes its clients: they are told to go.
     private(set) var isDraining = false
+    /// Where clients of workers that leave come in; set while this one serves.
+    var handovers: DescriptorPoll?
+    /// A connection may have become idle since the last look.
+    var hasIdled = false
     /// Nobody keeps our journal after us.
     private var isOrphan = false
     private var drainBy = Instant.never
@@ -135,20 +145,20 @@ final class Worker {
     init(_ loop: EventLoop, _ settings: Settings, _ heritage: Heritage, _ log: Logger) throws {
         (self.loop, self.settings, self.heritage, self.log) = (loop, settings, heritage, log)
         doors = heritage.listeners
-        scoreboard = Scoreboard(try SharedMemory(descriptor: heritage.scoreboard, count: Scoreboard.memoryBytes))
-        usageJournal = Journal(try SharedMemory(descriptor: heritage.journal, count: Journal.memoryBytes()))
+        scoreboard = try Scoreboard(inherited: try SharedMemory(descriptor: heritage.scoreboard, count: Scoreboard.memoryBytes))
+        usageJournal = try Journal(inherited: try SharedMemory(descriptor: heritage.journal, count: Journal.memoryBytes()))
         // A tenth of the descriptors stays free for the store, name look-ups and the unexpected.
         connectionsMax = max(64, Process.descriptorLimit * 45 / 100)
         pool = UpstreamPool(
             loop, proxy: OutboundProxy(url: settings.httpsProxy, exceptions: settings.noProxy), connectMilliseconds: settings.times.connect,
             connectionsMax: connectionsMax)
-        scoreboard.workerStarted(heritage.slot)
+        scoreboard.close(row: heritage.row)
         memory = MemoryBudget(
-            scoreboard, slot: heritage.slot, bytesMax: settings.memoryBytesMax ?? Process.memoryBytes / Limits.memoryPart)
+            scoreboard, slot: heritage.row, bytesMax: settings.memoryBytesMax ?? Process.memoryBytes / Limits.memoryPart)
         originPolicy = OriginPolicy(allowed: settings.allowedOrigins)
         bodyWork = WorkLane(loop, threadsMax: Limits.bodyThreadsMax)
         isExposed = heritage.listeners.contains { !Sockets.isLocal($0) }
-        pool.counted = { [scoreboard] reused in scoreboard.add(reused ? .upstreamReused : .upstreamConnects, worker: heritage.slot) }
+        pool.counted = { [scoreboard] reused in scoreboard.add(reused ? .upstreamReused : .upstreamConnects, worker: heritage.row) }
         supervisor = SupervisorLink(self)
         switch settings.database.url {
         case .sqlite(let path): store = WriterLink(self, database: path)
@@ -156,7 +166,10 @@ final class Worker {
         }
         sweepTimer = LoopTimer(loop) { [unowned self] in sweep() }
         sweepTimer.start(milliseconds: Self.sweepMilliseconds, repeating: Self.sweepMilliseconds)
-        turnEnd = TurnEnd(loop) { [unowned self] in store.turnEnded() }
+        turnEnd = TurnEnd(loop) { [unowned self] in
+            store.turnEnded()
+            if hasIdled { handOver() }
+        }
     }
 
     // MARK: Start
@@ -196,7 +209,7 @@ final class Worker {
     /// Revoked keys count: an instance that had keys is not opened by the end of the last one.
     private func keyRuleApplies(hasKeys: Bool) {
         isKeyDemandedLocally = settings.keyRule.isDemandedLocally(hasKeys: hasKeys, isExposed: isExposed)
-        guard slot == 0 else { return }
+        guard position == 0 else { return }
         let (who, why): (String, String) =
             switch settings.keyRule {
             case .always: ("everybody", "CODEX_LB_REQUIRE_KEYS=always")
@@ -221,7 +234,7 @@ final class Worker {
 
     /// This worker's share of the instance's connections.
     var poolLimits: PoolMachine.Limits {
-        let share = settings.database.poolShare(worker: slot, workers: max(1, scoreboard.value(.workerSlots)))
+        let share = settings.database.poolShare(worker: position, workers: settings.workers)
         return PoolMachine.Limits(
             size: share.size, overflow: share.overflow, waitMilliseconds: settings.database.poolTimeoutMilliseconds)
     }
@@ -238,7 +251,7 @@ final class Worker {
     private func becomeReady() {
         isReady = true
         listen()
-        scoreboard.set(.ready, worker: slot, 1)
+        if !isLeaving { scoreboard.set(.ready, worker: slot, 1) }
         var ready = Ready()
         ready.accounts = UInt32(accounts.count)
         ready.database = settings.database.url.description
@@ -256,7 +269,8 @@ final class Worker {
 
     /// Listens wherever it does not yet; what fails is tried again at the next sweep.
     private func listen() {
-        guard isReady, !isDraining, !isAcceptPaused else { return }
+        guard isReady, !isLeaving, !isAcceptPaused else { return }
+        takeHandovers()
         for door in doors where listeners[door] == nil {
             // The handle owns a copy: closing it must not close what we would listen on again.
             let copy = Descriptor.duplicate(door)
@@ -277,7 +291,7 @@ final class Worker {
         log.notice("listening again")
     }
 
-    private func accepted(_ stream: ByteStream) {
+    func accepted(_ stream: ByteStream) {
         let connection = ClientConnection(self, stream)
         connections[ObjectIdentifier(connection)] = connection
         scoreboard.add(.acceptedConnections, worker: slot)
@@ -293,15 +307,17 @@ final class Worker {
     private func stopListening() {
         for listener in listeners.values { listener.close() }
         listeners = [:]
+        handovers?.close()
+        handovers = nil
     }
 
-    /// Nobody new, and no way back. Clients that the kernel has taken in for us already are ours: a socket that closes over them would
-    /// reset them.
-    private func leaveDoors() {
+    /// Nobody new, and no way back. Where nobody listens after us, clients that the kernel has taken in already are ours: a socket that
+    /// closes over them would reset them. Where others do, they are theirs.
+    private func leaveDoors(orphaned: (Int) -> Bool) {
         stopListening()
-        for door in doors {
+        for (number, door) in doors.enumerated() {
             let kind: ByteStream.Kind = Sockets.isUnix(door) ? .unix : .tcp
-            var left = Limits.backlogTakenMax
+            var left = orphaned(number) ? Limits.backlogTakenMax : 0
             while left > 0, connections.count < connectionsMax, let client = Sockets.accept(door) {
                 left -= 1
                 let stream = ByteStream(loop, kind)
@@ -381,6 +397,7 @@ final class Worker {
 
     func ended(_ turn: Turn) {
         turns[ObjectIdentifier(turn)] = nil
+        if isLeaving { hasIdled = true }
         if !clientless.isEmpty { clientless[ObjectIdentifier(turn)] = nil }
     }
 
@@ -546,26 +563,39 @@ final class Worker {
             drainIdleBy = .never
             for connection in connections.values { connection.drain(idleToo: true) }
         }
-        if isDraining { checkDrained(now) }
+        if isLeaving {
+            hasIdled = true
+            handOver()
+            checkDrained(now)
+        }
     }
 
-    /// Takes nothing new, finishes what is open; what is still open after `milliseconds` is cut.
-    func drain(milliseconds: Int) {
+    /// Takes nothing new, finishes what is open; what is still open after `milliseconds` is cut. With `handsOver` others serve on, and get
+    /// the clients that have nothing open; `orphaned` tells on which listeners nobody listens after us.
+    func drain(milliseconds: Int, handsOver: Bool = false, orphaned: (Int) -> Bool = { _ in true }) {
         let by = loop.now.adding(milliseconds: milliseconds)
         drainBy = min(drainBy, by)
-        guard !isDraining else { return }
-        isDraining = true
-        scoreboard.set(.ready, worker: slot, 0)
-        store.draining()
-        drainIdleBy = loop.now.adding(milliseconds: Limits.drainIdleMilliseconds)
-        for connection in connections.values { connection.drain(idleToo: false) }
-        leaveDoors()
+        let isFirst = !isLeaving
+        if isFirst {
+            isLeaving = true
+            scoreboard.set(.ready, worker: slot, 0)
+        }
+        if !handsOver, !isDraining {
+            isDraining = true
+            store.draining()
+            drainIdleBy = loop.now.adding(milliseconds: Limits.drainIdleMilliseconds)
+            for connection in connections.values { connection.drain(idleToo: false) }
+        }
+        if isFirst { leaveDoors(orphaned: orphaned) }
+        hasIdled = true
+        handOver()
         checkDrained(loop.now)
     }
 
     private func checkDrained(_ now: Instant) {
         if now >= drainBy {
             drainBy = .never
+            isDraining = true
             exitBy = now.adding(milliseconds: 2_000)
             if !turns.isEmpty { log.warning("drain deadline reached, open turns are cut", metadata: ["turns": "\(turns.count)"]) }
             for connection in connections.values { connection.cut() }

@@ -1,4 +1,5 @@
 import ControlWire
+import Diagnostics
 import Loop
 import Platform
 import Vocabulary
@@ -36,6 +37,7 @@ final class ControlLink: ByteStreamDelegate {
         do throws(FrameError) {
             try reader.feed(bytes.bytes) { frame throws(FrameError) in
                 switch frame.body {
+                case .logOrder(let order): if let writer { Logs.obey(order.level, reopens: order.reopen, writer.log) }
                 case .drain(let drain): writer?.drain(milliseconds: Int(drain.milliseconds))
                 case .storeCommand(let command): writer?.received(command, correlation: frame.correlation)
                 default: break

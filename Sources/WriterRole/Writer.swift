@@ -47,7 +47,7 @@ final class Writer {
         (self.loop, self.heritage, self.log, self.snapshot) = (loop, heritage, log, snapshot)
         queue = CommitQueue(session, loop)
         commits = GroupCommit(loop, queue, spoolDirectories: settings.spoolDirectories, log)
-        scoreboard = Scoreboard(try SharedMemory(descriptor: heritage.scoreboard, count: Scoreboard.memoryBytes))
+        scoreboard = try Scoreboard(inherited: try SharedMemory(descriptor: heritage.scoreboard, count: Scoreboard.memoryBytes))
         (spoolDirectories, socketPath) = (settings.spoolDirectories, settings.writerSocket)
         databasePath = settings.database.sqlitePath ?? ""
         drainTimer = LoopTimer(loop) { [unowned self] in checkDrained() }

@@ -11,6 +11,7 @@ import Vocabulary
 /// A blocking connection of the command line to the supervisor.
 final class ControlClient {
     private let descriptor: Int32
+    private var patienceMilliseconds = Limits.controlAnswerMilliseconds
     private var reader = FrameReader()
 
     private init(_ descriptor: Int32) { self.descriptor = descriptor }
@@ -26,6 +27,23 @@ final class ControlClient {
             if error.code == EAGAIN { throw silent() }
             complain("\(error)\(error.code == EACCES ? ". Run this as the user that the server runs as" : "")")
             throw ExitCode(1)
+        }
+    }
+
+    /// How long the answer to an order may take.
+    func setPatience(milliseconds: Int) {
+        patienceMilliseconds = milliseconds
+        var limit = timeval(tv_sec: milliseconds / 1000, tv_usec: milliseconds % 1000 * 1000)
+        setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
+    }
+
+    /// Waits for the end of the connection, which is the server's.
+    func waitEnd() throws {
+        setPatience(milliseconds: 0)  // its drain has a limit of its own
+        var byte: UInt8 = 0
+        while true {
+            let n = recv(descriptor, &byte, 1, 0)
+            if n == 0 || n < 0 && errno != EINTR { return }
         }
     }
 
@@ -46,7 +64,7 @@ final class ControlClient {
         while true {
             let n = recv(descriptor, &buffer, buffer.count, 0)
             if n < 0, errno == EINTR { continue }
-            guard n > 0 else { throw n < 0 && errno == EAGAIN ? Self.silent() : lost() }
+            guard n > 0 else { throw n < 0 && errno == EAGAIN ? Self.silent(patienceMilliseconds) : lost() }
             var answer: Frame?
             do throws(FrameError) {
                 try reader.feed(buffer.span.bytes.extracting(0..<n)) { frame throws(FrameError) in answer = frame }
@@ -58,9 +76,9 @@ final class ControlClient {
         }
     }
 
-    private static func silent() -> ExitCode {
+    private static func silent(_ milliseconds: Int = Limits.controlAnswerMilliseconds) -> ExitCode {
         complain(
-            "the server has not answered for \(Limits.controlAnswerMilliseconds / 1000) s: its supervisor hangs, or is stopped. Whether the command took effect is unknown; look at the server's log and processes, then try again"
+            "the server has not answered for \(milliseconds / 1000) s: its supervisor hangs, or is stopped. Whether the command took effect is unknown; look at the server's log and processes, then try again"
         )
         return ExitCode(1)
     }

@@ -5,7 +5,15 @@ import Vocabulary
 
 /// Talks to the running supervisor.
 struct Ctl: ParsableCommand {
-    static let configuration = CommandConfiguration(commandName: "ctl", abstract: "Ask the running server.", subcommands: [Status.self])
+    static let configuration = CommandConfiguration(
+        commandName: "ctl", abstract: "Ask the running server, and tell it what to do.",
+        subcommands: [Status.self, Reload.self, Scale.self, Drain.self, Stop.self, LogLevel.self])
+
+    static func connect(_ settings: Settings) throws -> ControlClient {
+        if let client = try ControlClient.connect(settings) { return client }
+        complain("no server runs on \(settings.dataDirectory); start one with: codex-lb serve")
+        throw ExitCode(1)
+    }
 
     struct Status: ParsableCommand {
         static let configuration = CommandConfiguration(abstract: "Show the supervisor and its children.")
@@ -14,10 +22,7 @@ struct Ctl: ParsableCommand {
 
         func run() throws {
             let settings = try data.settings()
-            guard let client = try ControlClient.connect(settings) else {
-                complain("no server runs on \(settings.dataDirectory); start one with: codex-lb serve")
-                throw ExitCode(1)
-            }
+            let client = try Ctl.connect(settings)
             var frame = Frame()
             frame.statusRequest = StatusRequest()
             guard case .statusReply(let status)? = try client.ask(frame).body else {
@@ -34,12 +39,15 @@ struct Ctl: ParsableCommand {
             print("listening  \(status.listeners.joined(separator: " "))")
             print("data       \(status.dataDirectory)")
             print("database   \(status.database)\(status.revision.isEmpty ? "" : "  revision \(status.revision)")")
+            if status.workers == 0 { print("DRAINED    no worker serves; clients wait until: codex-lb ctl scale N, or ctl reload") }
+            if !status.reloadProblem.isEmpty { print("RELOAD     the last one failed: \(status.reloadProblem.printable)") }
             if !status.databaseProblem.isEmpty { print("PROBLEM    \(status.databaseProblem)") }
             printTable(
-                ["PID", "ROLE", "STATE", "AGE", "RESTARTS", "CONNECTIONS"],
+                ["PID", "ROLE", "GENERATION", "STATE", "AGE", "RESTARTS", "CONNECTIONS"],
                 status.children.map { child in
                     [
-                        child.pid == 0 ? "-" : String(child.pid), child.role == "worker" ? "worker.\(child.slot)" : child.role, child.state,
+                        child.pid == 0 ? "-" : String(child.pid), child.role == "worker" ? "worker.\(child.slot)" : child.role,
+                        child.role == "worker" ? String(child.generation) : "-", child.state,
                         seconds(child.ageMs), String(child.restarts), child.role == "worker" ? String(child.connections) : "-",
                     ]
                 })
@@ -65,6 +73,8 @@ struct Ctl: ParsableCommand {
                 ("data_directory", .string(status.dataDirectory)),
                 ("database", .string(status.database)), ("revision", .string(status.revision)),
                 ("database_problem", .optional(status.databaseProblem.isEmpty ? nil : status.databaseProblem)),
+                ("workers", .int(Int64(status.workers))),
+                ("reload_problem", .optional(status.reloadProblem.isEmpty ? nil : status.reloadProblem)),
                 ("children", .raw("[" + children.joined(separator: ",") + "]")),
             ])
         }

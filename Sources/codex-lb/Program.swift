@@ -2,6 +2,7 @@ import ArgumentParser
 import Diagnostics
 import Logging
 import Platform
+import PostgresStore
 import Settings
 import SupervisorRole
 import Vocabulary
@@ -88,14 +89,19 @@ func loadSettings(_ flags: Settings.Flags = Settings.Flags(), databaseURL: Strin
     var environment = try environmentWithDirectory()
     if let databaseURL { environment["CODEX_LB_DATABASE_URL"] = databaseURL }
     do {
-        var settings = try Settings(environment: environment, flags: flags, processors: Process.processorCount)
-        if let path = settings.database.sqlitePath { settings.database.url = .sqlite(path: realPath(path)) }
-        return settings
+        return try settingsOf(environment, flags)
     } catch {
         let isFlag = databaseURL != nil && error.name == "CODEX_LB_DATABASE_URL"
         complain(isFlag ? "\(error)".replacing("CODEX_LB_DATABASE_URL", with: "--url", maxReplacements: 1) : "\(error)")
         throw ExitCode(2)
     }
+}
+
+/// What a whole environment amounts to.
+func settingsOf(_ environment: [String: String], _ flags: Settings.Flags) throws(SettingsError) -> Settings {
+    var settings = try Settings(environment: environment, flags: flags, processors: Process.processorCount)
+    if let path = settings.database.sqlitePath { settings.database.url = .sqlite(path: realPath(path)) }
+    return settings
 }
 
 /// Where a file really is: its lock, log and copies stand beside it, whatever names lead there. Of one that is not there yet its directory's.
@@ -157,7 +163,9 @@ func complain(_ text: String) {
 
 func makeLog(_ role: String, _ settings: Settings) -> Logger {
     let toJournal = settings.journalStream.map { $0 == Descriptor.identity(2) } ?? false
-    return Logs.make(role: role, json: settings.logFormat == .json, journal: toJournal, level: settings.logLevel)
+    let log = Logs.make(role: role, json: settings.logFormat == .json, journal: toJournal, level: settings.logLevel)
+    if let file = settings.logFile, let problem = LogSink.standard.open(file) { log.error("\(problem); lines go to standard error") }
+    return log
 }
 
 struct Serve: ParsableCommand {
@@ -171,23 +179,47 @@ struct Serve: ParsableCommand {
 
     @OptionGroup var data: DataOptions
 
+    @Flag(name: .customLong("report-settings"), help: .hidden) var reportsSettings = false
+
     func run() throws {
         var flags = Settings.Flags()
         flags.listen = listen
         flags.workers = workers
         flags.dataDirectory = data.dataDirectory
+        let started = Environment.current
         let settings = try loadSettings(flags)
+        if reportsSettings { return try report(settings) }
         let log = makeLog("supervisor", settings)
         for (name, nearest) in settings.unknown(in: try environmentWithDirectory()) {
             log.warning("no such setting: it does nothing", metadata: ["name": "\(name)", "nearest": "\(nearest)"])
         }
+        try checkAddresses(settings)
+        let source = SettingsSource(
+            arguments: Array(CommandLine.arguments.dropFirst()) + ["--report-settings"], environment: started,
+            settings: { environment throws(SettingsError) in try settingsOf(environment, flags) },
+            logger: { makeLog("supervisor", $0) })
+        let code = SupervisorRole.run(settings: settings, environment: try environmentWithDirectory(), source: source, log: log)
+        throw ExitCode(code)
+    }
+
+    private func checkAddresses(_ settings: Settings) throws {
         for address in settings.listen {
             guard case .failure(let error) = ListenAddress.parse(address) else { continue }
             complain("\(error)")
             throw ExitCode(2)
         }
-        let code = SupervisorRole.run(settings: settings, environment: try environmentWithDirectory(), log: log)
-        throw ExitCode(code)
+    }
+
+    /// In the child of a server that reloads: all that can be known of the settings before anything is started with them. Then the whole
+    /// environment that they are in, each `NAME=VALUE` with a NUL behind it.
+    private func report(_ settings: Settings) throws {
+        try checkAddresses(settings)
+        if let file = settings.logFile, access(file, F_OK) == 0, access(file, W_OK) != 0 {
+            complain("CODEX_LB_LOG_FILE: \(file) can't be written: \(String(cString: strerror(errno)))")
+            throw ExitCode(1)
+        }
+        if case .postgresql(let url) = settings.database.url { _ = try LocalStore.failing { try PostgresStore.server(url) } }
+        for (name, value) in try environmentWithDirectory() { print("\(name)=\(value)", terminator: "\0") }
     }
 }
 
@@ -204,7 +236,7 @@ struct Role: ParsableCommand {
         }
         // A terminal or a service manager signals every process of the group. Only the supervisor takes that as the order to stop:
         // it tells the others in their turn, and its death is the end of the control socket.
-        for number in [SIGINT, SIGTERM, SIGHUP] { signal(number, SIG_IGN) }
+        for number in [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGWINCH, SIGTTIN, SIGTTOU] { signal(number, SIG_IGN) }
         let settings = try loadSettings()
         switch name {
         case "worker":

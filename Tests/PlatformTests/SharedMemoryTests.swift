@@ -90,12 +90,12 @@ import Vocabulary
 @Suite struct ScoreboardTests {
     @Test("Turns on an account are summed over workers, and a dead worker's share is cleared")
     func inFlight() throws {
-        let board = Scoreboard(try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
-        board.set(.workerSlots, 3)
+        let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        board.setRows(inUse: 3)
         for worker in 0..<3 { board.turnStarted(account: 5, worker: worker, now: Instant(nanoseconds: 9)) }
         board.turnStarted(account: 5, worker: 1, now: Instant(nanoseconds: 10))
         #expect(board.inFlight(account: 5) == 4 && board.lastUsed(account: 5) == Instant(nanoseconds: 10))
-        board.workerStarted(1)
+        board.close(row: 1)
         #expect(board.inFlight(account: 5) == 2)
         board.turnEnded(account: 5, worker: 0)
         #expect(board.inFlight(account: 5) == 1 && board.inFlight(account: 4) == 0)
@@ -103,7 +103,7 @@ import Vocabulary
 
     @Test("A cooldown is never shortened, tells its reason, and is not inherited by the slot's next account")
     func cooldown() throws {
-        let board = Scoreboard(try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
         func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
         board.claim(account: 1, owner: 11)
         board.coolDown(account: 1, owner: 11, until: at(500), isLimit: true)
@@ -119,7 +119,7 @@ import Vocabulary
 
     @Test("A turn that outlives its account penalises nobody else")
     func outlived() throws {
-        let board = Scoreboard(try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
         func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
         board.claim(account: 1, owner: 11)
         board.claim(account: 1, owner: 12)
@@ -134,7 +134,7 @@ import Vocabulary
 
     @Test("Failures in a row are counted once per cooldown, and an answer forgets them")
     func failures() throws {
-        let board = Scoreboard(try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
         func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
         board.claim(account: 1, owner: 11)
         #expect(board.unreachable(account: 1, owner: 11, now: at(1)) == 1)
@@ -162,8 +162,8 @@ import Vocabulary
 @Suite struct ScoreboardArithmeticTests {
     @Test("Whatever stands in the memory, sums over it can be read")
     func absurdNumbers() throws {
-        let board = Scoreboard(try SharedMemory.create("test:board", count: Scoreboard.memoryBytes))
-        board.set(.workerSlots, 2)
+        let board = Scoreboard(fresh: try SharedMemory.create("test:board", count: Scoreboard.memoryBytes))
+        board.setRows(inUse: 2)
         for worker in 0..<2 {
             board.add(.inputTokens, worker: worker, .max)
             board.observeFirstByte(milliseconds: .max, worker: worker)
@@ -172,7 +172,7 @@ import Vocabulary
         }
         #expect(board.sum(.inputTokens) == -2)
         #expect(board.firstByteHistogram.counts.last == 4)
-        #expect(board.inFlight(account: 0) == -2)
+        #expect(board.inFlight(account: 0) == 0)
         board.set(.schemaRevision, -1)
         #expect(board.value(.schemaRevision) == -1)
     }

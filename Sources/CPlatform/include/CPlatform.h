@@ -16,6 +16,13 @@ int codexlb_memfd(const char *name, size_t bytes);
 /// A connected pair of stream sockets, close-on-exec and non-blocking. 0 or -errno.
 int codexlb_socketpair(int out[2]);
 
+/// A connected pair of sockets that keep messages apart (SOCK_SEQPACKET), close-on-exec and non-blocking. 0 or -errno.
+int codexlb_packet_pair(int out[2]);
+/// Sends one byte with a descriptor, whose other copies stay open (SCM_RIGHTS, unix(7)). 0 or -errno.
+int codexlb_send_descriptor(int socket, int fd, uint8_t word);
+/// Takes one such message: the descriptor, close-on-exec, or -errno; -EBADMSG for a message without one.
+int codexlb_receive_descriptor(int socket, uint8_t *word);
+
 /// The peer's user id on a Unix-domain socket, or -errno.
 int64_t codexlb_peer_uid(int fd);
 

@@ -1,0 +1,34 @@
+internal import CPlatform
+
+#if canImport(Glibc)
+    internal import Glibc
+#endif
+
+/// Where idle client connections go from a worker that leaves to those that serve: one pair of sockets for the whole instance, made by the
+/// supervisor, which keeps both ends open. Every worker inherits both; whoever serves takes from it, whoever leaves puts into it.
+///
+/// A message is one byte, `t` for TCP or `u` for a Unix-domain socket, and the descriptor. What waits in it is lost with nobody: the
+/// kernel keeps the connection open, with what the client sends meanwhile, until somebody takes it.
+public enum HandoverSocket {
+    public static func pair() throws(SystemError) -> (taking: Int32, giving: Int32) {
+        var pair: [Int32] = [-1, -1]
+        let code = codexlb_packet_pair(&pair)
+        if code < 0 { throw SystemError(-code, "socketpair") }
+        return (pair[0], pair[1])
+    }
+
+    /// Sends a copy; the caller's stays open. False: not now (nobody takes, or too many are on their way: ETOOMANYREFS of unix(7)).
+    public static func give(_ descriptor: Int32, isUnix: Bool, over socket: Int32) -> Bool {
+        codexlb_send_descriptor(socket, descriptor, UInt8(ascii: isUnix ? "u" : "t")) == 0
+    }
+
+    /// The next one; nil: none waits.
+    public static func take(from socket: Int32) -> (descriptor: Int32, isUnix: Bool)? {
+        while true {
+            var word: UInt8 = 0
+            let fd = codexlb_receive_descriptor(socket, &word)
+            if fd >= 0 { return (fd, word == UInt8(ascii: "u")) }
+            if fd != -EBADMSG { return nil }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+public import Logging
+import Platform
+public import Settings
+import Vocabulary
+
+/// Where a running server's settings come from, each time anew. The command line knows how; the supervisor only asks.
+public struct SettingsSource {
+    /// Of the child that reads and checks them, and prints the whole environment that they are in.
+    public var arguments: [String]
+    /// As the supervisor was started with it: what stands there stays, files are read anew.
+    public var environment: [String: String]
+    /// Of an environment that such a child printed.
+    public var settings: ([String: String]) throws(SettingsError) -> Settings
+    public var logger: (Settings) -> Logger
+
+    public init(
+        arguments: [String], environment: [String: String], settings: @escaping ([String: String]) throws(SettingsError) -> Settings,
+        logger: @escaping (Settings) -> Logger
+    ) {
+        (self.arguments, self.environment, self.settings, self.logger) = (arguments, environment, settings, logger)
+    }
+}
+
+/// A listening socket, and whose it is.
+struct Door: Equatable {
+    /// As the settings write it; empty where systemd gave it.
+    var address: String
+    var descriptor: Int32
+    /// The name of a Unix-domain socket that is ours to take away.
+    var file: SocketFile?
+    var name: String
+
+    init(address: String, descriptor: Int32, isOurs: Bool) {
+        (self.address, self.descriptor) = (address, descriptor)
+        file = isOurs ? SocketFile(of: descriptor) : nil
+        name = Sockets.name(of: descriptor)
+    }
+
+    static func == (a: Door, b: Door) -> Bool { a.descriptor == b.descriptor }
+
+    func close() {
+        Descriptor.close(descriptor)
+        file?.remove()
+    }
+}
+
+/// What one generation works by.
+struct Plan {
+    var settings: Settings
+    /// Of its children.
+    var environment: [String: String]
+    var doors: [Door]
+
+    init(settings: Settings, environment: [String: String], doors: [Door]) {
+        (self.settings, self.doors) = (settings, doors)
+        self.environment = environment
+        // Children find the same places, whatever flags and relative paths said.
+        self.environment["CODEX_LB_DATA_DIR"] = settings.dataDirectory
+        self.environment["CODEX_LB_RUNTIME_DIR"] = settings.runtimeDirectory
+        self.environment[Heritage.serverVariable] = "1"
+        self.environment["CODEX_LB_WORKERS"] = String(settings.workers)
+    }
+
+    /// Why a running server can't go on with these instead; nil: it can.
+    func obstacle(to new: Settings) -> String? {
+        func change(_ name: String, _ what: String) -> String {
+            "\(name): \(what) can't be changed while the server runs; restart it, or put the setting back"
+        }
+        if new.dataDirectory != settings.dataDirectory { return change("CODEX_LB_DATA_DIR", "the data directory") }
+        if new.runtimeDirectory != settings.runtimeDirectory { return change("CODEX_LB_RUNTIME_DIR", "the runtime directory") }
+        if new.keyFile != settings.keyFile { return change("CODEX_LB_ENCRYPTION_KEY_FILE", "the encryption key") }
+        switch (settings.database.url, new.database.url) {
+        case (.sqlite(let a), .sqlite(let b)): if a != b { return change("CODEX_LB_DATABASE_URL", "the file of the database") }
+        case (.postgresql(let a), .postgresql(let b)):
+            // Records of the old generation must come home to where those of the new one go.
+            if a.database != b.database { return change("CODEX_LB_DATABASE_URL", "the database") }
+        default: return change("CODEX_LB_DATABASE_URL", "the kind of database")
+        }
+        return nil
+    }
+}
