@@ -12,7 +12,7 @@ import Vocabulary
 /// What a worker answers by itself.
 enum LocalRoutes {
     static func answer(_ request: ClientRequest, on client: ClientConnection, _ worker: Worker) {
-        let mayObserve = worker.mayObserve(request.head, isLocalPeer: client.isLocalPeer)
+        let mayObserve = worker.gate.mayObserve(request.head, isLocalPeer: client.isLocalPeer)
         switch request.route {
         case .healthLive:
             client.respond(200, "application/json", Array("{\"status\":\"ok\"}".utf8), requestID: request.id)
@@ -39,8 +39,8 @@ enum LocalRoutes {
     private static func ready(_ request: ClientRequest, _ client: ClientConnection, _ worker: Worker, withDetails: Bool) {
         let board = worker.scoreboard
         let now = Clock.now
-        let active = worker.accounts.filter { $0.value.state == .active }
-        let needingLogin = worker.accounts.filter { $0.value.state == .reauthRequired }
+        let active = worker.accounts.all.filter { $0.value.state == .active }
+        let needingLogin = worker.accounts.all.filter { $0.value.state == .reauthRequired }
         let limited = active.filter { board.cooldown(account: $0.value.slot, owner: $0.value.id, now: now)?.isLimit == true }
         let waiting = worker.usageJournal.usedBytes
         let hasRoom = worker.usageJournal.hasRoom()
@@ -62,7 +62,7 @@ enum LocalRoutes {
         }
         let body =
             "{\"status\":\"\(status)\",\"checks\":{\"database\":\"\(database)\",\"accounts\":\"\(active.isEmpty ? "none active" : needingLogin.isEmpty ? "ok" : "login needed")\"},"
-            + "\"accounts\":{\"configured\":\(worker.accounts.count),\"active\":\(active.count),\"limited\":\(limited.count),"
+            + "\"accounts\":{\"configured\":\(worker.accounts.all.count),\"active\":\(active.count),\"limited\":\(limited.count),"
             + "\"reauth_required\":\(needingLogin.count)},"
             + "\"records\":{\"refused\":\(board.value(.recordsRefused))},"
             + "\"journal\":{\"bytes\":\(waiting),\"capacity\":\(worker.usageJournal.capacity)},\"snapshot_version\":\(worker.snapshot?.version ?? 0),"
@@ -138,12 +138,12 @@ enum LocalRoutes {
         out += "codex_lb_first_byte_seconds_count \(total)\n"
 
         out += "# HELP codex_lb_account_in_flight Turns open on an account.\n# TYPE codex_lb_account_in_flight gauge\n"
-        for account in worker.accounts {
+        for account in worker.accounts.all {
             out += "codex_lb_account_in_flight{account=\"\(label(account.value))\"} \(board.inFlight(account: account.value.slot))\n"
         }
         out += "# HELP codex_lb_account_available Whether an account can be chosen now.\n# TYPE codex_lb_account_available gauge\n"
         let now = Clock.now
-        for account in worker.accounts {
+        for account in worker.accounts.all {
             let isFree =
                 account.value.state == .active && board.cooldown(account: account.value.slot, owner: account.value.id, now: now) == nil
             out += "codex_lb_account_available{account=\"\(label(account.value))\"} \(isFree ? 1 : 0)\n"

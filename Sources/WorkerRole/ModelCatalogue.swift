@@ -40,12 +40,12 @@ final class ModelCatalogue {
             } else {
                 entries[id]?.fetch?.cancel()
                 next[id] = Entry(account: account)
-                worker.modelOffers.forget(account: id)
+                worker.accounts.modelOffers.forget(account: id)
             }
         }
         for (id, entry) in entries where next[id] == nil {
             entry.fetch?.cancel()
-            worker.modelOffers.forget(account: id)
+            worker.accounts.modelOffers.forget(account: id)
         }
         entries = next
         answerWaiting()
@@ -79,7 +79,7 @@ final class ModelCatalogue {
         case .success(let models):
             (entry.models, entry.problem, entry.failures) = (models, nil, 0)
             entry.askAt = worker.loop.now.adding(milliseconds: Limits.modelListKeptMilliseconds)
-            worker.modelOffers.listed(account: id, models: Set(models.map(\.id)))
+            worker.accounts.modelOffers.listed(account: id, models: Set(models.map(\.id)))
         case .failure(let error):
             entry.problem = error.reason
             entry.failures += 1
@@ -116,7 +116,7 @@ final class ModelCatalogue {
     }
 
     private func respond(_ request: ClientRequest, _ client: ClientConnection) {
-        if entries.isEmpty { return client.respond(worker.noAccounts(for: request.route), requestID: request.id) }
+        if entries.isEmpty { return client.respond(worker.accounts.none(for: request.route), requestID: request.id) }
         let sorted = entries.values.sorted { $0.account.value.name < $1.account.value.name }
         let problems = sorted.compactMap { entry in entry.problem.map { "\(entry.account.value.name): \($0)" } }
         if !isKnown, !problems.isEmpty {

@@ -48,7 +48,7 @@ extension Worker {
         }
         var key: ClientKey?
         if route.isProxied {
-            switch admit(head, isLocalPeer: isLocalPeer) {
+            switch gate.admit(head, isLocalPeer: isLocalPeer) {
             case .success(let found): key = found
             case .failure(let error):
                 return refused(error, error.status == 401 ? [("WWW-Authenticate", "Bearer")] : [], isAdmission: true)

@@ -60,7 +60,7 @@ final class Turn: UpstreamUser, Answering {
             worker.scoreboard.add(isFailover ? .failovers : .retries, worker: worker.slot)
             kept = nil
         case .penalise(let penalty, let failure):
-            if let account { worker.penalise(account, ask.model, penalty, failure, requestID: request.id) }
+            if let account { worker.accounts.penalise(account, ask.model, penalty, failure, requestID: request.id, now: worker.loop.now) }
         case .closeUpstream:
             connection?.close()
             connection = nil
@@ -100,7 +100,7 @@ final class Turn: UpstreamUser, Answering {
     // MARK: The account
 
     private func select() {
-        switch worker.choose(for: request.route, model: ask.model, excluding: machine.tried) {
+        switch worker.accounts.choose(for: request.route, model: ask.model, excluding: machine.tried, now: now) {
         case .account(let chosen):
             lease(chosen)
             perform(machine.accountSelected(chosen.value.id, isChatGPT: chosen.value.kind == .chatGPT))
@@ -112,7 +112,7 @@ final class Turn: UpstreamUser, Answering {
                 resetsAt: (until.milliseconds + 999) / 1000)
             perform(machine.noAccount(error, inStream: false, now))
         case .noneEligible, .allTried:
-            perform(machine.noAccount(worker.noAccounts(for: request.route), inStream: true, now))
+            perform(machine.noAccount(worker.accounts.none(for: request.route), inStream: true, now))
         }
     }
 

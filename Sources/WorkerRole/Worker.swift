@@ -14,54 +14,6 @@ import Store
 import Upstream
 import Vocabulary
 
-/// An account of the snapshot with what a turn would else derive each time.
-final class RoutedAccount {
-    let value: Account
-    let origin: Origin
-    /// Path of the base URL.
-    let prefix: String
-    /// `Bearer …`
-    let authorization: String
-    /// The fields of each request to it that depend on nothing else.
-    let headFields: [UInt8]
-    /// Its clients may choose whom a request is charged to.
-    let passesOrganization: Bool
-
-    /// The value of `chatgpt-account-id`; ids that were made up for a login without one are not sent.
-    var chatGPTAccountID: String? { Self.accountID(value) }
-
-    private static func accountID(_ account: Account) -> String? {
-        account.credentials.chatGPTAccountID.flatMap { $0.hasPrefix("email_") || $0.hasPrefix("local_") ? nil : $0 }
-    }
-
-    init?(_ account: Account, passesOrganization: Bool) {
-        guard let (origin, prefix) = Origin.parse(account.baseURL) else { return nil }
-        value = account
-        (self.origin, self.prefix) = (origin, prefix)
-        authorization = "Bearer " + account.credentials.bearer
-        self.passesOrganization = passesOrganization && account.kind == .apiKey
-        var fields: [UInt8] = []
-        HeadWriter.field("Host", origin.authority, into: &fields)
-        HeadWriter.field("Authorization", authorization, into: &fields)
-        HeadWriter.field("Content-Type", "application/json", into: &fields)
-        // What comes is read here; packed answers are unpacked, but nobody need pack them.
-        HeadWriter.field("Accept-Encoding", "identity", into: &fields)
-        if account.kind == .chatGPT {
-            HeadWriter.field("Accept", "text/event-stream", into: &fields)
-            if let id = Self.accountID(account) { HeadWriter.field("chatgpt-account-id", id, into: &fields) }
-        }
-        headFields = fields
-    }
-}
-
-/// Which account a turn got.
-enum AccountChoice {
-    case account(RoutedAccount)
-    case noneEligible
-    case allTried
-    case allLimited(until: WallTime)
-}
-
 /// One proxy worker: its loop, its connections and what they share. Everything runs on the loop's thread.
 final class Worker {
     let loop: EventLoop
@@ -75,10 +27,6 @@ final class Worker {
     let originPolicy: OriginPolicy
     /// Where large bodies are unpacked and read.
     let bodyWork: WorkLane
-    /// An address beyond loopback listens.
-    private let isExposed: Bool
-    /// Callers on this host must show a key too.
-    private(set) var isKeyDemandedLocally = true
     private var date: (seconds: Int64, field: [UInt8]) = (-1, [])
     /// Its row of the scoreboard.
     var slot: Int { heritage.row }
@@ -92,9 +40,8 @@ final class Worker {
     private var recordBytes: [UInt8] = []
 
     private(set) var snapshot: Snapshot?
-    private(set) var accounts: [RoutedAccount] = []
-    private var clientKeys: [[UInt8]: ClientKey] = [:]
-    private var pepper: [UInt8] = []
+    let accounts: AccountTable
+    let gate: ClientGate
     private(set) var connections: [ObjectIdentifier: ClientConnection] = [:]
     private var turns: [ObjectIdentifier: Turn] = [:]
     /// Those of them whose client has left and whose usage is still awaited.
@@ -121,9 +68,6 @@ final class Worker {
     /// When a store that acknowledges nothing is not waited for any longer; set while nothing else keeps a draining worker.
     private var storeBy = Instant.never
     private var random = IDGenerator()
-    /// Of this worker alone: the others learn of a model's limit by a refusal of their own.
-    private var modelCooldowns = ModelCooldowns()
-    var modelOffers = ModelOffers()
     var prices = PriceBook()
     lazy var catalogue = ModelCatalogue(self)
     private var store: (any StoreLink)!
@@ -136,7 +80,6 @@ final class Worker {
     private var isAcceptPaused = false
     private var droppedTold = 0
 
-    static let clockSlackMilliseconds: Int64 = 10
     /// Deadlines are looked at this often: their precision.
     static let sweepMilliseconds = 50
     /// A stop waits this long for the next acknowledgement; what is left then is kept in a file for the next start.
@@ -157,13 +100,17 @@ final class Worker {
             scoreboard, slot: heritage.row, bytesMax: settings.memoryBytesMax ?? Process.memoryBytes / Limits.memoryPart)
         originPolicy = OriginPolicy(allowed: settings.allowedOrigins)
         bodyWork = WorkLane(loop, threadsMax: Limits.bodyThreadsMax)
-        isExposed = heritage.listeners.contains { !Sockets.isLocal($0) }
+        accounts = AccountTable(scoreboard, passingOrganization: settings.accountsPassingOrganization, log)
+        gate = ClientGate(
+            settings, isExposed: heritage.listeners.contains { !Sockets.isLocal($0) }, tells: heritage.slot == 0, log)
         pool.counted = { [scoreboard] reused in scoreboard.add(reused ? .upstreamReused : .upstreamConnects, worker: heritage.row) }
         supervisor = SupervisorLink(self)
         switch settings.database.url {
         case .sqlite(let path): store = WriterLink(self, database: path)
         case .postgresql(let url): store = DatabaseLink(self, url)
         }
+        accounts.needsLogin = { [unowned self] in store.needsLogin($0) }
+        accounts.modelRefused = { [unowned self] in catalogue.refresh() }
         sweepTimer = LoopTimer(loop) { [unowned self] in sweep() }
         sweepTimer.start(milliseconds: Self.sweepMilliseconds, repeating: Self.sweepMilliseconds)
         turnEnd = TurnEnd(loop) { [unowned self] in
@@ -178,47 +125,12 @@ final class Worker {
     func snapshotArrived(_ new: Snapshot) {
         let previous = snapshot
         snapshot = new
-        accounts = new.accounts.compactMap { account in
-            guard (0..<Limits.accountsMax).contains(account.slot) else {
-                log.error(
-                    "account has an impossible slot and is left out", metadata: ["account": "\(account.name)", "slot": "\(account.slot)"])
-                return nil
-            }
-            let routed = RoutedAccount(account, passesOrganization: settings.accountsPassingOrganization.contains(account.name))
-            if routed == nil { log.error("account has an unusable base URL and is left out", metadata: ["account": "\(account.name)"]) }
-            return routed
-        }
-        for account in accounts.lazy.map(\.value) {
-            scoreboard.claim(account: account.slot, owner: account.id)
-            if let before = previous?.accounts.first(where: { $0.id == account.id }),
-                before.credentials != account.credentials || before.state != account.state
-            {
-                scoreboard.endCooldown(account: account.slot)
-                modelCooldowns.forget(account: account.id)
-            }
-        }
-        if previous?.clientKeys.isEmpty != new.clientKeys.isEmpty { keyRuleApplies(hasKeys: !new.clientKeys.isEmpty) }
-        clientKeys = Dictionary(new.clientKeys.map { ($0.digest, $0) }, uniquingKeysWith: { a, _ in a })
-        pepper = new.pepper
-        if previous?.accounts != new.accounts { catalogue.accountsChanged(accounts) }
+        accounts.replace(with: new.accounts, previous: previous?.accounts ?? [])
+        gate.replace(with: new.clientKeys, pepper: new.pepper)
+        if previous?.accounts != new.accounts { catalogue.accountsChanged(accounts.all) }
         scoreboard.set(.snapshotVersion, worker: slot, Int(new.version))
         storeSeen()
         if !isReady { becomeReady() }
-    }
-
-    /// Revoked keys count: an instance that had keys is not opened by the end of the last one.
-    private func keyRuleApplies(hasKeys: Bool) {
-        isKeyDemandedLocally = settings.keyRule.isDemandedLocally(hasKeys: hasKeys, isExposed: isExposed)
-        guard position == 0 else { return }
-        let (who, why): (String, String) =
-            switch settings.keyRule {
-            case .always: ("everybody", "CODEX_LB_REQUIRE_KEYS=always")
-            case .never: ("nobody", "CODEX_LB_REQUIRE_KEYS=never")
-            case .auto where hasKeys: ("everybody", "a key exists")
-            case .auto where isExposed: ("everybody", "an address beyond loopback listens")
-            case .auto: ("everybody but direct callers on this host", "no key exists and only loopback listens")
-            }
-        log.notice("client keys are demanded", metadata: ["from": "\(who)", "because": "\(why)"])
     }
 
     /// `Date: …` with its line end (RFC 9110 §6.6.1), made once a second.
@@ -253,7 +165,7 @@ final class Worker {
         listen()
         if !isLeaving { scoreboard.set(.ready, worker: slot, 1) }
         var ready = Ready()
-        ready.accounts = UInt32(accounts.count)
+        ready.accounts = UInt32(accounts.all.count)
         ready.database = settings.database.url.description
         ready.revision = store.revision
         supervisor.send { $0.ready = ready }
@@ -345,25 +257,6 @@ final class Worker {
 
     // MARK: Requests
 
-    func admit(_ head: RequestHead, isLocalPeer: Bool) -> Result<ClientKey?, ProxyError> {
-        let isLocal = isLocalPeer && !isKeyDemandedLocally && Locality.isDirect(head.fields)
-        let caller = Caller(isLocal: isLocal, authorization: head.fields.first(.authorization))
-        return ClientAdmission.check(caller, rule: settings.keyRule, isDemandedLocally: isKeyDemandedLocally, now: Clock.wall) {
-            presented in
-            let digest = HMAC.sha256(key: pepper, message: Array(presented.utf8))
-            guard let key = clientKeys[digest], HMAC.equal(key.digest, digest) else { return nil }
-            return key
-        }
-    }
-
-    /// Whether the caller may see metrics and the details of health: with the token, or, where none is set, as a direct caller on this
-    /// host while such callers are trusted without a key.
-    func mayObserve(_ head: RequestHead, isLocalPeer: Bool) -> Bool {
-        guard let token = settings.metricsToken else { return isLocalPeer && !isKeyDemandedLocally && Locality.isDirect(head.fields) }
-        let presented = ClientAdmission.bearer(head.fields.first(.authorization)) ?? ""
-        return HMAC.equal(HMAC.sha256(key: pepper, message: Array(presented.utf8)), HMAC.sha256(key: pepper, message: Array(token.utf8)))
-    }
-
     func answer(_ request: ClientRequest, on client: ClientConnection) {
         switch request.route {
         case .healthLive, .healthReady, .metrics, .usage: LocalRoutes.answer(request, on: client, self)
@@ -407,120 +300,6 @@ final class Worker {
 
     func count(status: Int) {
         scoreboard.add(status < 400 ? .status2xx : status < 500 ? .status4xx : .status5xx, worker: slot)
-    }
-
-    // MARK: Accounts
-
-    func choose(for route: Route, model: String, excluding tried: [Int64]) -> AccountChoice {
-        let now = loop.turnTime
-        let hasModelLimits = !modelCooldowns.isEmpty
-        func serves(_ account: RoutedAccount) -> Bool {
-            account.value.state == .active && route.upstreamPath(account.value.kind) != nil
-        }
-        var lacking: Set<Int64> = []
-        if !modelOffers.isEmpty {
-            let serving = accounts.filter(serves)
-            lacking = modelOffers.lacking(model, among: serving.map(\.value.id), now: now)
-            // Where everybody lacks it one account may say so, in its own words.
-            if lacking.count == serving.count, tried.isEmpty { lacking = [] }
-        }
-        let candidates = accounts.lazy.map { [self] account in
-            let slot = account.value.slot
-            var cooldown = scoreboard.cooldown(account: slot, owner: account.value.id, now: now)
-            if hasModelLimits, let until = modelCooldowns.until(account: account.value.id, model: model, now: now),
-                until > cooldown?.until ?? now
-            {
-                cooldown = (until, isLimit: true)
-            }
-            return Candidate(
-                accountID: account.value.id,
-                isEligible: serves(account) && (lacking.isEmpty || !lacking.contains(account.value.id)),
-                inFlight: scoreboard.inFlight(account: slot), lastUsed: scoreboard.lastUsed(account: slot),
-                cooldownUntil: cooldown?.until ?? now, isLimited: cooldown?.isLimit ?? false,
-                isDoubtful: scoreboard.failures(account: slot) > 0)
-        }
-        switch Routing.choose(candidates, excluding: tried, now: now) {
-        case .account(let index): return .account(accounts[index])
-        case .noneEligible: return accounts.contains(where: serves) ? .allTried : .noneEligible
-        case .allTried: return .allTried
-        case .allLimited(let until):
-            // Clients are told whole seconds, rounded up: what is lost between two clocks must not make one more.
-            let wait = Int64(until.milliseconds(since: now)) - Self.clockSlackMilliseconds
-            return .allLimited(until: WallTime(milliseconds: Clock.wall.milliseconds + wait))
-        }
-    }
-
-    func noAccounts(for route: Route) -> ProxyError {
-        let message: String
-        if accounts.isEmpty {
-            message = "No account is configured. Add one with: codex-lb accounts add NAME --base-url URL --key-file FILE"
-        } else if accounts.allSatisfy({ $0.value.state != .active }) {
-            message = "All accounts are paused or need a new login. See: codex-lb accounts list"
-        } else {
-            message = "No active account serves \(route.rawValue). See: codex-lb accounts list"
-        }
-        return ProxyError(
-            status: 503, code: "no_accounts", type: "server_error", message: message, origin: .ourselves, retryAfterSeconds: 5)
-    }
-
-    func penalise(_ account: RoutedAccount, _ model: String, _ penalty: Verdict.Penalty, _ failure: Failure, requestID: String) {
-        let now = loop.now
-        let owner = account.value.id
-        // What the old key met says nothing of the new one.
-        guard let today = accounts.first(where: { $0.value.id == owner })?.value, today.credentials == account.value.credentials,
-            today.baseURL == account.value.baseURL
-        else { return }
-        var isOfModel = false
-        var (milliseconds, isLimit): (Int, Bool)
-        switch penalty {
-        case .none: return
-        case .lacksModel:
-            modelOffers.refused(
-                account: owner, model: model, until: now.adding(milliseconds: Limits.modelRefusedMilliseconds), now: now)
-            log.notice(
-                "account does not offer the model",
-                metadata: ["account": "\(account.value.name)", "model": "\(model)", "request_id": "\(requestID)"])
-            return catalogue.refresh()
-        case .errors(let ms): (milliseconds, isLimit) = (ms, false)
-        case .limited(let ms, let scope):
-            (milliseconds, isLimit) = (ms, true)
-            isOfModel = scope == .model
-        case .unauthorized(let ms), .reauthRequired(let ms): (milliseconds, isLimit) = (ms, false)
-        }
-        if case .reauthRequired = penalty {
-            store.needsLogin(account.value)
-            log.error(
-                "account needs a new login",
-                metadata: [
-                    "account": "\(account.value.name)",
-                    "mend": account.value.kind == .chatGPT ? "codex-lb accounts import" : "codex-lb accounts add --replace",
-                    "request_id": "\(requestID)",
-                ])
-        }
-        switch failure {
-        case .notConnected, .untrusted:
-            // The longer it can't be reached, the less often a turn has to find that out.
-            milliseconds = Backoff.milliseconds(failures: scoreboard.unreachable(account: account.value.slot, owner: owner, now: now))
-        default: break
-        }
-        let until = now.adding(milliseconds: milliseconds)
-        if isOfModel {
-            modelCooldowns.coolDown(account: owner, model: model, until: until, now: now)
-        } else {
-            scoreboard.coolDown(account: account.value.slot, owner: owner, until: until, isLimit: isLimit)
-        }
-        let why: String
-        switch failure {
-        case .refused(let r), .failedEvent(let r): why = "status \(r.status) \(r.code)"
-        case .notConnected(let text), .untrusted(let text), .exhausted(let text), .broken(let text): why = text
-        case .timedOut: why = "no answer in time"
-        }
-        log.notice(
-            "account cools down",
-            metadata: [
-                "account": "\(account.value.name)", "why": "\(why)", "seconds": "\(milliseconds / 1000)",
-                "model": "\(isOfModel ? model : "")", "request_id": "\(requestID)",
-            ])
     }
 
     // MARK: Records

@@ -1,0 +1,43 @@
+import HTTPWire
+import Upstream
+import Vocabulary
+
+/// An account of the snapshot with what a turn would else derive each time.
+final class RoutedAccount {
+    let value: Account
+    let origin: Origin
+    /// Path of the base URL.
+    let prefix: String
+    /// `Bearer …`
+    let authorization: String
+    /// The fields of each request to it that depend on nothing else.
+    let headFields: [UInt8]
+    /// Its clients may choose whom a request is charged to.
+    let passesOrganization: Bool
+
+    /// The value of `chatgpt-account-id`; ids that were made up for a login without one are not sent.
+    var chatGPTAccountID: String? { Self.accountID(value) }
+
+    private static func accountID(_ account: Account) -> String? {
+        account.credentials.chatGPTAccountID.flatMap { $0.hasPrefix("email_") || $0.hasPrefix("local_") ? nil : $0 }
+    }
+
+    init?(_ account: Account, passesOrganization: Bool) {
+        guard let (origin, prefix) = Origin.parse(account.baseURL) else { return nil }
+        value = account
+        (self.origin, self.prefix) = (origin, prefix)
+        authorization = "Bearer " + account.credentials.bearer
+        self.passesOrganization = passesOrganization && account.kind == .apiKey
+        var fields: [UInt8] = []
+        HeadWriter.field("Host", origin.authority, into: &fields)
+        HeadWriter.field("Authorization", authorization, into: &fields)
+        HeadWriter.field("Content-Type", "application/json", into: &fields)
+        // What comes is read here; packed answers are unpacked, but nobody need pack them.
+        HeadWriter.field("Accept-Encoding", "identity", into: &fields)
+        if account.kind == .chatGPT {
+            HeadWriter.field("Accept", "text/event-stream", into: &fields)
+            if let id = Self.accountID(account) { HeadWriter.field("chatgpt-account-id", id, into: &fields) }
+        }
+        headFields = fields
+    }
+}
