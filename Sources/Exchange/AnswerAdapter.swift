@@ -367,7 +367,9 @@ public struct AnswerAdapter: Sendable {
         case .embeddings: UsageTap.embeddingsBody(body.span.bytes, into: &findings)
         default: UsageTap.responsesBody(body.span.bytes, into: &findings)
         }
-        if copy.isWhole, let failure = UpstreamRefusal(answer: body.span.bytes) {
+        // A body that is no object was not looked through.
+        let mayFail = findings.mayTellFailure || findings.usage == nil
+        if copy.isWhole, mayFail, let failure = UpstreamRefusal(answer: body.span.bytes) {
             findings.errorCode = failure.code.isEmpty ? "upstream_error" : failure.code
         }
         return complete()

@@ -57,13 +57,11 @@ public struct TurnMachine: Sendable {
     /// What is in `out` may go out. The last bytes of a body wait for the record.
     public var mayFlush: Bool {
         guard isVisible else { return false }
-        guard let answer, answer.isBody, let whole = bodyLength else { return true }
-        return answer.bodyBytes < whole
+        guard answer?.isBody == true, let whole = responseHead?.contentLength else { return true }
+        return answer!.bodyBytes < whole
     }
     /// Between two events of the answer its client may be told that it goes on.
     public var takesComments: Bool { isVisible && isUpstreamOpen && !isPaused && answer?.takesComments == true }
-
-    private var bodyLength: Int? { responseHead?.contentLength }
 
     private func wall(_ now: Instant) -> WallTime {
         WallTime(milliseconds: started.wall.milliseconds + Int64(now.milliseconds(since: started.instant)))
@@ -272,10 +270,10 @@ public struct TurnMachine: Sendable {
 
     /// The first bytes of the answer are about to go out: from here on no other account.
     private mutating func seeVisible() {
-        guard exchange.state == .accepted, let answer, answer.isTelling else { return }
+        guard exchange.state == .accepted, answer?.isTelling == true else { return }
         exchange.becameVisible()
         deadlines.becameVisible()
-        actions.append(.begin(answer.head))
+        actions.append(.begin(answer!.head))
     }
 
     private mutating func finishAnswer() {

@@ -274,7 +274,7 @@ public enum JSONScan {
         return value.lowerBound + 1..<value.upperBound - 1
     }
 
-    private static func hasBackslash(_ bytes: RawSpan, _ range: Range<Int>) -> Bool {
+    public static func hasBackslash(_ bytes: RawSpan, _ range: Range<Int>) -> Bool {
         bytes.first(Ascii.backslash, from: range.lowerBound, to: range.upperBound) != nil
     }
 

@@ -33,6 +33,8 @@ public struct UsageFindings: Sendable, Equatable {
     public var responseID: String?
     /// As the response object tells it: `completed`, `failed` and so on.
     public var status: String?
+    /// The object has a member that failures are told by: whoever reads errors has something to look at.
+    public var mayTellFailure = false
     public init() {}
 }
 
@@ -83,6 +85,8 @@ public enum UsageTap {
                 id = start..<end
             } else if findings.status == nil, JSONScan.keyEquals(json, key, "status") {
                 findings.status = JSONScan.string(json, start..<end)
+            } else if isOfFailure(json, key, start..<end) {
+                findings.mayTellFailure = true
             }
             return end
         }
@@ -91,6 +95,17 @@ public enum UsageTap {
         if let id { findings.responseID = JSONScan.string(json, id) ?? findings.responseID }
         if let usage, JSONScan.kind(json, usage) == .object { tokens(json, usage, isChat: isChat, into: &findings) }
         return end
+    }
+
+    /// `error` that says something, `type`, `detail`, `object` of an error; any key with an escape may be one of them.
+    private static func isOfFailure(_ json: RawSpan, _ key: Range<Int>, _ value: Range<Int>) -> Bool {
+        switch key.count {
+        case 4: JSONScan.keyEquals(json, key, "type")
+        case 5: JSONScan.keyEquals(json, key, "error") && JSONScan.kind(json, value) != .null
+        case 6:
+            JSONScan.keyEquals(json, key, "detail") || JSONScan.keyEquals(json, key, "object") && JSONScan.equals(json, value, "error")
+        default: key.count > 6 && JSONScan.hasBackslash(json, key)
+        }
     }
 
     private static func tokens(_ json: RawSpan, _ usage: Range<Int>, isChat: Bool, into findings: inout UsageFindings) {

@@ -25,8 +25,8 @@ final class OriginConnections {
 public final class UpstreamPool {
     let loop: EventLoop
     private let resolver: Resolver
-    private let tls: TLSContext?
-    private let tlsProblem: String
+    /// Made when it is needed: to read the system's certificates takes a good part of a worker's start.
+    private lazy var tls = Result { () throws(TLSError) in try TLSContext() }
     private let proxy: OutboundProxy?
     private let connectMilliseconds: Int
     /// Idle connections are closed before there are more than this, whatever their origin.
@@ -47,12 +47,10 @@ public final class UpstreamPool {
         (self.loop, self.proxy) = (loop, proxy)
         (self.connectMilliseconds, self.connectionsMax) = (connectMilliseconds, connectionsMax)
         resolver = Resolver(loop)
-        do throws(TLSError) {
-            (tls, tlsProblem) = (try TLSContext(), "")
-        } catch {
-            (tls, tlsProblem) = (nil, error.description)
-        }
     }
+
+    /// These are what will be connected to.
+    public func expect(_ origins: some Sequence<Origin>) { if origins.contains(where: \.isTLS) { _ = tls } }
 
     /// Gives a connection, kept or fresh. `done` may be called at once. The token cancels a connection being made.
     @discardableResult
@@ -65,8 +63,8 @@ public final class UpstreamPool {
             return nil
         }
         counted(false)
-        if origin.isTLS, tls == nil {
-            done(.failure(.untrusted(tlsProblem)))
+        if origin.isTLS, case .failure(let error) = tls {
+            done(.failure(.untrusted(error.description)))
             return nil
         }
         if all.count + attempts.count >= connectionsMax { closeIdle(1) }
@@ -93,7 +91,7 @@ public final class UpstreamPool {
 
     func client(_ origin: Origin) throws(TLSError) -> TLSClient {
         let isAddress = SocketAddress(numeric: origin.host, port: 0) != nil
-        return try TLSClient(tls!, host: origin.host, isAddress: isAddress, resuming: origins[origin]?.session)
+        return try TLSClient(try tls.get(), host: origin.host, isAddress: isAddress, resuming: origins[origin]?.session)
     }
 
     func distrust(_ origin: Origin) { origins[origin]?.session = nil }

@@ -126,6 +126,7 @@ final class Worker {
         let previous = snapshot
         snapshot = new
         accounts.replace(with: new.accounts, previous: previous?.accounts ?? [])
+        pool.expect(accounts.all.lazy.map(\.origin))
         gate.replace(with: new.clientKeys, pepper: new.pepper)
         if previous?.accounts != new.accounts { catalogue.accountsChanged(accounts.all) }
         scoreboard.set(.snapshotVersion, worker: slot, Int(new.version))
