@@ -2,7 +2,7 @@
 # make demo   the same with a built-in upstream, in a temporary directory
 # make soak   fuzzers and sanitizers, about 20 minutes
 # make test   all tests         make bench  benchmarks against nginx and raw databases
-# make bench-instructions  a worker's instructions per turn and event against Benchmarks/baseline.json
+# make bench-instructions  instructions of a worker per turn and event, of the writer per record, against Benchmarks/baseline.json
 # make install, make uninstall: program, man page, completions, systemd units and sample settings, under PREFIX and DESTDIR
 
 SWIFT ?= swift
@@ -13,7 +13,7 @@ BIN := .build/release/codex-lb
 BINARY ?=
 PACKAGES := libuv1-dev libsqlite3-dev libpq-dev libssl-dev libzstd-dev zlib1g-dev
 TEST_PACKAGES := $(PACKAGES) postgresql pgbouncer python3-venv curl sqlite3 zstd openssl faketime mandoc
-BENCH_PACKAGES := $(PACKAGES) nginx-light postgresql openssl
+BENCH_PACKAGES := $(PACKAGES) nginx-light postgresql openssl gcc
 
 .PHONY: run demo build test soak bench bench-instructions format lint proto man install uninstall clean
 
@@ -41,11 +41,12 @@ bench:
 	$(SWIFT) build -c release --static-swift-stdlib
 	sh Benchmarks/run.sh
 
-# WRITE=1 makes the baseline anew.
+# WRITE=1 makes the baseline anew; ONLY=worker or ONLY=writer counts one of them.
 bench-instructions:
 	@sh etc/dev/install-packages.sh $(PACKAGES) valgrind gcc binutils
 	$(SWIFT) build -c release --product codex-lb --static-swift-stdlib
-	python3 Benchmarks/instructions.py $$($(SWIFT) build -c release --static-swift-stdlib --show-bin-path) $(if $(WRITE),--write)
+	$(SWIFT) build -c release --product codex-lb-store-bench --static-swift-stdlib
+	python3 Benchmarks/instructions.py $$($(SWIFT) build -c release --static-swift-stdlib --show-bin-path) $(if $(WRITE),--write) $(if $(ONLY),--only=$(ONLY))
 
 format:
 	$(SWIFT) format --in-place --recursive --parallel Package.swift Sources Tests Benchmarks

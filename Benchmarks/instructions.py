@@ -1,10 +1,11 @@
-"""Instructions that a worker carries out in user space, counted by callgrind: per streamed turn, per event, per JSON turn.
-Usage: instructions.py BIN_DIR [--write] (see `make bench-instructions`).
+"""Instructions in user space, counted by callgrind: of a worker per streamed turn, per event, per JSON turn, of the writer per record.
+Usage: instructions.py BIN_DIR [--write] [--only=worker | --only=writer] (see `make bench-instructions`).
 
 Time on a shared machine wavers by several percent, and this machine may have no hardware counters for `perf stat`; callgrind counts each
 instruction of the program and its libraries. Two runs with FEW and MANY turns are subtracted, so that start, first turns and end cancel
 out. Both last LASTS_SECONDS: what a worker does by the clock (it looks at its connections every 50 ms, at models now and then) is the same
-in both. The supervisor and the writer run natively: only the worker's own work is counted, the kernel's is not.
+in both. The other processes run natively: only the one process's own work is counted, the kernel's is not. The writer gets batches from
+codex-lb-store-bench, one after the other, so that each is a commit, SQLite's work included.
 
 Compares with baseline.json and ends with 1 when a number differs from it by more than TOLERANCE; --write makes the baseline anew.
 """
@@ -25,12 +26,14 @@ FEW, MANY = 200, 600
 EVENTS_FEW, EVENTS_MANY = 20, 220
 TOLERANCE = 0.02
 LASTS_SECONDS = 25
+RECORDS_FEW, RECORDS_MANY = 2_000, 12_000
 
 here = os.path.dirname(os.path.abspath(__file__))
 baseline_path = os.path.join(here, "baseline.json")
 work = tempfile.mkdtemp(prefix="codex-lb-instructions-")
 # Valgrind 3.19 does not read the debug information that Swift writes.
 binary, shim = os.path.join(work, "codex-lb"), os.path.join(work, "shim.so")
+store_bench = os.path.join(sys.argv[1], "codex-lb-store-bench")
 children = []
 
 
@@ -71,30 +74,53 @@ def upstream(events):
     return port
 
 
+class Server:
+    """codex-lb with one worker; its child of this role runs under callgrind."""
+
+    def __init__(self, role, upstream_port=None):
+        self.data = tempfile.mkdtemp(dir=work)
+        self.output = os.path.join(self.data, "callgrind.out")
+        env = {
+            "PATH": "/usr/bin:/bin", "HOME": self.data, "CODEX_LB_DATA_DIR": self.data, "CODEX_LB_LOG_LEVEL": "warning",
+            # Tables of the same keys have the same order in every run.
+            "SWIFT_DETERMINISTIC_HASHING": "1",
+        }
+        if upstream_port:
+            subprocess.run([binary, "accounts", "add", "demo", "--base-url", f"http://127.0.0.1:{upstream_port}/v1", "--key-file", "/etc/hostname"],
+                           env=env, check=True, stdout=subprocess.DEVNULL)
+        self.port = free_port()
+        self.child = start([binary, "serve", "--listen", f"127.0.0.1:{self.port}", "--workers", "1"],
+                           env={**env, "LD_PRELOAD": shim, "CALLGRIND_OUTPUT": self.output, "CALLGRIND_ROLE": role})
+        for attempt in range(600):
+            ready = subprocess.run([binary, "ctl", "status", "--json"], env=env, capture_output=True, text=True)
+            if ready.returncode == 0 and json.loads(ready.stdout)["state"] == "serving":
+                return
+            if self.child.poll() is not None:
+                sys.exit("codex-lb did not start under valgrind")
+            time.sleep(0.1)
+        sys.exit("codex-lb did not become ready under valgrind")
+
+    def instructions(self):
+        """Ends the server and tells what callgrind counted."""
+        if end(self.child) != 0:
+            sys.exit("codex-lb did not stop in order")
+        found = re.search(r"^(?:summary|totals): (\d+)", open(self.output).read(), re.M)
+        if not found:
+            sys.exit(f"callgrind counted nothing in {self.output}")
+        return int(found.group(1))
+
+
+def rest(begin, what):
+    seconds = begin + LASTS_SECONDS - time.monotonic()
+    if seconds < 0:
+        sys.exit(f"{what} took longer than {LASTS_SECONDS} s: the machine is too busy")
+    time.sleep(seconds)
+
+
 def count(upstream_port, body, turns):
     """Instructions of a worker that serves so many turns, one after the other, and then rests until its time is over."""
-    data = tempfile.mkdtemp(dir=work)
-    output = os.path.join(data, "callgrind.out")
-    env = {
-        "PATH": "/usr/bin:/bin", "HOME": data, "CODEX_LB_DATA_DIR": data, "CODEX_LB_LOG_LEVEL": "warning",
-        # Tables of the same keys have the same order in every run.
-        "SWIFT_DETERMINISTIC_HASHING": "1",
-    }
-    subprocess.run([binary, "accounts", "add", "demo", "--base-url", f"http://127.0.0.1:{upstream_port}/v1", "--key-file", "/etc/hostname"],
-                   env=env, check=True, stdout=subprocess.DEVNULL)
-    port = free_port()
-    server = start([binary, "serve", "--listen", f"127.0.0.1:{port}", "--workers", "1"],
-                   env={**env, "LD_PRELOAD": shim, "CALLGRIND_OUTPUT": output})
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    for attempt in range(600):
-        ready = subprocess.run([binary, "ctl", "status", "--json"], env=env, capture_output=True, text=True)
-        if ready.returncode == 0 and json.loads(ready.stdout)["state"] == "serving":
-            break
-        if server.poll() is not None:
-            sys.exit("codex-lb did not start under valgrind")
-        time.sleep(0.1)
-    else:
-        sys.exit("codex-lb did not become ready under valgrind")
+    server = Server("worker", upstream_port)
+    client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     begin = time.monotonic()
     for _ in range(turns):
         client.request("POST", "/v1/responses", body, {"Content-Type": "application/json"})
@@ -102,17 +128,25 @@ def count(upstream_port, body, turns):
         answer.read()
         if answer.status != 200:
             sys.exit(f"a turn ended with status {answer.status}")
-    rest = begin + LASTS_SECONDS - time.monotonic()
-    if rest < 0:
-        sys.exit(f"{turns} turns took longer than {LASTS_SECONDS} s: the machine is too busy")
-    time.sleep(rest)
+    rest(begin, f"{turns} turns")
     client.close()
-    if end(server) != 0:
-        sys.exit("codex-lb did not stop in order")
-    found = re.search(r"^(?:summary|totals): (\d+)", open(output).read(), re.M)
-    if not found:
-        sys.exit(f"callgrind counted nothing in {output}")
-    return int(found.group(1))
+    return server.instructions()
+
+
+def count_records(batch, records):
+    """Instructions of the writer that stores so many records in such batches and then rests."""
+    server = Server("writer")
+    begin = time.monotonic()
+    out = subprocess.run([store_bench, "--socket", server.data + "/run/writer.sock", "--batch", str(batch), "--depth", "1", "--records", str(records),
+                          "--seconds", "60"], capture_output=True, text=True)
+    if out.returncode != 0 or json.loads(out.stdout)["records"] != records:
+        sys.exit(f"codex-lb-store-bench: {out.stdout}{out.stderr}")
+    rest(begin, f"{records} records")
+    return server.instructions()
+
+
+def per_record(batch):
+    return (count_records(batch, RECORDS_MANY) - count_records(batch, RECORDS_FEW)) / (RECORDS_MANY - RECORDS_FEW)
 
 
 def per_turn(upstream_port, body):
@@ -122,19 +156,22 @@ def per_turn(upstream_port, body):
 def main():
     bin_dir, writes = sys.argv[1], "--write" in sys.argv[2:]
     subprocess.run(["strip", "-g", "-o", binary, os.path.join(bin_dir, "codex-lb")], check=True)
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", shim, os.path.join(here, "worker_under_callgrind.c"), "-ldl"],
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", shim, os.path.join(here, "role_under_callgrind.c"), "-ldl"],
                    check=True)
-    few, many = upstream(EVENTS_FEW), upstream(EVENTS_MANY)
-    streamed, plain = '{"model":"demo-1","input":"Hello","stream":true}', '{"model":"demo-1","input":"Hello","stream":false}'
-    stream = per_turn(few, streamed)
-    found = {
-        f"streamed turn of {EVENTS_FEW} events": round(stream),
-        "event": round((per_turn(many, streamed) - stream) / (EVENTS_MANY - EVENTS_FEW)),
-        "JSON turn": round(per_turn(few, plain)),
-    }
+    found = {}
+    if "--only=writer" not in sys.argv:
+        few, many = upstream(EVENTS_FEW), upstream(EVENTS_MANY)
+        streamed, plain = '{"model":"demo-1","input":"Hello","stream":true}', '{"model":"demo-1","input":"Hello","stream":false}'
+        stream = per_turn(few, streamed)
+        found[f"streamed turn of {EVENTS_FEW} events"] = round(stream)
+        found["event"] = round((per_turn(many, streamed) - stream) / (EVENTS_MANY - EVENTS_FEW))
+        found["JSON turn"] = round(per_turn(few, plain))
+    if "--only=worker" not in sys.argv:
+        for batch in (200, 20):
+            found[f"writer's record, batches of {batch}"] = round(per_record(batch))
     known = json.load(open(baseline_path)) if os.path.exists(baseline_path) else {}
     is_off = False
-    print(f"{'instructions of a worker':32} {'now':>10} {'baseline':>10} {'change':>8}")
+    print(f"{'instructions':32} {'now':>10} {'baseline':>10} {'change':>8}")
     for name, now in found.items():
         before = known.get(name)
         change = now / before - 1 if before else None
@@ -142,7 +179,7 @@ def main():
         print(f"{name:32} {now:10} {before or '-':>10} {'-' if change is None else f'{change:+8.1%}':>8}")
     if writes:
         with open(baseline_path, "w") as file:
-            file.write(json.dumps(found, indent=4) + "\n")
+            file.write(json.dumps({**known, **found}, indent=4) + "\n")
         print(f"written: {baseline_path}")
     elif is_off:
         sys.exit(f"more than {TOLERANCE:.0%} off the baseline: find out why, or `make bench-instructions WRITE=1`")

@@ -1,7 +1,7 @@
 #!/bin/sh
 # codex-lb against nginx as a plain reverse proxy, in one run: same upstream, same load generator, one core for each proxy (see run.py).
 # Then the store: writer and PostgreSQL throughput, start and backup of a store of GIGABYTES. SECONDS_EACH and ROUNDS may be set.
-# ONLY=http or ONLY=store runs one of them; CASES="turns tls bodies long open delay" some of the first.
+# ONLY=http or ONLY=store runs one of them; CASES="turns tls bodies long open delay" or CASES="sqlite postgres large" some of its parts.
 set -eu
 cd "$(dirname "$0")/.."
 bin=$(swift build -c release --static-swift-stdlib --show-bin-path)
@@ -11,5 +11,5 @@ if [ "${ONLY:-http}" = http ]; then
     python3 Benchmarks/run.py "$bin" "$seconds" "$rounds" ${CASES:-}
 fi
 if [ "${ONLY:-store}" = store ]; then
-    python3 Benchmarks/store.py "$bin" "$seconds" "$rounds" "${GIGABYTES:-1}"
+    python3 Benchmarks/store.py "$bin" "$seconds" "$rounds" "${GIGABYTES:-1}" ${CASES:-}
 fi

@@ -1,5 +1,5 @@
 """The store's part of the benchmark: writer and PostgreSQL throughput, start and backup of a large store.
-Usage: store.py BIN_DIR SECONDS ROUNDS GIGABYTES (see run.sh). Prints medians; ratios are against a peer in the same run."""
+Usage: store.py BIN_DIR SECONDS ROUNDS GIGABYTES [sqlite | postgres | large]... (see run.sh). Prints medians; ratios are against a peer in the same run."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 
+here = os.path.dirname(os.path.abspath(__file__))
 bin_dir, seconds, rounds, gigabytes = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 codex_lb, bench = os.path.join(bin_dir, "codex-lb"), os.path.join(bin_dir, "codex-lb-store-bench")
 work = tempfile.mkdtemp(prefix="codex-lb-bench-")
@@ -55,49 +56,62 @@ def medians(rows):
     return {key: statistics.median(r[key] for r in rows) for key in rows[0]}
 
 
-def raw_sqlite(path, batch, span):
-    """The peer: the same rows, schema and durability through Python's sqlite3 alone, one process, no acknowledgement to anybody."""
-    db = sqlite3.connect(path, isolation_level=None)
-    db.execute("PRAGMA synchronous=FULL")
-    db.execute("PRAGMA wal_autocheckpoint=4000")
-    columns = 21
-    insert = f"INSERT INTO usage_records VALUES ({','.join('?' * columns)})"
-    tail = ("/v1/responses", "http", 1, 1, "req_0123456789abcdef", "gpt-5.4", "gpt-5.4-2026-03-05", 200, "", 1200, 800, 350, 120, 6400, 420,
-            8300, 1, 40000, 22000)
-    number, begin = 0, time.monotonic()
-    while time.monotonic() - begin < span:
-        now = int(time.time() * 1000)
-        rows = []
-        for _ in range(batch):
-            number += 1
-            rows.append(((now << 80 | 7 << 76 | number & 0xFFF << 64).to_bytes(16, "big")[:8] + number.to_bytes(8, "big"), now, *tail))
-        db.execute("BEGIN IMMEDIATE")
-        db.executemany(insert, rows)
-        db.execute("COMMIT")
-    span = time.monotonic() - begin
-    db.close()
-    return number / span
+def raw_sqlite(path, batch):
+    """The peer: see raw_sqlite.c."""
+    out = subprocess.run([os.path.join(work, "raw_sqlite"), path, str(batch), seconds], capture_output=True, text=True)
+    if out.returncode != 0:
+        sys.exit(out.stderr)
+    return float(out.stdout)
+
+
+def writer_cpu(server):
+    """Microseconds of CPU that the server's writer has taken, as user and in the kernel."""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            stat = open(f"/proc/{pid}/stat").read()
+        except OSError:
+            continue
+        name, fields = stat[stat.index("(") + 1:stat.rindex(")")], stat[stat.rindex(")") + 2:].split()
+        if name == "codex-lb:writer" and int(fields[1]) == server.child.pid:
+            return [int(ticks) * 1e6 / os.sysconf("SC_CLK_TCK") for ticks in fields[11:13]]
+    sys.exit("there is no writer")
+
+
+def through_writer(data, *arguments):
+    server = Server(data)
+    before = writer_cpu(server)
+    found = measure("--socket", data + "/run/writer.sock", "--seconds", seconds, *arguments)
+    found["user"], found["kernel"] = [(after - start) / max(1, found["records"]) for start, after in zip(before, writer_cpu(server))]
+    server.stop()
+    return found
+
+
+def writer_line(name, m, peer=None):
+    shown = f"{peer:12.0f} {m['records_per_second'] / peer:6.2f}" if peer else f"{'':12} {'':6}"
+    print(f"{name:34} {m['records_per_second']:10.0f} {shown} {m['user']:8.1f} {m['kernel']:8.1f} "
+          f"{m['ack_p50_ms']:11.2f} {m['ack_p99_ms']:8.2f} {m['ack_max_ms']:8.2f}", flush=True)
 
 
 def sqlite_throughput():
-    print(f"\n{'SQLite, synchronous=FULL':34} {'records/s':>10} {'raw sqlite3':>12} {'ratio':>6} {'ack p50 ms':>11} {'p99':>8} {'max':>8}")
-    for batch in (1, 20, 200):
+    subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", os.path.join(work, "raw_sqlite"), os.path.join(here, "raw_sqlite.c"), "-lsqlite3"],
+                   check=True)
+    print(f"\n{'SQLite, synchronous=FULL':34} {'records/s':>10} {'raw sqlite3':>12} {'ratio':>6} {'µs user':>8} {'kernel':>8} "
+          f"{'ack p50 ms':>11} {'p99':>8} {'max':>8}")
+    for batch, depth in ((1, 1), (1, 4), (20, 1), (20, 4), (200, 4)):  # closed loop: the next batch when one is acknowledged
         ours, raw = [], []
         for _ in range(rounds):  # by turns, so that a noisy moment meets both
             data = tempfile.mkdtemp(dir=work)
-            server = Server(data)
-            ours.append(measure("--socket", data + "/run/writer.sock", "--batch", str(batch), "--depth", "4", "--seconds", seconds))
-            server.stop()
-            raw.append(raw_sqlite(data + "/store.db", batch, float(seconds)))
+            ours.append(through_writer(data, "--batch", str(batch), "--depth", str(depth)))
+            raw.append(raw_sqlite(data + "/store.db", batch))
             shutil.rmtree(data)
-        m, peer = medians(ours), statistics.median(raw)
-        print(f"{'batches of ' + str(batch) + ', 4 on their way':34} {m['records_per_second']:10.0f} {peer:12.0f} "
-              f"{m['records_per_second'] / peer:6.2f} {m['ack_p50_ms']:11.2f} {m['ack_p99_ms']:8.2f} {m['ack_max_ms']:8.2f}", flush=True)
-    data = tempfile.mkdtemp(dir=work)
-    server = Server(data)
-    m = measure("--socket", data + "/run/writer.sock", "--batch", "50", "--depth", "16", "--seconds", seconds, "--rate", "20000")
-    server.stop()
-    print(f"{'20,000 records/s offered':34} {m['records_per_second']:10.0f} {'':12} {'':6} {m['ack_p50_ms']:11.2f} {m['ack_p99_ms']:8.2f} {m['ack_max_ms']:8.2f}")
+        writer_line(f"batches of {batch}, {depth} on their way", medians(ours), statistics.median(raw))
+    # Open loop: workers send when they have something.
+    for name, arguments in (
+        ("20,000 records/s, batches of 50", ("--batch", "50", "--depth", "16", "--rate", "20000")),
+        ("2,000 records/s, one by one", ("--batch", "1", "--depth", "64", "--rate", "2000")),
+        ("100 records/s, one by one", ("--batch", "1", "--depth", "16", "--rate", "100")),
+    ):
+        writer_line(name, medians([through_writer(tempfile.mkdtemp(dir=work), *arguments) for _ in range(rounds)]))
 
 
 def as_postgres(arguments, **kwargs):
@@ -151,7 +165,7 @@ def fill(path, target_bytes):
         db.execute("""
             WITH RECURSIVE n(i) AS (SELECT ? UNION ALL SELECT i + 1 FROM n WHERE i < ? + 199999)
             INSERT INTO usage_records SELECT record_id(i), 1700000000000 + i, '/v1/responses', 'http', i % 50, i % 20, 'req_' || hex(randomblob(8)),
-              'gpt-5.4', 'gpt-5.4-2026-03-05', 200, '', 1200, 800, 350, 120, 6400, 420, 8300, 1, 40000, 22000 FROM n""", (start, start))
+              'gpt-5.4', 'gpt-5.4-2026-03-05', 200, '', 1200, 800, 350, 120, 6400, 420, 8300, 1, 40000, 22000, NULL FROM n""", (start, start))
         db.execute("COMMIT")
         start += 200_000
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -193,10 +207,10 @@ def large_store():
     server.stop()
 
 
+parts = {"sqlite": sqlite_throughput, "postgres": postgres_throughput, "large": large_store}
 try:
-    sqlite_throughput()
-    postgres_throughput()
-    large_store()
+    for part in [name for name in sys.argv[5:] if name in parts] or parts:
+        parts[part]()
 finally:
     for child in children:
         if child.poll() is None:

@@ -181,16 +181,31 @@ static uint32_t crc_extend(uint32_t crc, const void *bytes, size_t count) {
 uint32_t codexlb_crc32c(const void *bytes, size_t count) { return ~crc_extend(~0u, bytes, count); }
 uint32_t codexlb_crc32c_by_table(const void *bytes, size_t count) { return ~crc_by_table(~0u, bytes, count); }
 
-static uint32_t crc_head(uint32_t crc, uint8_t kind, uint64_t number) {
+static uint32_t crc_value_by_table(uint32_t crc, uint8_t kind, uint64_t number, const void *bytes, size_t count) {
     uint8_t head[9] = {kind};
     for (int i = 0; i < 8; i++) head[1 + i] = (uint8_t)(number >> 8 * i);
-    return crc_extend(crc, head, sizeof head);
+    return crc_by_table(crc_by_table(crc, head, sizeof head), bytes, count);
 }
 
-uint32_t codexlb_crc32c_number(uint32_t crc, uint8_t kind, uint64_t number) { return ~crc_head(~crc, kind, number); }
+#if defined(__x86_64__)
+__attribute__((target("sse4.2"))) static uint32_t crc_value_by_instruction(
+    uint32_t crc, uint8_t kind, uint64_t number, const void *bytes, size_t count) {
+    crc = (uint32_t)__builtin_ia32_crc32di(__builtin_ia32_crc32qi(crc, kind), number);
+    return count ? crc_by_instruction(crc, bytes, count) : crc;
+}
+#endif
+
+static uint32_t crc_value(uint32_t crc, uint8_t kind, uint64_t number, const void *bytes, size_t count) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("sse4.2")) return crc_value_by_instruction(crc, kind, number, bytes, count);
+#endif
+    return crc_value_by_table(crc, kind, number, bytes, count);
+}
+
+uint32_t codexlb_crc32c_number(uint32_t crc, uint8_t kind, uint64_t number) { return ~crc_value(~crc, kind, number, NULL, 0); }
 
 uint32_t codexlb_crc32c_bytes(uint32_t crc, uint8_t kind, const void *bytes, size_t count) {
-    return ~crc_extend(crc_head(~crc, kind, count), bytes, count);
+    return ~crc_value(~crc, kind, count, bytes, count);
 }
 
 uint32_t codexlb_crc32c_text(uint32_t crc, uint8_t kind, const void *bytes, size_t count) {
@@ -200,7 +215,7 @@ uint32_t codexlb_crc32c_text(uint32_t crc, uint8_t kind, const void *bytes, size
     if (!nul) return codexlb_crc32c_bytes(crc, kind, bytes, count);
     size_t total = count;
     for (const uint8_t *q = nul; q < end; q++) total += *q ? 0 : sizeof replacement - 1;
-    uint32_t c = crc_head(~crc, kind, total);
+    uint32_t c = crc_value(~crc, kind, total, NULL, 0);
     for (; nul; p = nul + 1, nul = memchr(p, 0, (size_t)(end - p))) {
         c = crc_extend(c, p, (size_t)(nul - p));
         c = crc_extend(c, replacement, sizeof replacement);

@@ -19,6 +19,10 @@ public struct JournalRows: Sendable {
     /// the rest for ever: `unreadable` is told of it, in hexadecimal digits.
     public mutating func append(batch: RawSpan, unreadable: (_ hex: String, MappingError) -> Void) -> UInt64? {
         var (reader, end) = (WireReader(), 0 as UInt64)
+        if rows.isEmpty {
+            bytes.reserveCapacity(batch.byteCount)
+            rows.reserveCapacity(batch.byteCount / 128)  // about what a record has
+        }
         do throws(MappingError) {
             while let (number, kind) = try reader.tag(batch) {
                 switch (number, kind) {

@@ -68,6 +68,16 @@ extension FrameCodec {
         out += records
     }
 
+    /// The frame of a `UsageAck`.
+    public static func encodeAck(end: UInt64) -> [UInt8] {
+        var ack: [UInt8] = []
+        ack.int64(1, Int64(bitPattern: end))
+        var out: [UInt8] = [0, 0, 0, UInt8(2 + ack.count)]
+        out.tag(7, .bytes)
+        out.varint(UInt64(ack.count))
+        return out + ack
+    }
+
     /// Appends one record, as it stands in the journal, to those of a batch.
     public static func append(record: RawSpan, to records: inout [UInt8]) {
         records.tag(2, .bytes)

@@ -22,7 +22,14 @@ struct WireReader {
         return (tag >> 3, kind)
     }
 
-    mutating func varint(_ bytes: RawSpan) throws(MappingError) -> UInt64 {
+    @inline(__always) mutating func varint(_ bytes: RawSpan) throws(MappingError) -> UInt64 {
+        // Most have one byte.
+        guard at < bytes.byteCount, bytes[at] < 0x80 else { return try longVarint(bytes) }
+        defer { at += 1 }
+        return UInt64(bytes[at])
+    }
+
+    private mutating func longVarint(_ bytes: RawSpan) throws(MappingError) -> UInt64 {
         var (value, shift) = (0 as UInt64, 0 as UInt64)
         while at < bytes.byteCount, shift < 70 {
             let byte = bytes[at]

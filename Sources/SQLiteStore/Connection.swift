@@ -69,9 +69,10 @@ final class Statement {
             return sqlite3_bind_text64(
                 handle, at, text.baseAddress!.assumingMemoryBound(to: CChar.self), UInt64(text.count), nil, UInt8(SQLITE_UTF8))
         }
-        for i in row.values.indices {
+        let values = row.values.span
+        for i in values.indices {
             at += 1
-            switch row.values[i] {
+            switch values[i] {
             case .null:
                 sum.addNull()
                 code |= sqlite3_bind_null(handle, at)

@@ -101,8 +101,10 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
     private var hasComplained = false
     private var gatherTimer: LoopTimer!
     private var isGathering = false
+    private var flushedAt = Instant(nanoseconds: 0)
 
-    /// Records wait this long for company, unless there is much: a wake-up of the writer per turn would cost more than the record.
+    /// Records soon after others wait this long for company, unless there is much: a wake-up of the writer per turn would cost more than
+    /// the record.
     static let gatherMilliseconds = 3
     static let gatherBytes = 32 * 1024
 
@@ -121,9 +123,10 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
     func turnEnded() {
         let waiting = worker.usageJournal.head &- sent
         guard waiting > 0, isConnected else { return }
-        if waiting >= Self.gatherBytes {
+        if isGathering, waiting < Self.gatherBytes { return }
+        if waiting >= Self.gatherBytes || worker.loop.turnTime.milliseconds(since: flushedAt) >= Self.gatherMilliseconds {
             flush()
-        } else if !isGathering {
+        } else {
             isGathering = true
             gatherTimer.start(milliseconds: Self.gatherMilliseconds)
         }
@@ -198,6 +201,7 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
     /// Sends what the journal holds beyond what was sent.
     func flush() {
         guard isConnected, let stream, stream.queuedBytes < 1 << 20 else { return }
+        flushedAt = worker.loop.turnTime
         while sent < worker.usageJournal.head {
             var records: [UInt8] = []
             let (count, end, damaged) = worker.usageJournal.visit(from: sent, count: Limits.batchRecordsMax) {

@@ -42,8 +42,8 @@ final class CommitQueue: @unchecked Sendable {
             let result = LoopBound(body(session))
             loop.post { box.value(result.value) }
         }
-        pthread_cond_signal(signal)
         pthread_mutex_unlock(lock)
+        pthread_cond_signal(signal)  // behind the lock, or the thread would wake up to wait for it
     }
 
     /// Finishes what is queued, closes the session and ends the thread. Blocks.

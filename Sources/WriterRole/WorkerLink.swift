@@ -23,11 +23,7 @@ final class WorkerLink: ByteStreamDelegate {
         stream.write(FrameCodec.encode(frame))
     }
 
-    func acknowledge(_ end: UInt64) {
-        var ack = UsageAck()
-        ack.end = end
-        send { $0.usageAck = ack }
-    }
+    func acknowledge(_ end: UInt64) { if !isClosed { stream.write(FrameCodec.encodeAck(end: end)) } }
 
     func pause() { stream.stopReading() }
     func resume() { if !isClosed { stream.startReading() } }

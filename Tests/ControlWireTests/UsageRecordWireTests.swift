@@ -64,6 +64,13 @@ import Vocabulary
         }
     }
 
+    @Test("An acknowledgement is the frame that SwiftProtobuf would write", arguments: [0, 1, 127, 128, 1 << 40, .max] as [UInt64])
+    func acknowledgement(_ end: UInt64) {
+        var ack = UsageAck()
+        ack.end = end
+        #expect(FrameCodec.encodeAck(end: end) == FrameCodec.encode(Frame(.usageAck(ack))))
+    }
+
     @Test("Batches are read as SwiftProtobuf reads them, and broken ones are refused: 20,000 mutations")
     func batchMutations() throws {
         var random = Seeded(state: 13)
