@@ -218,7 +218,18 @@ struct Serve: ParsableCommand {
             complain("CODEX_LB_LOG_FILE: \(file) can't be written: \(String(cString: strerror(errno)))")
             throw ExitCode(1)
         }
-        if case .postgresql(let url) = settings.database.url { _ = try LocalStore.failing { try PostgresStore.server(url) } }
+        if case .postgresql(let url) = settings.database.url {
+            // libpq waits longer than an operator should for hosts that say nothing at all.
+            let hosts = url.hosts.filter { !$0.isDirectory }
+            let isAnswered = hosts.contains {
+                Sockets.answers($0.name, port: $0.port, milliseconds: Limits.reloadConnectMilliseconds / hosts.count)
+            }
+            guard hosts.count < url.hosts.count || hosts.isEmpty || isAnswered else {
+                complain("\(url): no host answers; check the addresses, the network and the firewall")
+                throw ExitCode(1)
+            }
+            _ = try LocalStore.failing { try PostgresStore.server(url) }
+        }
         for (name, value) in try environmentWithDirectory() { print("\(name)=\(value)", terminator: "\0") }
     }
 }
