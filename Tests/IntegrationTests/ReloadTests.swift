@@ -8,14 +8,51 @@ import Testing
 #endif
 
 extension Integration {
+    /// What a service manager is told (sd_notify(3)).
+    final class NotifySocket: @unchecked Sendable {  // used by one thread
+        let path: String
+        private let descriptor: Int32
+        private var received = ""
+
+        init(_ path: String) throws {
+            self.path = path
+            descriptor = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
+            var a = sockaddr_un()
+            a.sun_family = sa_family_t(AF_UNIX)
+            withUnsafeMutableBytes(of: &a.sun_path) { $0.copyBytes(from: path.utf8) }
+            let code = withUnsafePointer(to: &a) { p in
+                p.withMemoryRebound(to: sockaddr.self, capacity: 1) { bind(descriptor, $0, socklen_t(MemoryLayout<sockaddr_un>.size)) }
+            }
+            guard code == 0 else { throw HarnessError("binding \(path)") }
+        }
+        deinit { close(descriptor) }
+
+        /// All messages, each with a line end behind it.
+        var text: String {
+            var buffer = [UInt8](repeating: 0, count: 4096)
+            while true {
+                let n = recv(descriptor, &buffer, buffer.count, 0)
+                guard n > 0 else { return received }
+                received += String(decoding: buffer[..<n], as: UTF8.self) + "\n"
+            }
+        }
+        func forget() {
+            _ = text
+            received = ""
+        }
+    }
+
     /// Settings, workers and logs change under load; clients don't notice.
     @Suite struct Reloads {
         /// A server whose settings come from a file that a test may change: `CODEX_LB_…` lines in the `.env` of its working directory.
         private struct Configured {
             let stage: Stage
+            let manager: NotifySocket?
 
-            init(_ lines: String..., on database: Database = .sqlite) throws {
+            init(_ lines: String..., on database: Database = .sqlite, notifies: Bool = false) throws {
                 let daemon = try Daemon(on: database)
+                manager = notifies ? try NotifySocket(daemon.directory + "/notify") : nil
+                daemon.environment["NOTIFY_SOCKET"] = manager?.path
                 stage = Stage(try FakeUpstream(), daemon)
                 daemon.workingDirectory = daemon.directory
                 let url = daemon.environment.removeValue(forKey: "CODEX_LB_DATABASE_URL")
@@ -325,6 +362,37 @@ extension Integration {
             #expect(eventually(10) { stage.daemon.fleetPIDs().count == 2 })
             stage.daemon.child?.signal(SIGQUIT)
             #expect(stage.daemon.child?.wait(5) != nil)
+        }
+
+        /// `help signals` prints the table of docs/signals.md.
+        @Test func helpSignals() throws {
+            let help = try Daemon().run("help", "signals")
+            #expect(help.isGood && help.output.contains("SIGHUP"))
+            let page = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../../docs/signals.md")
+            let rows = try String(contentsOf: page, encoding: .utf8).split(separator: "\n").filter { $0.hasPrefix("| SIG") }.map { row in
+                row.split(separator: "|").map { $0.trimmingCharacters(in: .whitespaces) }
+            }
+            let lines = help.output.split(separator: "\n").filter { $0.hasPrefix("SIG") }
+            #expect(rows.count == lines.count && rows.count >= 7)
+            for (row, line) in zip(rows, lines) { #expect(line.hasPrefix(row[0]) && line.hasSuffix(row[1]), "\(line)") }
+        }
+
+        /// A service manager hears of a reload when it begins, with the time, and when it is over, whatever came of it.
+        @Test func notifies() throws {
+            let stage = try Configured("CODEX_LB_LISTEN=127.0.0.1:0", "CODEX_LB_WORKERS=1", notifies: true)
+            let told = try #require(stage.manager)
+            #expect(eventually(10) { told.text.contains("READY=1") })
+            told.forget()
+            #expect(try stage.ctl("reload").result.isGood)
+            #expect(eventually(5) { told.text.contains("READY=1") })
+            let line = told.text.split(separator: "\n").first { $0.hasPrefix("MONOTONIC_USEC=") }
+            let microseconds = try #require(line.flatMap { Int($0.dropFirst(15)) })
+            let now = Int(ProcessInfo.processInfo.systemUptime * 1_000_000)
+            #expect(told.text.hasPrefix("RELOADING=1\n") && abs(now - microseconds) < 60_000_000, "\(told.text), now \(now)")
+            told.forget()
+            try stage.write(["CODEX_LB_WORKERS=many"])
+            #expect(!(try stage.ctl("reload").result.isGood))
+            #expect(eventually(5) { told.text.contains("READY=1") && told.text.contains("many") })
         }
 
         /// SIGUSR1 after a rotation: every process writes to the new file, and nothing more to the old one.
