@@ -135,6 +135,27 @@ public enum Sockets {
         return fd
     }
 
+    /// Whether a TCP host says anything to a connection within `milliseconds`: also that nobody listens there.
+    public static func answers(_ host: String, port: UInt16, milliseconds: Int) -> Bool {
+        var hints = addrinfo()
+        hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
+        var found: UnsafeMutablePointer<addrinfo>?
+        guard getaddrinfo(host, String(port), &hints, &found) == 0 else { return true }  // who connects says it better
+        defer { freeaddrinfo(found) }
+        var next = found
+        while let address = next?.pointee {
+            next = address.ai_next
+            let kind = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
+            let fd = socket(address.ai_family, kind, 0)
+            guard fd >= 0 else { continue }
+            defer { close(fd) }
+            if connect(fd, address.ai_addr, address.ai_addrlen) == 0 || errno != EINPROGRESS { return true }
+            var one = pollfd(fd: fd, events: Int16(POLLOUT), revents: 0)
+            if poll(&one, 1, Int32(milliseconds)) > 0 { return true }
+        }
+        return false
+    }
+
     /// The next connection of a listening socket's backlog, non-blocking and close-on-exec; nil when none waits.
     public static func accept(_ listener: Int32) -> Int32? {
         let fd = Glibc.accept(listener, nil, nil)

@@ -51,7 +51,7 @@ final class SettingsReading: ByteStreamDelegate {
     func isLate() {
         guard !isOver, exit == nil else { return }
         Process.signal(pid, SIGKILL)
-        failed("reading the settings took longer than \(Limits.reloadCheckMilliseconds) ms: is the database reachable?")
+        failed("reading the settings took longer than \(Limits.reloadCheckMilliseconds) ms")
     }
 
     private func conclude() {

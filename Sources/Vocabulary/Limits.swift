@@ -184,8 +184,10 @@ public enum Limits {
     public static let reloadDrainMilliseconds = 600_000
     /// A signal that asks for another reload so soon after the last one began is put off until then: a burst of them is one reload more.
     public static let reloadSpacingMilliseconds = 1_000
-    /// The settings of a reload are read, and its database is reached, within this; else the reload fails.
-    public static let reloadCheckMilliseconds = 1_800
+    /// The settings of a reload are read and checked within this; else the reload fails.
+    public static let reloadCheckMilliseconds = 5_000
+    /// The same for a sign of life of its database's hosts, all together.
+    public static let reloadConnectMilliseconds = 1_500
     /// What the check may tell of the settings, bytes.
     public static let reloadReportBytesMax = 1 << 20
     /// The command line waits so long for the end of a reload.

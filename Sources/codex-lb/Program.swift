@@ -25,6 +25,7 @@ struct CodexLB: ParsableCommand {
               codex-lb serve
               curl http://127.0.0.1:2455/v1/responses \\
                 -d '{"model":"gpt-5.4","input":"Hello","stream":true}'
+            Signals: codex-lb help signals
             """,
         version: "codex-lb \(Version.text)",
         subcommands: [
@@ -33,10 +34,14 @@ struct CodexLB: ParsableCommand {
             DemoUpstreamCommand.self,
         ])
 
-    /// `help nosuch` would show the general help and end well.
-    private static func refuseUnknownHelp() throws {
+    /// `help signals` is no command's help; `help nosuch` would show the general help and end well.
+    private static func answerHelp() throws {
         let arguments = CommandLine.arguments.dropFirst()
         guard arguments.first == "help", let name = arguments.dropFirst().first, !name.hasPrefix("-") else { return }
+        if name == "signals" {
+            print(HelpSignals.text)
+            throw ExitCode.success
+        }
         guard !configuration.subcommands.contains(where: { $0._commandName == name }) else { return }
         throw ValidationError("there is no command \"\(name)\"")
     }
@@ -50,7 +55,7 @@ struct CodexLB: ParsableCommand {
         var isServer = Environment.current[Heritage.serverVariable] != nil
         var status: Int32 = 0
         do {
-            try refuseUnknownHelp()
+            try answerHelp()
             var command = try parseAsRoot()
             isServer = isServer || command is Serve
             try command.run()
@@ -218,7 +223,18 @@ struct Serve: ParsableCommand {
             complain("CODEX_LB_LOG_FILE: \(file) can't be written: \(String(cString: strerror(errno)))")
             throw ExitCode(1)
         }
-        if case .postgresql(let url) = settings.database.url { _ = try LocalStore.failing { try PostgresStore.server(url) } }
+        if case .postgresql(let url) = settings.database.url {
+            // libpq waits longer than an operator should for hosts that say nothing at all.
+            let hosts = url.hosts.filter { !$0.isDirectory }
+            let isAnswered = hosts.contains {
+                Sockets.answers($0.name, port: $0.port, milliseconds: Limits.reloadConnectMilliseconds / hosts.count)
+            }
+            guard hosts.count < url.hosts.count || hosts.isEmpty || isAnswered else {
+                complain("\(url): no host answers; check the addresses, the network and the firewall")
+                throw ExitCode(1)
+            }
+            _ = try LocalStore.failing { try PostgresStore.server(url) }
+        }
         for (name, value) in try environmentWithDirectory() { print("\(name)=\(value)", terminator: "\0") }
     }
 }

@@ -1,4 +1,5 @@
 import DaemonHarness
+import FakeUpstream
 import Foundation
 import Testing
 
@@ -57,6 +58,63 @@ final class Load: @unchecked Sendable {  // `lock` guards the counters
     }
 }
 
+/// Clients that send one turn after the other and never try again: every one of them is to succeed. Each has one connection for all of them,
+/// or a new one for each.
+final class SteadyLoad: @unchecked Sendable {  // `lock` guards the counters
+    private let lock = NSLock()
+    private var good: [String] = []
+    private(set) var failed: [String] = []
+    private(set) var connections = 0
+    private var isStopped = false
+    private let group = DispatchGroup()
+
+    init(_ stage: Stage, clients: Int, keepsAlive: Bool, name: String = "steady", pause: UInt32 = 1_000) {
+        for client in 0..<clients {
+            group.enter()
+            Thread.detachNewThread { [self] in
+                var connection: HTTPConnection?
+                var number = 0
+                while !locked({ isStopped }) {
+                    let id = "\(name)-\(client)-\(number)"
+                    number += 1
+                    usleep(pause)
+                    do {
+                        if connection == nil {
+                            connection = try stage.daemon.connect()
+                            locked { connections += 1 }
+                        }
+                        try connection!.post("/v1/responses", Stage.body(stream: number % 2 == 0), headers: [("X-Request-Id", id)])
+                        let answer = try connection!.answer()
+                        let isGood =
+                            answer.isWhole && answer.status == 200 && (number % 2 == 1 || answer.types.last == "response.completed")
+                        locked { if isGood { good.append(id) } else { failed.append("\(id): \(answer.status) \(answer.text)") } }
+                        if !keepsAlive || !isGood || answer.header("connection")?.lowercased() == "close" { connection = nil }
+                    } catch {
+                        connection = nil
+                        locked { failed.append("\(id): \(error)") }
+                    }
+                }
+                group.leave()
+            }
+        }
+    }
+
+    private func locked<T>(_ body: () -> T) -> T {
+        lock.lock()
+        defer { lock.unlock() }
+        return body()
+    }
+
+    var count: Int { locked { good.count } }
+
+    /// Ids of the turns whose clients saw a whole good answer.
+    func stop() -> [String] {
+        locked { isStopped = true }
+        group.wait()
+        return locked { good }
+    }
+}
+
 /// A number that several threads count up.
 final class Counter: @unchecked Sendable {  // `lock` guards the value
     private let lock = NSLock()
@@ -74,6 +132,19 @@ final class Counter: @unchecked Sendable {  // `lock` guards the value
 }
 
 extension Stage {
+    /// What clients saw, what the upstream saw and what the store holds is the same, each of it once.
+    func expectThreeSets(_ load: SteadyLoad, account: String = "a", sourceLocation: SourceLocation = #_sourceLocation) throws {
+        let seen = load.stop()
+        #expect(
+            load.failed.isEmpty, "\(load.failed.count) of \(seen.count + load.failed.count): \(load.failed.prefix(3))",
+            sourceLocation: sourceLocation)
+        let asked = requests(account).compactMap { $0.header("x-request-id") }
+        #expect(
+            asked.count == seen.count && Set(asked) == Set(seen), "the upstream saw \(asked.count), clients \(seen.count)",
+            sourceLocation: sourceLocation)
+        try expectOneRecord(of: seen)
+    }
+
     /// Every finished turn has exactly one record; nothing is in the store twice.
     func expectOneRecord(of finished: [String], seconds: Double = 15) throws {
         var (counts, found): ([String: Int], [[String: Any]]) = ([:], [])

@@ -108,16 +108,20 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
 
     /// Starts `serve` and waits until it is ready.
     @discardableResult
-    public func start(_ arguments: [String] = [], workers: Int = 1, seconds: Double = 20) throws -> Self {
-        try launch(workers: workers, arguments)
+    public func start(
+        _ arguments: [String] = [], workers: Int? = 1, listen: String? = "127.0.0.1:0", seconds: Double = 20
+    ) throws -> Self {
+        try launch(workers: workers, arguments, listen: listen)
         try waitReady(seconds)
         return self
     }
 
-    /// Starts `serve` without waiting.
-    public func launch(workers: Int = 1, _ arguments: [String] = [], listen: String = "127.0.0.1:0") throws {
+    /// Starts `serve` without waiting. What is nil is left to the settings.
+    public func launch(workers: Int? = 1, _ arguments: [String] = [], listen: String? = "127.0.0.1:0") throws {
         logStart = logBytes.count
-        let command = runner + [binary, "serve", "--listen", listen, "--workers", String(workers)] + arguments
+        let command =
+            runner + [binary, "serve"] + (listen.map { ["--listen", $0] } ?? []) + (workers.map { ["--workers", String($0)] } ?? [])
+            + arguments
         child = try Child(
             command[0], Array(command.dropFirst()), environment: environment, errors: directory + "/log", directory: workingDirectory)
     }
