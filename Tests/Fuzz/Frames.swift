@@ -30,5 +30,10 @@
         let again = try? UsageRecord(journalBytes: record.journalBytes)
         precondition(again == record)
     }
+    var rows = JournalRows()
+    if rows.append(batch: input.span.bytes, unreadable: { _, _ in }) != nil, let theirs = try? UsageBatch(serializedBytes: input) {  // the same
+        let readable = theirs.records.map { [UInt8]($0) }.filter { (try? UsageRecord(journalBytes: $0)) != nil }  // the others are told
+        precondition(rows.rows.indices.map { rows.journalBytes($0) } == readable)
+    }
     return 0
 }
