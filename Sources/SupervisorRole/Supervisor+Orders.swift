@@ -34,6 +34,7 @@ extension Supervisor {
             (SIGWINCH, { $0.obey("SIGWINCH", $0.fleet.drainAll(now: $0.loop.now)) }),
             (SIGTTIN, { $0.scale("SIGTTIN", by: 1) }),
             (SIGTTOU, { $0.scale("SIGTTOU", by: -1) }),
+            (SIGUSR2, { $0.log.warning("SIGUSR2 is not obeyed: another binary takes a restart") }),
         ]
         for (number, order) in orders { _ = LoopSignal(loop, number) { [unowned self] in order(self) } }
     }

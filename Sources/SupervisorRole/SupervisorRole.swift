@@ -13,6 +13,7 @@ public enum SupervisorRole {
     public static func run(settings: Settings, environment: [String: String], source: SettingsSource, log: Logger) -> Int32 {
         Process.name("codex-lb")
         signal(SIGPIPE, SIG_IGN)
+        _ = Process.descriptorLimit  // raised: each generation that drains keeps its sockets and journals
         log.notice(
             "codex-lb \(Version.text)",
             metadata: [

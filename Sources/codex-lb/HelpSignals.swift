@@ -8,6 +8,7 @@ enum HelpSignals {
         ("SIGWINCH", "all workers finish and nobody follows; the listeners stay, clients wait (codex-lb ctl drain)"),
         ("SIGTTIN", "one worker more (codex-lb ctl scale N)"),
         ("SIGTTOU", "one worker fewer"),
+        ("SIGUSR2", "nothing but a line in the log: another binary takes a restart"),
     ]
 
     static var text: String {

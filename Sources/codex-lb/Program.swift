@@ -252,7 +252,7 @@ struct Role: ParsableCommand {
         }
         // A terminal or a service manager signals every process of the group. Only the supervisor takes that as the order to stop:
         // it tells the others in their turn, and its death is the end of the control socket.
-        for number in [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGWINCH, SIGTTIN, SIGTTOU] { signal(number, SIG_IGN) }
+        for number in [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH, SIGTTIN, SIGTTOU] { signal(number, SIG_IGN) }
         let settings = try loadSettings()
         switch name {
         case "worker":

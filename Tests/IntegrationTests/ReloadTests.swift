@@ -90,25 +90,28 @@ extension Integration {
 
         // MARK: Nothing is lost
 
-        /// Ten reloads while clients connect anew for each request: 0 failed, and three sets agree.
+        /// `CODEX_LB_TEST_RELOADS=200` for a longer run.
+        private static let rounds = ProcessInfo.processInfo.environment["CODEX_LB_TEST_RELOADS"].flatMap { Int($0) } ?? 10
+
+        /// Reloads while clients connect anew for each request: 0 failed, and three sets agree.
         @Test(arguments: Database.both) func newConnections(_ database: Database) throws {
             let stage = try Stage("a", workers: 2, on: database)
             let load = SteadyLoad(stage, clients: 6, keepsAlive: false)
-            for _ in 0..<10 {
+            for _ in 0..<Self.rounds {
                 let before = load.count
                 let reload = try Self.ctl(stage.daemon, ["reload"])
                 #expect(reload.result.isGood, "\(reload.result)")
                 #expect(eventually(10) { load.count > before + 10 })
             }
             try stage.expectThreeSets(load)
-            #expect(stage.daemon.status()?["generation"] as? Int == 11)
+            #expect(stage.daemon.status()?["generation"] as? Int == Self.rounds + 1)
         }
 
         /// The same on keep-alive connections that carry POSTs: 0 failed, and none of the connections is closed by us.
         @Test(arguments: Database.both) func keptConnections(_ database: Database) throws {
             let stage = try Stage("a", workers: 2, on: database)
             let load = SteadyLoad(stage, clients: 12, keepsAlive: true, pause: 4_000)
-            for _ in 0..<10 {
+            for _ in 0..<Self.rounds {
                 let before = load.count
                 #expect(try Self.ctl(stage.daemon, ["reload"]).result.isGood)
                 #expect(eventually(10) { load.count > before + 30 })

@@ -196,3 +196,55 @@ import Vocabulary
         }
     }
 }
+
+@Suite struct LayoutTests {
+    @Test("Memory that another build has laid out is refused, and says which layout it has")
+    func otherBuild() throws {
+        let memory = try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes)
+        let board = Scoreboard(fresh: memory)
+        _ = try Scoreboard(inherited: memory)
+        board.set(.layoutVersion, Scoreboard.layoutVersion + 1)
+        let error = #expect(throws: SystemError.self) { try Scoreboard(inherited: memory) }
+        #expect(error?.what.contains("\(Scoreboard.layoutVersion + 1)") == true)
+
+        let ring = try SharedMemory.create("test:journal", count: Journal.memoryBytes(capacity: 64 * 1024))
+        _ = Journal(ring)
+        _ = try Journal(inherited: ring)
+        ring.bytes.storeBytes(of: Journal.layoutVersion + 1, as: UInt64.self)
+        #expect(throws: SystemError.self) { try Journal(inherited: ring) }
+    }
+
+    @Test("A journal at rest gives its memory back and goes on where it was; one with records keeps them")
+    func rest() throws {
+        let journal = Journal(try SharedMemory.create("test:journal", count: Journal.memoryBytes(capacity: 64 * 1024)))
+        for n in 0..<200 { #expect(journal.append([UInt8](repeating: UInt8(n), count: 100))) }
+        journal.rest()
+        #expect(journal.read(from: journal.tail, count: 1000).records.count == 200)
+        journal.acknowledge(through: journal.head)
+        journal.rest()
+        #expect(journal.isEmpty && journal.append([1, 2, 3]))
+        #expect(journal.read(from: journal.tail, count: 10).records == [[1, 2, 3]])
+    }
+}
+
+@Suite struct HandoverSocketTests {
+    @Test("A descriptor goes through with its kind; an empty queue gives none, a full one takes none, and nothing of it is lost")
+    func passing() throws {
+        let socket = try HandoverSocket.pair()
+        defer { for fd in [socket.taking, socket.giving] { Descriptor.close(fd) } }
+        #expect(HandoverSocket.take(from: socket.taking) == nil)
+        let pair = try Descriptor.socketPair()
+        defer { Descriptor.close(pair.1) }
+        let identity = Descriptor.identity(pair.0)
+        var given = 0
+        while given < 100_000, HandoverSocket.give(pair.0, isUnix: given % 2 == 1, over: socket.giving) { given += 1 }
+        #expect((10..<100_000).contains(given))
+        Descriptor.close(pair.0)
+        for n in 0..<given {
+            let (descriptor, isUnix) = try #require(HandoverSocket.take(from: socket.taking))
+            #expect(isUnix == (n % 2 == 1) && Descriptor.identity(descriptor) == identity)
+            Descriptor.close(descriptor)
+        }
+        #expect(HandoverSocket.take(from: socket.taking) == nil)
+    }
+}
