@@ -19,6 +19,8 @@ public struct TurnMachine: Sendable {
     public private(set) var responseHead: ResponseHead?
     /// The last attempt's error answer, for the client when no account is left.
     private var refused: (head: ResponseHead, body: [UInt8])?
+    private var isOnly = false
+    private var isGuess = false
     /// A request is out whose answer has not ended.
     private var isUpstreamOpen = false
     private var isSettled = false
@@ -77,8 +79,10 @@ public struct TurnMachine: Sendable {
 
     public mutating func start() -> [TurnAction] { [.select] }
 
-    public mutating func accountSelected(_ id: Int64, isChatGPT: Bool) -> [TurnAction] {
+    /// `isOnly`: no other account can go on with the conversation. `isGuess`: nobody knows which one can.
+    public mutating func accountSelected(_ id: Int64, isChatGPT: Bool, isOnly: Bool = false, isGuess: Bool = false) -> [TurnAction] {
         exchange.accountSelected(id)
+        (self.isOnly, self.isGuess) = (isOnly, isGuess)
         form.isChatGPT = isChatGPT
         return [.send(fresh: false)]
     }
@@ -113,7 +117,8 @@ public struct TurnMachine: Sendable {
         guard !isClientGone else { return abandon(status: 499, "client_disconnected", now) }
         deadlines.attemptEnded()
         if let body = answer?.refusalBody, let head = responseHead { refused = (head, body) } else { refused = nil }
-        let (action, penalty) = exchange.attemptFailed(failure, now: wall(now), jitter: random.jitter(), model: form.model)
+        let (action, penalty) = exchange.attemptFailed(
+            failure, now: wall(now), jitter: random.jitter(), model: form.model, mayMove: !isOnly, isGuess: isGuess)
         if penalty != .none { actions.append(.penalise(penalty, failure)) }
         switch action {
         case .surface(let failure):

@@ -34,10 +34,11 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     private static let accountsOffset = workersOffset + Limits.rowsMax * workerCells * 8
     /// Row by row, so that a process counts in cache lines, and pages, of its own.
     private static let inFlightOffset = accountsOffset + Limits.accountsMax * accountCells * 8
-    public static let memoryBytes = inFlightOffset + Limits.rowsMax * Limits.accountsMax * 8
+    private static let pinsOffset = inFlightOffset + Limits.rowsMax * Limits.accountsMax * 8
+    public static let memoryBytes = pinsOffset + PinTable.memoryBytes
 
     /// What lies where. To be counted up with every change of it: builds of two versions never write one memory.
-    public static let layoutVersion = 2
+    public static let layoutVersion = 3
 
     private let base: UnsafeMutableRawPointer
 
@@ -73,6 +74,9 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     private func inFlightCell(_ account: Int, _ row: Int) -> Cell {
         (base + Self.inFlightOffset + (row * Limits.accountsMax + account) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
     }
+
+    /// Which conversation belongs to which account.
+    public var pins: PinTable { PinTable(base + Self.pinsOffset) }
 
     // The instance
 

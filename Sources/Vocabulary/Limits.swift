@@ -41,6 +41,21 @@ public enum Limits {
     /// A peer that acknowledges nothing of what was sent for this long is given up.
     public static let peerSilentMilliseconds = 60_000
 
+    // Conversations
+    /// Conversations whose account is remembered; beyond it the one that would be forgotten first makes room.
+    public static let pinsMax = 128 * 1024
+    /// A response, a turn's state or a session stays with its account for so long after its last turn.
+    public static let pinSeconds = 24 * 3600
+    /// A prompt's cache is worth returning to for so long (`prompt_cache_key`, or the conversation's beginning).
+    public static let cachePinSeconds = 1_800
+    /// A conversation leaves its account when that has so many turns more in flight than the least busy one.
+    public static let pinnedSurplusMax = 16
+    /// Longer keys of conversations are not looked at.
+    public static let affinityKeyBytesMax = 512
+    /// Of a conversation's beginning so many items, and of each so many bytes, tell it from others.
+    public static let beginningItemsMax = 8
+    public static let beginningItemBytesMax = 512
+
     // Memory
     /// An instance without `CODEX_LB_MEMORY_LIMIT` holds bodies and unsent bytes up to this part of the machine's or cgroup's memory.
     public static let memoryPart = 4

@@ -18,6 +18,8 @@ final class Turn: UpstreamUser, Answering {
     let request: ClientRequest
     private(set) var ask: TurnRequest
     private var machine: TurnMachine
+    /// What ties it to an account; nil where nothing does.
+    private let affinity: Affinity?
     /// Nil once it has left.
     private(set) var client: ClientConnection?
     /// A large body as this kind of account gets it.
@@ -33,6 +35,7 @@ final class Turn: UpstreamUser, Answering {
 
     init(_ worker: Worker, _ request: ClientRequest, _ ask: TurnRequest, _ client: ClientConnection) {
         (self.worker, self.request, self.ask, self.client) = (worker, request, ask, client)
+        affinity = worker.accounts.affinity(ask, request)
         let times = worker.settings.times
         machine = TurnMachine(
             ask, requestID: request.id, requestBytes: request.receivedBytes,
@@ -72,6 +75,7 @@ final class Turn: UpstreamUser, Answering {
         case .begin(let head): begin(head)
         case .record(let outcome):
             release()
+            learn(outcome)
             record(outcome)
         case .logRefused(let status, let code): logRefused(status, code, attempts: machine.attempts)
         case .flush: client?.flush()
@@ -100,10 +104,15 @@ final class Turn: UpstreamUser, Answering {
     // MARK: The account
 
     private func select() {
-        switch worker.accounts.choose(for: request.route, model: ask.model, excluding: machine.tried, now: now) {
-        case .account(let chosen):
+        switch worker.accounts.choose(for: request.route, model: ask.model, affinity, excluding: machine.tried, now: now) {
+        case .account(let chosen, let isOnly):
             lease(chosen)
-            perform(machine.accountSelected(chosen.value.id, isChatGPT: chosen.value.kind == .chatGPT))
+            perform(
+                machine.accountSelected(
+                    chosen.value.id, isChatGPT: chosen.value.kind == .chatGPT, isOnly: isOnly,
+                    isGuess: !isOnly && ask.previousResponseID != nil))
+        case .ownerUnavailable:
+            perform(machine.noAccount(AccountTable.ownerUnavailable, inStream: true, now))
         case .allLimited(let until):
             let seconds = max(1, Int((until.milliseconds - Clock.wall.milliseconds + 999) / 1000))
             let error = ProxyError(
@@ -127,6 +136,13 @@ final class Turn: UpstreamUser, Answering {
         guard let account, isLeased else { return }
         isLeased = false
         worker.scoreboard.turnEnded(account: account.value.slot, worker: worker.slot)
+    }
+
+    private func learn(_ outcome: TurnOutcome) {
+        guard outcome.errorCode.isEmpty, let account else { return }
+        worker.accounts.learn(
+            affinity, responseID: request.route.isResponses ? outcome.findings.responseID : nil,
+            turnState: machine.responseHead?.fields.first(.turnState), of: account, now: now)
     }
 
     // MARK: The request

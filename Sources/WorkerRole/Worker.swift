@@ -100,7 +100,8 @@ final class Worker {
             scoreboard, slot: heritage.row, bytesMax: settings.memoryBytesMax ?? Process.memoryBytes / Limits.memoryPart)
         originPolicy = OriginPolicy(allowed: settings.allowedOrigins)
         bodyWork = WorkLane(loop, threadsMax: Limits.bodyThreadsMax)
-        accounts = AccountTable(scoreboard, passingOrganization: settings.accountsPassingOrganization, log)
+        accounts = AccountTable(
+            scoreboard, passingOrganization: settings.accountsPassingOrganization, isSticky: settings.isSticky, log)
         gate = ClientGate(
             settings, isExposed: heritage.listeners.contains { !Sockets.isLocal($0) }, tells: heritage.slot == 0, log)
         pool.counted = { [scoreboard] reused in scoreboard.add(reused ? .upstreamReused : .upstreamConnects, worker: heritage.row) }
@@ -125,7 +126,7 @@ final class Worker {
     func snapshotArrived(_ new: Snapshot) {
         let previous = snapshot
         snapshot = new
-        accounts.replace(with: new.accounts, previous: previous?.accounts ?? [])
+        accounts.replace(with: new.accounts, previous: previous?.accounts ?? [], pepper: new.pepper)
         pool.expect(accounts.all.lazy.map(\.origin))
         gate.replace(with: new.clientKeys, pepper: new.pepper)
         if previous?.accounts != new.accounts { catalogue.accountsChanged(accounts.all) }
