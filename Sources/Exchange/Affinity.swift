@@ -18,7 +18,10 @@ public struct Affinity: Sendable {
     /// In the order in which they are looked up.
     public private(set) var keys: [Key] = []
 
-    private enum Kind: UInt64 { case response = 1, turnState, thread, session, cache, beginning }
+    private enum Kind: UInt64 {
+        case response = 1
+        case turnState, thread, session, cache, beginning
+    }
 
     /// `client`: the id of the client's key; 0 of one that needs none.
     public init(_ ask: TurnRequest, _ fields: HeaderFields, client: Int64, _ hash: SipHash) {

@@ -71,7 +71,9 @@ public struct TurnRequest: Sendable {
 
     /// A string that conversations are told by; nil of anything else: whatever it means is the upstream's affair.
     private static func name(_ document: JSONDocument, _ value: JSONDocument.Value?) -> String? {
-        guard let value, value.range.count <= Limits.affinityKeyBytesMax, let text = document.string(value), !text.isEmpty else { return nil }
+        guard let value, value.range.count <= Limits.affinityKeyBytesMax, let text = document.string(value), !text.isEmpty else {
+            return nil
+        }
         return text
     }
 

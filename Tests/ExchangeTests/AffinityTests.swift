@@ -25,12 +25,15 @@ import Vocabulary
         #expect(found.map(\.seconds) == [86_400, 86_400, 86_400, 86_400, 1_800])
         #expect(found[0].hash == Affinity.response("resp_1", hash) && found[1].hash == Affinity.turnState("s", hash))
         #expect(Set(found.map(\.hash)).count == 5)
-        #expect(found.allSatisfy(\.isKnown))
+        let known = found.filter(\.isKnown)
+        #expect(known.count == 5)
     }
 
-    @Test("A session is the same under each of its names, and another client's is another one", arguments: [
-        "session-id", "session_id", "X-Codex-Session-Id", "x-codex-conversation-id", "Conversation_Id",
-    ])
+    @Test(
+        "A session is the same under each of its names, and another client's is another one",
+        arguments: [
+            "session-id", "session_id", "X-Codex-Session-Id", "x-codex-conversation-id", "Conversation_Id",
+        ])
     func sessions(_ name: String) throws {
         let body = "{\"model\":\"m\",\"input\":\"x\"}"
         let found = try keys(body, "\(name): abc\r\n")
@@ -60,7 +63,8 @@ import Vocabulary
         #expect(try keys(responses("[]")).isEmpty)
         #expect(try keys(responses("[" + Array(repeating: first, count: 9).joined(separator: ",") + "]")).isEmpty)
         let chat = "{\"model\":\"m\",\"messages\":[\(first),\(answer),\(second)]}"
-        #expect(try keys(chat, route: .chatCompletions).map(\.isKnown) == [true])
+        let ofChat = try keys(chat, route: .chatCompletions)
+        #expect(ofChat.map(\.isKnown) == [true])
         #expect(try keys("{\"model\":\"m\",\"input\":\"x\"}", route: .embeddings).isEmpty)
         // Its own name for it is better than ours.
         #expect(try keys(responses("[\(first),\(answer)]"), "session-id: s\r\n").count == 1)

@@ -31,7 +31,7 @@ import Vocabulary
         var random = SystemRandomNumberGenerator()
         var keys: [UInt64] = []
         for i in 0..<4 * Limits.pinsMax {
-            let key = random.next() | 1
+            let key: UInt64 = random.next()
             pins.pin(key, to: Int64(i % 1000 + 1), seconds: i < Limits.pinsMax / 2 ? 10_000 : 100, now: now)
             keys.append(key)
         }

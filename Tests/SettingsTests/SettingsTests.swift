@@ -148,7 +148,7 @@ import Testing
             ("\u{A0}CODEX_LB_X\u{A0}=\u{A0}1\u{A0}", "1"), ("CODEX_LB_X=1\t# why", "1"), ("CODEX_LB_X=a#b", "a#b"),
             ("CODEX_LB_X='a # b' # why", "a # b"),
             ("CODEX_LB_X=\"a\\\"b\\\\c\\$d\\n\"", "a\"b\\c$d\\n"), ("CODEX_LB_X='a\\b'", "a\\b"), ("CODEX_LB_X=# nothing", "# nothing"),
-            
+
         ])
     func odd(_ text: String, _ value: String) throws {
         #expect(try EnvironmentFile.parse(text, file: ".env")["CODEX_LB_X"] == value)
