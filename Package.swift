@@ -57,7 +57,7 @@ let package = Package(
         // 3  decisions
         part("Settings", ["Vocabulary"]),
         part("Schema"),
-        part("Admission", ["Vocabulary", "Bytes", "HTTPWire"]),
+        part("Admission", ["Vocabulary", "Bytes", "HTTPWire", "JSONWire"]),
         part("Routing", ["Vocabulary"]),
         part("Exchange", ["Vocabulary", "Bytes", "HTTPWire", "JSONWire", "Routing", "Translation", "Metering"]),
         part("Metering", ["Vocabulary", "JSONWire"]),

@@ -74,6 +74,9 @@ public struct Exchange: Sendable {
         return true
     }
 
+    /// The account's credentials are renewed before the request goes out again; not an attempt of its own.
+    public mutating func renewalAwaited() { move(.selected, from: .dispatched) }
+
     public mutating func responseAccepted() { move(.accepted, from: .dispatched) }
 
     public mutating func becameVisible() { move(.visible, from: .accepted) }

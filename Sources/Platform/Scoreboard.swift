@@ -29,7 +29,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
 
     private static let workerCells = 64  // counters, then the histogram, rounded up
     private static let histogramStart = 40
-    private static let accountCells = 4  // owner, cooldown, last used, failures
+    private static let accountCells = 5  // owner, cooldown, last used, failures, renewal
     private static let workersOffset = 128  // the layout's version and fifteen facts before it
     private static let accountsOffset = workersOffset + Limits.rowsMax * workerCells * 8
     /// Row by row, so that a process counts in cache lines, and pages, of its own.
@@ -38,7 +38,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     public static let memoryBytes = pinsOffset + PinTable.memoryBytes
 
     /// What lies where. To be counted up with every change of it: builds of two versions never write one memory.
-    public static let layoutVersion = 3
+    public static let layoutVersion = 4
 
     private let base: UnsafeMutableRawPointer
 
@@ -174,7 +174,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         let now = UInt64(bitPattern: id)
         let before = accountCell(slot, 0).pointee.exchange(now, ordering: .acquiringAndReleasing)
         if before != now {
-            for index in 1...3 { accountCell(slot, index).pointee.store(0, ordering: .relaxed) }
+            for index in 1...4 { accountCell(slot, index).pointee.store(0, ordering: .relaxed) }
         }
     }
     /// Turns that all workers have open on the account.
@@ -245,6 +245,20 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         // Read first: a write each turn would pull the line from cache to cache.
         if cell.pointee.load(ordering: .relaxed) != 0 { cell.pointee.store(0, ordering: .relaxed) }
     }
+
+    /// Takes the right to refresh the account's login until then, when whoever took it is taken for dead; false: somebody has it.
+    public func claimRenewal(account slot: Int, owner id: Int64, now: Instant, until: Instant) -> Bool {
+        let cell = accountCell(slot, 4)
+        let seen = cell.pointee.load(ordering: .relaxed)
+        guard seen <= now.nanoseconds, isOwned(slot, by: id) else { return false }
+        return cell.pointee.compareExchange(expected: seen, desired: until.nanoseconds, ordering: .acquiringAndReleasing).exchanged
+    }
+    /// Nobody tries before that.
+    public func pauseRenewal(account slot: Int, owner id: Int64, until: Instant) {
+        if isOwned(slot, by: id) { accountCell(slot, 4).pointee.store(until.nanoseconds, ordering: .releasing) }
+    }
+    /// It has new credentials.
+    public func endRenewal(account slot: Int) { accountCell(slot, 4).pointee.store(0, ordering: .releasing) }
 
     private func isOwned(_ slot: Int, by id: Int64) -> Bool {
         accountCell(slot, 0).pointee.load(ordering: .acquiring) == UInt64(bitPattern: id)

@@ -47,6 +47,9 @@ public struct Settings: Sendable, Equatable {
     public var isSticky: Bool
     /// Bodies and unsent bytes that all workers together hold, bytes; nil: a part of the machine's memory (`Limits.memoryPart`).
     public var memoryBytesMax: Int?
+    /// Where ChatGPT logins are refreshed: `<issuer>/oauth/token`.
+    public var issuer: String
+    public var issuerClientID: String
     /// `client_version` of requests for ChatGPT's list of models.
     public var codexClientVersion: String
     /// For benchmarks: worker N runs on CPU N + this.
@@ -153,6 +156,11 @@ public struct Settings: Sendable, Equatable {
             (value("CODEX_LB_ACCOUNTS_PASSING_ORGANIZATION") ?? "").split(whereSeparator: { $0 == "," || $0 == " " }).map(String.init))
         isSticky = try read.bool("CODEX_LB_STICKINESS", true)
         memoryBytesMax = try read.bytes("CODEX_LB_MEMORY_LIMIT", least: 16 << 20)
+        issuer = value("CODEX_LB_AUTH_BASE_URL") ?? "https://auth.openai.com"
+        guard issuer.hasPrefix("https://") || issuer.hasPrefix("http://") else {
+            throw SettingsError("CODEX_LB_AUTH_BASE_URL", "\"\(issuer)\"; give https://HOST[:PORT]")
+        }
+        issuerClientID = value("CODEX_LB_AUTH_CLIENT_ID") ?? "app_EMoamEEZ73f0CkXaXp7hrann"
         codexClientVersion = value("CODEX_LB_CODEX_CLIENT_VERSION") ?? Version.codexClient
         guard !codexClientVersion.isEmpty, codexClientVersion.utf8.allSatisfy({ (48...57).contains($0) || $0 == 46 }) else {
             throw SettingsError(

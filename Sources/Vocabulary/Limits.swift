@@ -41,6 +41,24 @@ public enum Limits {
     /// A peer that acknowledges nothing of what was sent for this long is given up.
     public static let peerSilentMilliseconds = 60_000
 
+    // Logins
+    /// A ChatGPT login is renewed no later than so long after it was made.
+    public static let loginAgeSeconds = 8 * 24 * 3600
+    /// One refresh, from the connection to the answer's end. Until it must be over nobody else tries.
+    public static let renewalMilliseconds = 8_000
+    /// Whoever refreshes and is not heard of for so long has died; then somebody else may.
+    public static let renewalClaimMilliseconds = 30_000
+    /// A turn that met a 401 waits so long for new credentials, then goes to another account.
+    public static let renewalWaitMilliseconds = 12_000
+    /// After a refresh that failed: 5, 10, 20 … s, at most an hour.
+    public static let renewalBackoffMilliseconds = 5_000
+    public static let renewalBackoffMillisecondsMax = 3_600_000
+    /// New tokens that are refused as well are not renewed again for so long.
+    public static let renewalSpacingMilliseconds = 60_000
+    /// Which logins are due is looked at this often.
+    public static let renewalLookMilliseconds = 1_000
+    public static let renewalAnswerBytesMax = 256 * 1024
+
     // Conversations
     /// Conversations whose account is remembered; beyond it the one that would be forgotten first makes room.
     public static let pinsMax = 128 * 1024

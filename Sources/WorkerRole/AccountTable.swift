@@ -54,6 +54,7 @@ final class AccountTable {
             scoreboard.claim(account: account.slot, owner: account.id)
             if let before = before[account.id], before.credentials != account.credentials || before.state != account.state {
                 scoreboard.endCooldown(account: account.slot)
+                scoreboard.endRenewal(account: account.slot)
                 modelCooldowns.forget(account: account.id)
             }
         }
@@ -168,6 +169,9 @@ final class AccountTable {
         return ProxyError(
             status: 503, code: "no_accounts", type: "server_error", message: message, origin: .ourselves, retryAfterSeconds: 5)
     }
+
+    /// The account as it is now.
+    func today(_ account: RoutedAccount) -> RoutedAccount? { all.first { $0.value.id == account.value.id } }
 
     /// What a turn met counts against its account, for all workers or, where it is about one model, for this one.
     func penalise(

@@ -62,6 +62,7 @@ final class Turn: UpstreamUser, Answering {
         case .tryAgain(let isFailover):
             worker.scoreboard.add(isFailover ? .failovers : .retries, worker: worker.slot)
             kept = nil
+        case .renewCredentials: renew()
         case .penalise(let penalty, let failure):
             if let account { worker.accounts.penalise(account, ask.model, penalty, failure, requestID: request.id, now: worker.loop.now) }
         case .closeUpstream:
@@ -110,7 +111,7 @@ final class Turn: UpstreamUser, Answering {
             perform(
                 machine.accountSelected(
                     chosen.value.id, isChatGPT: chosen.value.kind == .chatGPT, isOnly: isOnly,
-                    isGuess: !isOnly && ask.previousResponseID != nil))
+                    isGuess: !isOnly && ask.previousResponseID != nil, mayRenew: chosen.renewsAt != nil))
         case .ownerUnavailable:
             perform(machine.noAccount(AccountTable.ownerUnavailable, inStream: true, now))
         case .allLimited(let until):
@@ -122,6 +123,14 @@ final class Turn: UpstreamUser, Answering {
             perform(machine.noAccount(error, inStream: false, now))
         case .noneEligible, .allTried:
             perform(machine.noAccount(worker.accounts.none(for: request.route), inStream: true, now))
+        }
+    }
+
+    private func renew() {
+        guard let account else { return }
+        worker.logins.wanted(account) { [self] isDone in
+            if isDone, let today = worker.accounts.today(account) { self.account = today }
+            perform(machine.credentialsRenewed(isDone, now))
         }
     }
 

@@ -70,6 +70,7 @@ final class Worker {
     private var random = IDGenerator()
     var prices = PriceBook()
     lazy var catalogue = ModelCatalogue(self)
+    lazy var logins = LoginRenewals(self)
     private var store: (any StoreLink)!
     private var supervisor: SupervisorLink!
     private var sweepTimer: LoopTimer!
@@ -129,7 +130,10 @@ final class Worker {
         accounts.replace(with: new.accounts, previous: previous?.accounts ?? [], pepper: new.pepper)
         pool.expect(accounts.all.lazy.map(\.origin))
         gate.replace(with: new.clientKeys, pepper: new.pepper)
-        if previous?.accounts != new.accounts { catalogue.accountsChanged(accounts.all) }
+        if previous?.accounts != new.accounts {
+            catalogue.accountsChanged(accounts.all)
+            logins.accountsChanged(accounts.all)
+        }
         scoreboard.set(.snapshotVersion, worker: slot, Int(new.version))
         storeSeen()
         if !isReady { becomeReady() }
@@ -152,6 +156,9 @@ final class Worker {
         return PoolMachine.Limits(
             size: share.size, overflow: share.overflow, waitMilliseconds: settings.database.poolTimeoutMilliseconds)
     }
+
+    func claimRenewal(of account: Account, _ done: @escaping (Bool) -> Void) { store.claimRenewal(of: account, done) }
+    func saveLogin(_ account: Account, _ new: Account.Credentials) { store.saveLogin(account, new) }
 
     func storeSeen() { scoreboard.set(.storeSeenMilliseconds, worker: slot, Int(loop.now.nanoseconds / 1_000_000)) }
 
@@ -338,6 +345,7 @@ final class Worker {
         for turn in clientless.values { turn.sweep(now) }
         pool.sweep(now)
         catalogue.sweep(now)
+        logins.sweep(now)
         store.sweep(now)
         if listeners.count < doors.count { listen() }
         if now >= drainIdleBy {
@@ -383,7 +391,7 @@ final class Worker {
             for turn in turns.values { turn.cut() }  // those whose clients have left
         }
         if turns.isEmpty, connections.isEmpty, storeBy == .never { storeBy = now.adding(milliseconds: Self.storeMilliseconds) }
-        let isStored = usageJournal.isEmpty && !store.isLeaving
+        let isStored = usageJournal.isEmpty && !store.isLeaving && !logins.isBusy
         if turns.isEmpty || now >= exitBy, connections.isEmpty || now >= exitBy, isStored || now >= min(exitBy, storeBy) {
             leave()
             loop.stop()
