@@ -90,8 +90,8 @@ let package = Package(
         .executableTarget(
             name: "codex-lb",
             dependencies: [
-                "Vocabulary", "ControlWire", "Settings", "Platform", "Diagnostics", "Store", "SQLiteStore", "PostgresStore",
-                "SupervisorRole", "WorkerRole", "WriterRole", "DemoUpstream", "JSONWire", "Schema", log, arguments,
+                "Vocabulary", "HTTPWire", "ControlWire", "Settings", "Platform", "Loop", "Upstream", "Diagnostics", "Store", "SQLiteStore",
+                "PostgresStore", "SupervisorRole", "WorkerRole", "WriterRole", "DemoUpstream", "JSONWire", "Schema", log, arguments,
             ],
             swiftSettings: ours),
         .executableTarget(

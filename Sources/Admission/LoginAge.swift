@@ -21,7 +21,8 @@ public enum LoginAge {
         guard parts.count == 3, let bytes = Base64.url.decode(parts[1]) else { return (nil, nil) }
         let json = bytes.span.bytes
         func time(_ name: StaticString) -> WallTime? {
-            guard let place = JSONScan.find(json, name), let seconds = JSONScan.int(json, place), (1...99_999_999_999).contains(seconds) else {
+            guard let place = JSONScan.find(json, name), let seconds = JSONScan.int(json, place), (1...99_999_999_999).contains(seconds)
+            else {
                 return nil
             }
             return WallTime(milliseconds: seconds * 1000)

@@ -29,7 +29,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
 
     private static let workerCells = 64  // counters, then the histogram, rounded up
     private static let histogramStart = 40
-    private static let accountCells = 5  // owner, cooldown, last used, failures, renewal
+    private static let accountCells = 7  // owner, cooldown, last used, failures, renewal, two quota windows
     private static let workersOffset = 128  // the layout's version and fifteen facts before it
     private static let accountsOffset = workersOffset + Limits.rowsMax * workerCells * 8
     /// Row by row, so that a process counts in cache lines, and pages, of its own.
@@ -38,7 +38,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     public static let memoryBytes = pinsOffset + PinTable.memoryBytes
 
     /// What lies where. To be counted up with every change of it: builds of two versions never write one memory.
-    public static let layoutVersion = 4
+    public static let layoutVersion = 5
 
     private let base: UnsafeMutableRawPointer
 
@@ -174,7 +174,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         let now = UInt64(bitPattern: id)
         let before = accountCell(slot, 0).pointee.exchange(now, ordering: .acquiringAndReleasing)
         if before != now {
-            for index in 1...4 { accountCell(slot, index).pointee.store(0, ordering: .relaxed) }
+            for index in 1...6 { accountCell(slot, index).pointee.store(0, ordering: .relaxed) }
         }
     }
     /// Turns that all workers have open on the account.
@@ -259,6 +259,23 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     }
     /// It has new credentials.
     public func endRenewal(account slot: Int) { accountCell(slot, 4).pointee.store(0, ordering: .releasing) }
+
+    /// Quota windows that upstreams tell of.
+    public enum Window: Int, CaseIterable, Sendable { case primary, secondary }
+
+    /// So much of the window is used up, in thousandths, until it begins anew; in one word, so that no reader sees half of it.
+    public func setQuota(account slot: Int, owner id: Int64, _ window: Window, usedPermille: Int, resetsAt: WallTime) {
+        guard isOwned(slot, by: id) else { return }
+        let word = UInt64(clamping: resetsAt.seconds) << 16 | UInt64(min(max(usedPermille, 0), 1000) + 1)
+        let cell = accountCell(slot, 5 + window.rawValue)
+        if cell.pointee.load(ordering: .relaxed) != word { cell.pointee.store(word, ordering: .relaxed) }
+    }
+    /// Nil when nobody has told of it, or it has begun anew since.
+    public func quota(account slot: Int, _ window: Window, now: WallTime) -> (usedPermille: Int, resetsAt: WallTime)? {
+        let word = accountCell(slot, 5 + window.rawValue).pointee.load(ordering: .relaxed)
+        let resetsAt = WallTime(milliseconds: Int64(clamping: word >> 16) * 1000)
+        return word != 0 && resetsAt > now ? (Int(word & 0xFFFF) - 1, resetsAt) : nil
+    }
 
     private func isOwned(_ slot: Int, by id: Int64) -> Bool {
         accountCell(slot, 0).pointee.load(ordering: .acquiring) == UInt64(bitPattern: id)

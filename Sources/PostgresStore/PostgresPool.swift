@@ -146,8 +146,9 @@ public final class PostgresPool {
 
     /// Takes the right to refresh an account's login for `Limits.renewalClaimMilliseconds`: one row, if nobody has it and the account is as it
     /// was at `changedAt`.
-    public func claimRenewal(account id: Int64, changedAt: WallTime, holder: String, _ done: @escaping (Result<[Int64], StoreError>) -> Void)
-    {
+    public func claimRenewal(
+        account id: Int64, changedAt: WallTime, holder: String, _ done: @escaping (Result<[Int64], StoreError>) -> Void
+    ) {
         let now = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
         let query = Query<Int64>(
             """

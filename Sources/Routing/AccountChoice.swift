@@ -13,14 +13,16 @@ public import Vocabulary
     public var isLimited: Bool
     /// It could not be reached when it was tried last.
     public var isDoubtful: Bool
+    /// A quota window of it is nearly used up.
+    public var isTight: Bool
 
     @inlinable public init(
         accountID: Int64, isEligible: Bool, inFlight: Int, lastUsed: Instant, cooldownUntil: Instant, isLimited: Bool,
-        isDoubtful: Bool = false
+        isDoubtful: Bool = false, isTight: Bool = false
     ) {
         (self.accountID, self.isEligible, self.inFlight) = (accountID, isEligible, inFlight)
         (self.lastUsed, self.cooldownUntil, self.isLimited) = (lastUsed, cooldownUntil, isLimited)
-        self.isDoubtful = isDoubtful
+        (self.isDoubtful, self.isTight) = (isDoubtful, isTight)
     }
 }
 
@@ -54,6 +56,12 @@ public enum Choice: Sendable, Equatable {
 }
 
 public enum Routing {
+    /// What has quota left comes before what has hardly any, then the less busy, then the one that was used less recently.
+    @inlinable static func isBetter(_ a: Candidate, _ b: Candidate) -> Bool {
+        if a.isTight != b.isTight { return b.isTight }
+        return (a.inFlight, a.lastUsed) < (b.inFlight, b.lastUsed)
+    }
+
     /// Fewest turns in flight, then least recently used. Accounts that cool down after errors are used when no other is left;
     /// those that are rate limited never are. A conversation goes to its own account while that can serve it. One that could not be reached gets a single turn to show that it can, not all that come
     /// while that one waits.
@@ -83,7 +91,7 @@ public enum Routing {
                 } else if spare.map({ c.cooldownUntil < $0.until }) ?? true {
                     spare = (i, c.cooldownUntil)
                 }
-            } else if best.map({ (c.inFlight, c.lastUsed) < ($0.candidate.inFlight, $0.candidate.lastUsed) }) ?? true {
+            } else if best.map({ isBetter(c, $0.candidate) }) ?? true {
                 best = (i, c)
             }
         }

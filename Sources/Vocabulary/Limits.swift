@@ -55,9 +55,15 @@ public enum Limits {
     public static let renewalBackoffMillisecondsMax = 3_600_000
     /// New tokens that are refused as well are not renewed again for so long.
     public static let renewalSpacingMilliseconds = 60_000
+    /// One request of `accounts login` to the issuer.
+    public static let loginRequestMilliseconds = 30_000
     /// Which logins are due is looked at this often.
     public static let renewalLookMilliseconds = 1_000
     public static let renewalAnswerBytesMax = 256 * 1024
+
+    // Quotas
+    /// A login whose window is used up so far, in thousandths, gets turns only when no other account is left.
+    public static let tightPermille = 950
 
     // Conversations
     /// Conversations whose account is remembered; beyond it the one that would be forgotten first makes room.

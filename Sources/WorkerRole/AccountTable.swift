@@ -54,7 +54,7 @@ final class AccountTable {
             scoreboard.claim(account: account.slot, owner: account.id)
             if let before = before[account.id], before.credentials != account.credentials || before.state != account.state {
                 scoreboard.endCooldown(account: account.slot)
-                scoreboard.endRenewal(account: account.slot)
+                if before.credentials != account.credentials { scoreboard.endRenewal(account: account.slot) }
                 modelCooldowns.forget(account: account.id)
             }
         }
@@ -86,6 +86,7 @@ final class AccountTable {
             // Where everybody lacks it one account may say so, in its own words.
             if lacking.count == serving.count, tried.isEmpty { lacking = [] }
         }
+        let wall = Clock.wall
         let candidates = all.lazy.map { [self] account in
             let slot = account.value.slot
             var cooldown = scoreboard.cooldown(account: slot, owner: account.value.id, now: now)
@@ -99,7 +100,8 @@ final class AccountTable {
                 isEligible: serves(account) && (lacking.isEmpty || !lacking.contains(account.value.id)),
                 inFlight: scoreboard.inFlight(account: slot), lastUsed: scoreboard.lastUsed(account: slot),
                 cooldownUntil: cooldown?.until ?? now, isLimited: cooldown?.isLimit ?? false,
-                isDoubtful: scoreboard.failures(account: slot) > 0)
+                isDoubtful: scoreboard.failures(account: slot) > 0,
+                isTight: account.value.kind == .chatGPT && isTight(slot, wall))
         }
         switch Routing.choose(candidates, excluding: tried, pin: pin, now: now) {
         case .account(let index):
@@ -113,6 +115,24 @@ final class AccountTable {
             // Clients are told whole seconds, rounded up: what is lost between two clocks must not make one more.
             let wait = Int64(until.milliseconds(since: now)) - Self.clockSlackMilliseconds
             return .allLimited(until: WallTime(milliseconds: Clock.wall.milliseconds + wait))
+        }
+    }
+
+    // MARK: Quotas
+
+    private func isTight(_ slot: Int, _ wall: WallTime) -> Bool {
+        Scoreboard.Window.allCases.contains {
+            scoreboard.quota(account: slot, $0, now: wall).map { $0.usedPermille >= Limits.tightPermille } ?? false
+        }
+    }
+
+    /// Any answer of a login's upstream, good or not, says how much of its quotas is used up.
+    func learnQuota(_ fields: HeaderFields, of account: RoutedAccount) {
+        guard account.value.kind == .chatGPT, let reading = QuotaReading(fields, now: Clock.wall) else { return }
+        for (window, told) in [(Scoreboard.Window.primary, reading.primary), (.secondary, reading.secondary)] {
+            guard let told else { continue }
+            scoreboard.setQuota(
+                account: account.value.slot, owner: account.value.id, window, usedPermille: told.usedPermille, resetsAt: told.resetsAt)
         }
     }
 

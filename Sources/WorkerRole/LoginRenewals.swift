@@ -13,7 +13,8 @@ import Vocabulary
 /// in the store before anybody uses it: turns wait for the snapshot that has it.
 final class LoginRenewals {
     private unowned let worker: Worker
-    private var fetches: [Int64: RenewalFetch] = [:]
+    /// Refreshes on their way; nil while the claim is awaited.
+    private var fetches: [Int64: Fetch?] = [:]
     /// Turns that wait for other credentials than these.
     private var waiting: [(account: Account, by: Instant, done: (Bool) -> Void)] = []
     /// New tokens that the store has not taken yet: their old ones work no more.
@@ -33,11 +34,7 @@ final class LoginRenewals {
         guard let today = worker.accounts.all.first(where: { $0.value.id == account.value.id }) else { return done(false) }
         if today.value.credentials != account.value.credentials { return done(true) }
         guard today.renewsAt != nil, today.value.state == .active else { return done(false) }
-        if fetches[today.value.id] == nil, unsaved[today.value.id] == nil, let settled = settlesBy[today.value.id],
-            worker.loop.now < settled
-        {
-            return done(false)
-        }
+        if isSettling(today.value), fetches[today.value.id] == nil, unsaved[today.value.id] == nil { return done(false) }
         waiting.append((today.value, worker.loop.now.adding(milliseconds: Limits.renewalWaitMilliseconds), done))
         begin(today)
     }
@@ -58,7 +55,7 @@ final class LoginRenewals {
     }
 
     func sweep(_ now: Instant) {
-        for fetch in fetches.values { fetch.sweep(now) }
+        for fetch in fetches.values { fetch?.sweep(now) }
         for (id, mine) in unsaved where now >= mine.nextTry { save(id, now) }
         if waiting.contains(where: { now >= $0.by }) {
             let over = waiting.filter { now >= $0.by }
@@ -74,22 +71,42 @@ final class LoginRenewals {
         }
     }
 
+    /// It has just been renewed.
+    private func isSettling(_ account: Account) -> Bool { settlesBy[account.id].map { worker.loop.now < $0 } ?? false }
+
     /// Refreshes the account's tokens, unless somebody is at it or tried just now.
     private func begin(_ account: RoutedAccount) {
         let (value, now) = (account.value, worker.loop.now)
-        guard fetches[value.id] == nil, unsaved[value.id] == nil, !worker.isDraining,
+        guard fetches[value.id] == nil, unsaved[value.id] == nil, !isSettling(value), !worker.isDraining,
             worker.scoreboard.claimRenewal(
                 account: value.slot, owner: value.id, now: now, until: now.adding(milliseconds: Limits.renewalClaimMilliseconds))
         else { return }
-        let fetch = RenewalFetch(worker, value)
+        fetches[value.id] = .some(nil)
+        worker.claimRenewal(of: value) { [weak self] isOurs in
+            guard let self else { return }
+            if isOurs { fetch(account) } else { fetches[value.id] = nil }  // another instance is at it, or was
+        }
+    }
+
+    private func fetch(_ account: RoutedAccount) {
+        let (value, settings) = (account.value, worker.settings)
+        guard let (origin, prefix) = Origin.parse(settings.issuer) else {
+            return finished(account, .failed("\(settings.issuer) is no URL of an issuer"))
+        }
+        let body = RenewalRequest.body(clientID: settings.issuerClientID, refreshToken: value.credentials.refreshToken ?? "")
+        let fetch = Fetch(
+            worker.pool,
+            .init(
+                .post, origin, prefix + "/oauth/token",
+                fields: [("Content-Type", "application/json"), ("Accept", "application/json")], body: body),
+            bytesMax: Limits.renewalAnswerBytesMax, milliseconds: Limits.renewalMilliseconds)
         fetches[value.id] = fetch
-        worker.claimRenewal(of: value) { [weak self, weak fetch] isOurs in
-            guard let self, let fetch, fetches[value.id] === fetch else { return }
-            guard isOurs else {  // another instance is at it, or was
-                fetches[value.id] = nil
-                return
+        fetch.start { [weak self] result in
+            switch result {
+            case .success(let answer):
+                self?.finished(account, Renewal(status: answer.status, body: answer.body, old: value.credentials))
+            case .failure(let problem): self?.finished(account, .failed(problem.reason))
             }
-            fetch.start { [weak self] renewal in self?.finished(account, renewal) }
         }
     }
 
@@ -133,88 +150,5 @@ final class LoginRenewals {
         let theirs = waiting.filter { $0.account.id == account.id }
         waiting.removeAll { $0.account.id == account.id }
         for wait in theirs { wait.done(false) }
-    }
-}
-
-/// One POST of a refresh token to the issuer.
-private final class RenewalFetch: UpstreamUser {
-    private unowned let worker: Worker
-    private let account: Account
-    private var done: ((Renewal) -> Void)?
-    private var connection: UpstreamConnection?
-    private var connecting: ConnectAttempt?
-    private var status = 0
-    private var body: [UInt8] = []
-    private var deadline = Instant.never
-
-    init(_ worker: Worker, _ account: Account) { (self.worker, self.account) = (worker, account) }
-
-    func start(_ done: @escaping (Renewal) -> Void) {
-        self.done = done
-        deadline = worker.loop.now.adding(milliseconds: Limits.renewalMilliseconds)
-        guard let (origin, prefix) = Origin.parse(worker.settings.issuer) else { return finish(.failed("the issuer's URL is none")) }
-        var isDone = false
-        let attempt = worker.pool.connection(to: origin, fresh: true) { [weak self] result in
-            isDone = true
-            guard let self, self.done != nil else {
-                if case .success(let unused) = result { unused.giveBack() }
-                return
-            }
-            connecting = nil
-            switch result {
-            case .success(let connection): send(connection, origin, prefix)
-            case .failure(.unreachable(let why)), .failure(.untrusted(let why)), .failure(.exhausted(let why)): finish(.failed(why))
-            }
-        }
-        if !isDone { connecting = attempt }
-    }
-
-    private func send(_ connection: UpstreamConnection, _ origin: Origin, _ prefix: String) {
-        guard connection.isFit() else { return finish(.failed("it sent bytes before it was asked")) }
-        self.connection = connection
-        let body = RenewalRequest.body(clientID: worker.settings.issuerClientID, refreshToken: account.credentials.refreshToken ?? "")
-        var head: [UInt8] = []
-        HeadWriter.request(.post, target: prefix + "/oauth/token", into: &head)
-        HeadWriter.field("Host", origin.authority, into: &head)
-        HeadWriter.field("Content-Type", "application/json", into: &head)
-        HeadWriter.field("Accept", "application/json", into: &head)
-        HeadWriter.field("Accept-Encoding", "identity", into: &head)
-        HeadWriter.field("User-Agent", "codex-lb/\(Version.text)", into: &head)
-        HeadWriter.field("Content-Length", body.count, into: &head)
-        HeadWriter.end(into: &head)
-        connection.send([head + body], method: .post, for: self)
-    }
-
-    func upstreamTookRequest() {}
-    func upstreamResponded(_ head: ResponseHead) { status = head.status }
-    func upstreamSent(_ bytes: RawSpan) {
-        guard body.count + bytes.byteCount <= Limits.renewalAnswerBytesMax else {
-            connection?.close()
-            return finish(.failed("its answer is larger than \(Limits.renewalAnswerBytesMax) bytes"))
-        }
-        bytes.withUnsafeBytes { body += $0 }
-    }
-    func upstreamPaused() {}
-    func upstreamCompleted() {
-        connection = nil
-        finish(Renewal(status: status, body: body, old: account.credentials))
-    }
-    func upstreamFailed(_ why: String, _ progress: UpstreamProgress) {
-        connection = nil
-        finish(.failed(why))
-    }
-
-    func sweep(_ now: Instant) {
-        guard now >= deadline else { return }
-        connecting?.cancel()
-        connection?.close()
-        finish(.failed("no answer in \(Limits.renewalMilliseconds / 1000) s"))
-    }
-
-    private func finish(_ renewal: Renewal) {
-        let done = self.done
-        self.done = nil
-        deadline = .never
-        done?(renewal)
     }
 }

@@ -231,7 +231,10 @@ final class Turn: UpstreamUser, Answering {
 
     // MARK: The answer
 
-    func upstreamResponded(_ head: ResponseHead) { machine.responded(head, now) }
+    func upstreamResponded(_ head: ResponseHead) {
+        if let account { worker.accounts.learnQuota(head.fields, of: account) }
+        machine.responded(head, now)
+    }
 
     func upstreamSent(_ bytes: RawSpan) {
         let now = now

@@ -166,6 +166,9 @@ func complain(_ text: String) {
     log.log(level: max(.notice, log.logLevel), "\(text)")
 }
 
+/// A line for whoever waits for a command to go on.
+func tell(_ text: String) { LogSink.standard.write(text + "\n") }
+
 func makeLog(_ role: String, _ settings: Settings) -> Logger {
     let toJournal = settings.journalStream.map { $0 == Descriptor.identity(2) } ?? false
     let log = Logs.make(role: role, json: settings.logFormat == .json, journal: toJournal, level: settings.logLevel)

@@ -106,6 +106,19 @@ extension Integration {
             #expect(stage.daemon.log.contains("login can't be renewed"))
         }
 
+        /// `accounts login`: the code is told, the browser takes its time, and the account serves.
+        @Test func deviceCode() throws {
+            let (stage, issuer) = try Self.stage(workers: 1)
+            issuer.enableDevices(stage.upstream, name: "me@example.com", pending: 2)
+            let result = try stage.daemon.run("accounts", "login", "--base-url", stage.upstream.chatGPTBaseURL, seconds: 30)
+            #expect(result.isGood && result.output == "account me@example.com logged in\n", "\(result.output)\(result.errors)")
+            #expect(result.errors.contains("/codex/device in a browser and enter the code ABCD-EFGH"))
+            #expect(try eventually(5) { try stage.turn(stream: false).status == 200 })
+            #expect(stage.upstream.requests.last { $0.method == "POST" }?.header("chatgpt-account-id") == "w-me@example.com")
+            let missing = try stage.daemon.run("accounts", "login", "--issuer", "http://127.0.0.1:1", seconds: 30)
+            #expect(!missing.isGood && missing.errors.contains("http://127.0.0.1:1"), "\(missing.errors)")
+        }
+
         /// An issuer that is away costs the turn its account, not the account its login; another account serves meanwhile.
         @Test func issuerIsAway() throws {
             let (stage, issuer) = try Self.stage(workers: 1)

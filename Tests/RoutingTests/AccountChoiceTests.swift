@@ -53,6 +53,20 @@ private func candidate(_ id: Int64, eligible: Bool = true, inFlight: Int = 0, us
         #expect(Routing.choose([doubtful(2, inFlight: 1)], excluding: [], now: now) == .account(0))
     }
 
+    @Test("An account with hardly any quota left gets a turn only when no other is left, and its conversations keep it")
+    func tight() {
+        func candidate(_ id: Int64, inFlight: Int, isTight: Bool) -> Candidate {
+            Candidate(
+                accountID: id, isEligible: true, inFlight: inFlight, lastUsed: Instant(nanoseconds: 0), cooldownUntil: now,
+                isLimited: false,
+                isTight: isTight)
+        }
+        let all = [candidate(1, inFlight: 0, isTight: true), candidate(2, inFlight: 9, isTight: false)]
+        #expect(Routing.choose(all, excluding: [], now: now) == .account(1))
+        #expect(Routing.choose(all, excluding: [2], now: now) == .account(0))
+        #expect(Routing.choose(all, excluding: [], pin: Pin(1, .prefer), now: now) == .account(0))
+    }
+
     @Test("A conversation goes to its account: always, unless its quota is used up, or while that is no worse than another")
     func pinned() {
         func choose(_ all: [Candidate], _ strength: Pin.Strength, tried: [Int64] = []) -> Choice {
