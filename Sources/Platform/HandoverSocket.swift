@@ -19,14 +19,15 @@ public enum HandoverSocket {
 
     /// Sends a copy; the caller's stays open. False: not now (nobody takes, or too many are on their way: ETOOMANYREFS of unix(7)).
     public static func give(_ descriptor: Int32, isUnix: Bool, over socket: Int32) -> Bool {
-        codexlb_send_descriptor(socket, descriptor, UInt8(ascii: isUnix ? "u" : "t")) == 0
+        codexlb_send_descriptor(socket, descriptor, [UInt8(ascii: isUnix ? "u" : "t")], 1) == 0
     }
 
     /// The next one; nil: none waits.
     public static func take(from socket: Int32) -> (descriptor: Int32, isUnix: Bool)? {
         while true {
             var word: UInt8 = 0
-            let fd = codexlb_receive_descriptor(socket, &word)
+            var count = 1
+            let fd = codexlb_receive_descriptor(socket, &word, &count)
             if fd >= 0 { return (fd, word == UInt8(ascii: "u")) }
             if fd != -EBADMSG { return nil }
         }

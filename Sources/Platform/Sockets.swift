@@ -165,6 +165,15 @@ public enum Sockets {
         return fd
     }
 
+    /// Whether the descriptor is a stream socket that listens.
+    public static func isListening(_ fd: Int32) -> Bool {
+        func option(_ name: Int32) -> Int32 {
+            var (value, size): (Int32, socklen_t) = (0, 4)
+            return getsockopt(fd, SOL_SOCKET, name, &value, &size) == 0 ? value : -1
+        }
+        return option(SO_ACCEPTCONN) == 1 && option(SO_TYPE) == Int32(SOCK_STREAM.rawValue)
+    }
+
     /// The address a socket is bound to, as a client would write it.
     public static func name(of fd: Int32) -> String {
         var raw = sockaddr_storage()
@@ -260,22 +269,40 @@ public enum ServiceManager {
     }
 
     /// Sends one datagram to `$NOTIFY_SOCKET`; nothing without one.
-    public static func notify(_ lines: String) {
-        guard let target = getenv("NOTIFY_SOCKET").map({ String(cString: $0) }), !target.isEmpty else { return }
-        let fd = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
-        guard fd >= 0 else { return }
-        defer { close(fd) }
-        var a = sockaddr_un()
-        a.sun_family = sa_family_t(AF_UNIX)
-        var path = Array(target.utf8)
-        guard path.count < MemoryLayout.size(ofValue: a.sun_path) else { return }
-        if path[0] == UInt8(ascii: "@") { path[0] = 0 }
-        withUnsafeMutableBytes(of: &a.sun_path) { $0.copyBytes(from: path) }
-        let size = socklen_t(MemoryLayout<sa_family_t>.size + path.count)
-        _ = withUnsafePointer(to: &a) { p in
-            p.withMemoryRebound(to: sockaddr.self, capacity: 1) { address in
-                Array(lines.utf8).withUnsafeBytes { sendto(fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL), address, size) }
-            }
-        }
+    public static func notify(_ lines: String) { notify(lines, -1) }
+
+    private static func notify(_ lines: String, _ descriptor: Int32) {
+        guard let target = getenv("NOTIFY_SOCKET") else { return }
+        _ = codexlb_notify(target, lines, descriptor)  // it is gone or does not listen: that is its own affair
+    }
+
+    // MARK: Descriptors that it keeps
+
+    /// A listening socket that we have bound, under a name that tells its address: whoever is started after our sudden death gets it back
+    /// with its backlog. For this the unit has `FileDescriptorStoreMax=`.
+    public static func store(_ descriptor: Int32, address: String) {
+        notify("FDSTORE=1\nFDNAME=\(storedName(address))", descriptor)
+    }
+
+    /// It need not keep that one any longer.
+    public static func forget(address: String) { notify("FDSTOREREMOVE=1\nFDNAME=\(storedName(address))") }
+
+    /// What a socket is called that it keeps for us. A name has no colon and no control character, and at most 255 bytes (sd_notify(3)).
+    public static func storedName(_ address: String) -> String {
+        storedPrefix + String(decoding: address.utf8.map { $0 == UInt8(ascii: ":") ? UInt8(ascii: ";") : $0 }, as: UTF8.self)
+    }
+
+    /// How the names of those begin; every other socket of ours in `LISTEN_FDS` is of a socket unit.
+    public static let storedPrefix = "bound="
+
+    // MARK: Watchdog
+
+    /// How often it wants to hear that the main process is alive, milliseconds: half of what it bears (sd_watchdog_enabled(3)). Nil: not at
+    /// all, or of another process.
+    public static func watchdogMilliseconds(_ environment: [String: String], pid: Int32 = Process.id) -> Int? {
+        guard let microseconds = environment["WATCHDOG_USEC"].flatMap({ Int($0) }), microseconds > 0,
+            environment["WATCHDOG_PID"].map({ Int32($0) == pid }) ?? true
+        else { return nil }
+        return max(1, microseconds / 2000)
     }
 }

@@ -3,6 +3,10 @@ import Platform
 public import Settings
 import Vocabulary
 
+#if canImport(Glibc)
+    import Glibc
+#endif
+
 /// Where a running server's settings come from, each time anew. The command line knows how; the supervisor only asks.
 public struct SettingsSource {
     /// Of the child that reads and checks them, and prints the whole environment that they are in.
@@ -36,11 +40,23 @@ struct Door: Equatable {
         name = Sockets.name(of: descriptor)
     }
 
+    /// Binds the address, and has the service manager keep the socket.
+    static func bound(_ address: String) throws(SystemError) -> Door {
+        switch ListenAddress.parse(address) {
+        case .success(let parsed):
+            let door = Door(address: address, descriptor: try Sockets.listen(parsed), isOurs: true)
+            ServiceManager.store(door.descriptor, address: address)
+            return door
+        case .failure(let error): throw SystemError(EINVAL, error.description)
+        }
+    }
+
     static func == (a: Door, b: Door) -> Bool { a.descriptor == b.descriptor }
 
     func close() {
         Descriptor.close(descriptor)
         file?.remove()
+        if !address.isEmpty { ServiceManager.forget(address: address) }
     }
 }
 

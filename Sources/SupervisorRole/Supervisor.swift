@@ -43,6 +43,8 @@ final class Supervisor {
     var reloadProblem = ""
     private var backupAt = Instant.never
     private var extendAt = Instant(nanoseconds: 0)
+    private let watchdogMilliseconds = ServiceManager.watchdogMilliseconds(Environment.current)
+    private var aliveAt = Instant(nanoseconds: 0)
     private var droppedTold = 0
     private var lookAt = Instant(nanoseconds: 0)
     /// The one-shot child that stores what orphans of an earlier supervisor left as files; for SQLite the writer does it.
@@ -133,6 +135,13 @@ final class Supervisor {
         }
     }
 
+    /// Says to the service manager that this loop turns; when it does not, the manager ends us and starts another one.
+    private func tellAlive(_ now: Instant) {
+        guard let watchdogMilliseconds, now >= aliveAt else { return }
+        aliveAt = now.adding(milliseconds: watchdogMilliseconds)
+        ServiceManager.notify("WATCHDOG=1")
+    }
+
     /// Open turns may take longer to end than systemd gives a stop.
     private func extendStop(_ now: Instant) {
         guard now >= extendAt, fleet.phase == .stoppingWorkers || fleet.phase == .stoppingWriter else { return }
@@ -149,6 +158,7 @@ final class Supervisor {
 
     private func tick() {
         let now = loop.now
+        tellAlive(now)
         let isLookDue = now >= lookAt
         if isLookDue { lookAt = now.adding(milliseconds: Limits.lookMilliseconds) }
         door.sweep(now, isLookDue: isLookDue)
@@ -471,10 +481,7 @@ final class Supervisor {
                 if let door = plan.doors.first(where: { $0.address == address }) {
                     if !doors.contains(door) { doors.append(door) }
                 } else {
-                    switch ListenAddress.parse(address) {
-                    case .success(let parsed): doors.append(Door(address: address, descriptor: try Sockets.listen(parsed), isOurs: true))
-                    case .failure(let error): throw SystemError(EINVAL, error.description)
-                    }
+                    doors.append(try Door.bound(address))
                 }
             }
         } catch {

@@ -40,35 +40,50 @@ public enum SupervisorRole {
         }
     }
 
-    /// Sockets from systemd if it gave any, else bound here.
+    /// Sockets of systemd's socket units if it gave any, else bound here, or by a predecessor whose sockets systemd kept.
     private static func doors(_ settings: Settings, _ environment: [String: String], _ log: Logger) throws(SystemError) -> [Door] {
-        let given = ServiceManager.listenSockets(environment)
-        var out = given.map { Door(address: "", descriptor: $0.descriptor, isOurs: false) }
-        if out.isEmpty {
-            for text in settings.listen {
-                switch ListenAddress.parse(text) {
-                case .success(let address): out.append(Door(address: text, descriptor: try bind(address), isOurs: true))
-                case .failure(let error): throw SystemError(EINVAL, error.description)
-                }
+        var out: [Door] = []
+        var kept: [String: Int32] = [:]
+        for (name, descriptor) in ServiceManager.listenSockets(environment) {
+            guard Sockets.isListening(descriptor) else {
+                throw SystemError(ENOTSOCK, "descriptor \(descriptor) of the service manager, \(name), is no listening stream socket")
+            }
+            if name.hasPrefix(ServiceManager.storedPrefix) {
+                if let twin = kept.updateValue(descriptor, forKey: name) { Descriptor.close(twin) }
+            } else {
+                out.append(Door(address: "", descriptor: descriptor, isOurs: false))
             }
         }
-        if !given.isEmpty, settings.isListenGiven {
+        let isGiven = !out.isEmpty
+        if !isGiven {
+            for text in settings.listen where !out.contains(where: { $0.address == text }) {
+                if let descriptor = kept.removeValue(forKey: ServiceManager.storedName(text)) {
+                    out.append(Door(address: text, descriptor: descriptor, isOurs: true))
+                } else {
+                    out.append(try bind(text))
+                }
+            }
+        } else if settings.isListenGiven {
             log.warning(
                 "the addresses of --listen, CODEX_LB_LISTEN or PORT are not used: the service manager has given its own sockets",
                 metadata: ["not_used": "\(settings.listen.joined(separator: " "))"])
         }
+        for (name, descriptor) in kept {
+            Descriptor.close(descriptor)
+            ServiceManager.notify("FDSTOREREMOVE=1\nFDNAME=\(name)")
+        }
         for door in out {
-            log.notice("listening", metadata: ["address": "\(door.name)", "from": "\(given.isEmpty ? "bind" : "systemd")"])
+            log.notice("listening", metadata: ["address": "\(door.name)", "from": "\(isGiven ? "systemd" : "bind")"])
         }
         return out
     }
 
     /// Workers that a dead supervisor has left close its listeners within milliseconds of its end: an address in use is tried again for
     /// that long. We hold the instance's lock, so nobody else of ours waits for it.
-    private static func bind(_ address: ListenAddress) throws(SystemError) -> Int32 {
+    private static func bind(_ address: String) throws(SystemError) -> Door {
         let by = Clock.now.adding(milliseconds: Limits.addressWaitMilliseconds)
         while true {
-            do throws(SystemError) { return try Sockets.listen(address) } catch {
+            do throws(SystemError) { return try Door.bound(address) } catch {
                 guard error.code == EADDRINUSE, Clock.now < by else { throw error }
             }
             usleep(10_000)

@@ -150,7 +150,16 @@ func environmentWithDirectory() throws -> [String: String] {
             throw ExitCode(2)
         }
     }
+    findCredential(&environment)
     return environment
+}
+
+/// A service manager has given the encryption key (systemd.exec(5), LoadCredential=), and no setting names another one.
+private func findCredential(_ environment: inout [String: String]) {
+    let name = "CODEX_LB_ENCRYPTION_KEY_FILE"
+    guard environment[name]?.isEmpty ?? true, let directory = environment["CREDENTIALS_DIRECTORY"], !directory.isEmpty else { return }
+    let path = directory + "/codex-lb.encryption-key"
+    if access(path, F_OK) == 0 { environment[name] = path }
 }
 
 private let environmentIsComplete = "CODEX_LB_ENVIRONMENT_IS_COMPLETE"
