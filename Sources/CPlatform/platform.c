@@ -140,6 +140,19 @@ int codexlb_notify(const char *path, const char *text, int fd) {
     return code;
 }
 
+int codexlb_affinity_count(void) {
+    // Twice as many until the kernel's set fits (sched_setaffinity(2)).
+    for (int cpus = 1024; cpus <= 1 << 18; cpus *= 2) {
+        cpu_set_t *set = CPU_ALLOC(cpus);
+        if (!set) return -ENOMEM;
+        size_t size = CPU_ALLOC_SIZE(cpus);
+        int code = sched_getaffinity(0, size, set) == 0 ? CPU_COUNT_S(size, set) : -errno;
+        CPU_FREE(set);
+        if (code != -EINVAL) return code;
+    }
+    return -EINVAL;
+}
+
 int64_t codexlb_peer_uid(int fd) {
     struct ucred c;
     socklen_t n = sizeof c;

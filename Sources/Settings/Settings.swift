@@ -84,11 +84,13 @@ public struct Settings: Sendable, Equatable {
     /// Flags of `serve`; nil and empty where not given.
     public struct Flags: Sendable {
         public var listen: [String] = []
-        public var workers: Int?
+        /// A number or `auto`.
+        public var workers: String?
         public var dataDirectory: String?
         public init() {}
     }
 
+    /// `processors`: the workers of `auto`.
     public init(environment: [String: String], flags: Flags = Flags(), processors: Int) throws(SettingsError) {
         let read = SettingsReader(environment: environment)
         let value = read.value
@@ -111,16 +113,13 @@ public struct Settings: Sendable, Equatable {
             guard UInt16(port) != nil else { throw SettingsError("PORT", "\"\(port)\" is no port from 0 to 65535") }
             listen = ["127.0.0.1:\(port)"]
         }
-        if let count = flags.workers {
-            workers = count
-        } else if let text = value("CODEX_LB_WORKERS") {
-            guard let count = Int(text) else { throw SettingsError("CODEX_LB_WORKERS", "\"\(text)\" is no number") }
-            workers = count
-        } else {
-            workers = min(processors, Limits.workersMax)
+        let count = flags.workers ?? value("CODEX_LB_WORKERS") ?? "auto"
+        guard let number = count.lowercased() == "auto" ? min(processors, Limits.workersMax) : Int(count) else {
+            throw SettingsError("CODEX_LB_WORKERS", "\"\(count)\" is no number; give 1 to \(Limits.workersMax), or auto")
         }
+        workers = number
         guard (1...Limits.workersMax).contains(workers) else {
-            throw SettingsError("CODEX_LB_WORKERS", "\(workers) workers; give 1 to \(Limits.workersMax)")
+            throw SettingsError("CODEX_LB_WORKERS", "\(workers) workers; give 1 to \(Limits.workersMax), or auto")
         }
         let format = value("CODEX_LB_LOG_FORMAT")?.lowercased() ?? "logfmt"
         guard let known = LogFormat(rawValue: format == "text" ? "logfmt" : format) else {

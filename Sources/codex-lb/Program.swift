@@ -104,7 +104,7 @@ func loadSettings(_ flags: Settings.Flags = Settings.Flags(), databaseURL: Strin
 
 /// What a whole environment amounts to.
 func settingsOf(_ environment: [String: String], _ flags: Settings.Flags) throws(SettingsError) -> Settings {
-    var settings = try Settings(environment: environment, flags: flags, processors: Process.processorCount)
+    var settings = try Settings(environment: environment, flags: flags, processors: Processors.allowed)
     if let path = settings.database.sqlitePath { settings.database.url = .sqlite(path: realPath(path)) }
     return settings
 }
@@ -188,8 +188,8 @@ struct Serve: ParsableCommand {
     @Option(name: .long, help: "ADDRESS:PORT, [V6]:PORT or unix:/PATH; may be given several times (default: 127.0.0.1:2455).")
     var listen: [String] = []
 
-    @Option(name: .long, help: "Proxy workers, 1 to 64 (default: one per CPU).")
-    var workers: Int?
+    @Option(name: .long, help: "Proxy workers, 1 to 64, or auto: one for each CPU that this process may use (the default).")
+    var workers: String?
 
     @OptionGroup var data: DataOptions
 

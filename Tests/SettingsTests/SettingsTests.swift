@@ -17,12 +17,21 @@ import Testing
     func order() throws {
         var flags = Settings.Flags()
         flags.dataDirectory = "rel/./a/../b"
-        flags.workers = 2
+        flags.workers = "2"
         let s = try parse(["CODEX_LB_DATA_DIR": "/x", "CODEX_LB_WORKERS": "9", "PORT": "99", "RUNTIME_DIRECTORY": "/run/x"], flags)
         #expect(
             s.dataDirectory == "/work/rel/b" && s.workers == 2 && s.listen == ["127.0.0.1:99"] && s.runtimeDirectory == "/work/rel/b/run")
         let systemd = try parse(["STATE_DIRECTORY": "/var/lib/codex-lb", "RUNTIME_DIRECTORY": "/run/codex-lb"])
         #expect(systemd.dataDirectory == "/var/lib/codex-lb" && systemd.runtimeDirectory == "/run/codex-lb")
+    }
+
+    @Test("auto is as many workers as there are CPUs to use, at most 64")
+    func workers() throws {
+        #expect(try parse(["CODEX_LB_WORKERS": "auto"]).workers == 4 && parse(["CODEX_LB_WORKERS": "Auto"]).workers == 4)
+        var flags = Settings.Flags()
+        flags.workers = "auto"
+        #expect(try parse(["CODEX_LB_WORKERS": "9"], flags).workers == 4)
+        #expect(try Settings(environment: ["HOME": "/home/u", "PWD": "/work"], processors: 200).workers == 64)
     }
 
     @Test(
@@ -148,7 +157,7 @@ import Testing
             ("\u{A0}CODEX_LB_X\u{A0}=\u{A0}1\u{A0}", "1"), ("CODEX_LB_X=1\t# why", "1"), ("CODEX_LB_X=a#b", "a#b"),
             ("CODEX_LB_X='a # b' # why", "a # b"),
             ("CODEX_LB_X=\"a\\\"b\\\\c\\$d\\n\"", "a\"b\\c$d\\n"), ("CODEX_LB_X='a\\b'", "a\\b"), ("CODEX_LB_X=# nothing", "# nothing"),
-            
+
         ])
     func odd(_ text: String, _ value: String) throws {
         #expect(try EnvironmentFile.parse(text, file: ".env")["CODEX_LB_X"] == value)

@@ -18,6 +18,9 @@ int codexlb_socketpair(int out[2]);
 
 /// A connected pair of sockets that keep messages apart (SOCK_SEQPACKET), close-on-exec and non-blocking. 0 or -errno.
 int codexlb_packet_pair(int out[2]);
+/// CPUs that the calling thread may run on, or -errno.
+int codexlb_affinity_count(void);
+
 /// Sends a message with a descriptor, whose other copies stay open (SCM_RIGHTS, unix(7)). 0 or -errno.
 int codexlb_send_descriptor(int socket, int fd, const void *bytes, size_t count);
 /// Takes one such message of at most `*count` bytes: the descriptor, close-on-exec, or -errno; -EBADMSG for a message without one.
