@@ -261,7 +261,10 @@ final class Supervisor {
                 heritage.journal = journals[row]!.descriptor
                 heritage.handover = handover
                 // One that only brings records home listens nowhere, and its listeners may have been closed.
-                if child.isWanted { heritage.listeners = plan.doors.map(\.descriptor) }
+                if child.isWanted {
+                    heritage.listeners = plan.doors.map(\.descriptor)
+                    heritage.proxied = Set(plan.doors.indices.filter { plan.doors[$0].isProxied })
+                }
                 scoreboard.close(row: row)
                 scoreboard.setRows(inUse: fleet.rowsEnd)
             }
@@ -474,14 +477,15 @@ final class Supervisor {
 
     /// Those that are open stay; those of systemd are all there is.
     private func open(_ addresses: [String]) throws(SystemError) -> [Door] {
-        guard !plan.doors.contains(where: \.address.isEmpty) else { return plan.doors }
+        guard !plan.doors.contains(where: { $0.spec == nil }) else { return plan.doors }
         var doors: [Door] = []
         do throws(SystemError) {
-            for address in addresses {
-                if let door = plan.doors.first(where: { $0.address == address }) {
+            for text in addresses {
+                let spec = try Door.spec(text)
+                if let door = plan.doors.lazy.compactMap({ $0.serves(spec) }).first {
                     if !doors.contains(door) { doors.append(door) }
                 } else {
-                    doors.append(try Door.bound(address))
+                    doors.append(try Door.bound(spec))
                 }
             }
         } catch {

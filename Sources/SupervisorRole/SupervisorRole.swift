@@ -51,16 +51,18 @@ public enum SupervisorRole {
             if name.hasPrefix(ServiceManager.storedPrefix) {
                 if let twin = kept.updateValue(descriptor, forKey: name) { Descriptor.close(twin) }
             } else {
-                out.append(Door(address: "", descriptor: descriptor, isOurs: false))
+                out.append(Door(given: descriptor, name: name))
             }
         }
         let isGiven = !out.isEmpty
         if !isGiven {
-            for text in settings.listen where !out.contains(where: { $0.address == text }) {
-                if let descriptor = kept.removeValue(forKey: ServiceManager.storedName(text)) {
-                    out.append(Door(address: text, descriptor: descriptor, isOurs: true))
+            for text in settings.listen {
+                let spec = try Door.spec(text)
+                if out.contains(where: { $0.spec == spec }) { continue }
+                if let descriptor = kept.removeValue(forKey: ServiceManager.storedName(spec.address)) {
+                    out.append(Door(spec, descriptor: descriptor))
                 } else {
-                    out.append(try bind(text))
+                    out.append(try bind(spec))
                 }
             }
         } else if settings.isListenGiven {
@@ -68,22 +70,27 @@ public enum SupervisorRole {
                 "the addresses of --listen, CODEX_LB_LISTEN or PORT are not used: the service manager has given its own sockets",
                 metadata: ["not_used": "\(settings.listen.joined(separator: " "))"])
         }
+        if out.contains(where: \.isProxied), settings.trustedProxies.isEmpty {
+            throw SystemError(EINVAL, "a socket unit with FileDescriptorName=proxy needs CODEX_LB_TRUSTED_PROXIES")
+        }
         for (name, descriptor) in kept {
             Descriptor.close(descriptor)
             ServiceManager.notify("FDSTOREREMOVE=1\nFDNAME=\(name)")
         }
         for door in out {
-            log.notice("listening", metadata: ["address": "\(door.name)", "from": "\(isGiven ? "systemd" : "bind")"])
+            log.notice(
+                "listening",
+                metadata: ["address": "\(door.name)", "from": "\(isGiven ? "systemd" : "bind")", "proxy_header": "\(door.isProxied)"])
         }
         return out
     }
 
     /// Workers that a dead supervisor has left close its listeners within milliseconds of its end: an address in use is tried again for
     /// that long. We hold the instance's lock, so nobody else of ours waits for it.
-    private static func bind(_ address: String) throws(SystemError) -> Door {
+    private static func bind(_ spec: ListenerSpec) throws(SystemError) -> Door {
         let by = Clock.now.adding(milliseconds: Limits.addressWaitMilliseconds)
         while true {
-            do throws(SystemError) { return try Door.bound(address) } catch {
+            do throws(SystemError) { return try Door.bound(spec) } catch {
                 guard error.code == EADDRINUSE, Clock.now < by else { throw error }
             }
             usleep(10_000)

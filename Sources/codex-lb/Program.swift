@@ -185,7 +185,11 @@ func makeLog(_ role: String, _ settings: Settings) -> Logger {
 struct Serve: ParsableCommand {
     static let configuration = CommandConfiguration(abstract: "Run the proxy: supervisor, writer and workers.")
 
-    @Option(name: .long, help: "ADDRESS:PORT, [V6]:PORT or unix:/PATH; may be given several times (default: 127.0.0.1:2455).")
+    @Option(
+        name: .long,
+        help:
+            "ADDRESS:PORT, [V6]:PORT or unix:/PATH, then ,proxy for the PROXY protocol, ,mode=0660 ,group=NAME for a Unix socket; may be given several times (default: 127.0.0.1:2455)."
+    )
     var listen: [String] = []
 
     @Option(name: .long, help: "Proxy workers, 1 to 64, or auto: one for each CPU that this process may use (the default).")
@@ -218,7 +222,7 @@ struct Serve: ParsableCommand {
 
     private func checkAddresses(_ settings: Settings) throws {
         for address in settings.listen {
-            guard case .failure(let error) = ListenAddress.parse(address) else { continue }
+            guard case .failure(let error) = ListenerSpec.parse(address) else { continue }
             complain("\(error)")
             throw ExitCode(2)
         }
