@@ -68,6 +68,7 @@ man:
 root = $(DESTDIR)$(PREFIX)
 doc_dir = $(root)/share/doc/codex-lb
 unit_dir = $(root)/lib/systemd/system
+units = codex-lb.service codex-lb.socket codex-lb-proxy.socket codex-lb@.service codex-lb@.socket codex-lb-backup.service codex-lb-backup.timer
 settings = $(DESTDIR)$(SYSCONFDIR)/codex-lb/codex-lb.env
 bash_completion = $(root)/share/bash-completion/completions/codex-lb
 zsh_completion = $(root)/share/zsh/site-functions/_codex-lb
@@ -84,14 +85,17 @@ install: $(if $(BINARY),,build)
 	umask 022 && $(program) --generate-completion-script bash > $(bash_completion)
 	umask 022 && $(program) --generate-completion-script zsh > $(zsh_completion)
 	umask 022 && $(program) --generate-completion-script fish > $(fish_completion)
-	umask 022 && sed 's|/usr/local/|$(PREFIX)/|g' systemd/codex-lb.service > $(unit_dir)/codex-lb.service
-	install -m 0644 systemd/codex-lb.socket $(unit_dir)/codex-lb.socket
+	umask 022 && for unit in $(units); do sed 's|/usr/local/|$(PREFIX)/|g' systemd/$$unit > $(unit_dir)/$$unit; done
+	install -D -m 0644 systemd/sysusers.conf $(root)/lib/sysusers.d/codex-lb.conf
+	install -D -m 0644 systemd/tmpfiles.conf $(root)/lib/tmpfiles.d/codex-lb.conf
+	install -D -m 0644 systemd/notify-reload.conf $(root)/share/codex-lb/systemd/notify-reload.conf
 	install -D -m 0644 etc/codex-lb.env $(root)/share/codex-lb/codex-lb.env
 	[ -e $(settings) ] || install -D -m 0600 etc/codex-lb.env $(settings)
 
 # Settings that somebody has changed stay, and so do the service's data.
 uninstall:
-	rm -f $(root)/bin/codex-lb $(root)/share/man/man1/codex-lb.1 $(unit_dir)/codex-lb.service $(unit_dir)/codex-lb.socket
+	rm -f $(root)/bin/codex-lb $(root)/share/man/man1/codex-lb.1 $(addprefix $(unit_dir)/,$(units))
+	rm -f $(root)/lib/sysusers.d/codex-lb.conf $(root)/lib/tmpfiles.d/codex-lb.conf
 	rm -f $(bash_completion) $(zsh_completion) $(fish_completion)
 	! cmp -s etc/codex-lb.env $(settings) || rm $(settings)
 	[ ! -d $(dir $(settings)) ] || rmdir --ignore-fail-on-non-empty $(dir $(settings))

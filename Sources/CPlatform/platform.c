@@ -14,7 +14,9 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <stddef.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -85,34 +87,70 @@ int codexlb_packet_pair(int out[2]) {
     return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, out) == 0 ? 0 : -errno;
 }
 
-int codexlb_send_descriptor(int socket, int fd, uint8_t word) {
+static int send_message(int socket, int fd, const void *bytes, size_t count, int flags) {
     union { struct cmsghdr align; char bytes[CMSG_SPACE(sizeof(int))]; } control;
     memset(&control, 0, sizeof control);
-    struct iovec data = {&word, 1};
-    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
-    struct cmsghdr *c = CMSG_FIRSTHDR(&message);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof(int));
-    memcpy(CMSG_DATA(c), &fd, sizeof fd);
+    struct iovec data = {(void *)bytes, count};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
+    if (fd >= 0) {
+        message.msg_control = control.bytes;
+        message.msg_controllen = sizeof control.bytes;
+        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(c), &fd, sizeof fd);
+    }
     ssize_t n;
-    do n = sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT); while (n < 0 && errno == EINTR);
-    return n == 1 ? 0 : -errno;
+    do n = sendmsg(socket, &message, MSG_NOSIGNAL | flags); while (n < 0 && errno == EINTR);
+    return n == (ssize_t)count ? 0 : -errno;
 }
 
-int codexlb_receive_descriptor(int socket, uint8_t *word) {
+int codexlb_send_descriptor(int socket, int fd, const void *bytes, size_t count) {
+    return send_message(socket, fd, bytes, count, MSG_DONTWAIT);
+}
+
+int codexlb_receive_descriptor(int socket, void *bytes, size_t *count) {
     union { struct cmsghdr align; char bytes[CMSG_SPACE(sizeof(int))]; } control;
-    struct iovec data = {word, 1};
+    struct iovec data = {bytes, *count};
     struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
     ssize_t n;
     do n = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC); while (n < 0 && errno == EINTR);
     if (n < 0) return -errno;
     if (n == 0) return -EPIPE;
+    *count = (size_t)n;
     struct cmsghdr *c = CMSG_FIRSTHDR(&message);
     if (!c || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS || c->cmsg_len != CMSG_LEN(sizeof(int))) return -EBADMSG;
     int fd;
     memcpy(&fd, CMSG_DATA(c), sizeof fd);
     return fd;
+}
+
+int codexlb_notify(const char *path, const char *text, int fd) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    size_t length = strlen(path);
+    if (length == 0 || length >= sizeof address.sun_path) return -EINVAL;
+    memcpy(address.sun_path, path, length);
+    if (path[0] == '@') address.sun_path[0] = 0;
+    int manager = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (manager < 0) return -errno;
+    int code = connect(manager, (struct sockaddr *)&address, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length)) == 0
+        ? send_message(manager, fd, text, strlen(text), 0) : -errno;
+    close(manager);
+    return code;
+}
+
+int codexlb_affinity_count(void) {
+    // Twice as many until the kernel's set fits (sched_setaffinity(2)).
+    for (int cpus = 1024; cpus <= 1 << 18; cpus *= 2) {
+        cpu_set_t *set = CPU_ALLOC(cpus);
+        if (!set) return -ENOMEM;
+        size_t size = CPU_ALLOC_SIZE(cpus);
+        int code = sched_getaffinity(0, size, set) == 0 ? CPU_COUNT_S(size, set) : -errno;
+        CPU_FREE(set);
+        if (code != -EINVAL) return code;
+    }
+    return -EINVAL;
 }
 
 int64_t codexlb_peer_uid(int fd) {

@@ -1,4 +1,5 @@
 internal import CUV
+public import Vocabulary
 
 #if canImport(Glibc)
     internal import Glibc
@@ -57,6 +58,14 @@ public struct SocketAddress: Hashable, Sendable, CustomStringConvertible {
             b[..<15].allSatisfy { $0 == 0 } && b[15] == 1
                 || b[..<10].allSatisfy { $0 == 0 } && b[10] == 0xFF && b[11] == 0xFF && b[12] == 127
         case .unix: true
+        }
+    }
+
+    /// Nil for a Unix-domain socket.
+    public var ip: IPAddress? {
+        switch host {
+        case .v4(let bytes), .v6(let bytes): IPAddress(bytes: bytes)
+        case .unix: nil
         }
     }
 

@@ -16,6 +16,8 @@ public struct Heritage: Sendable {
     public var control: Int32
     /// Bound, listening sockets, in the supervisor's order; empty for the writer.
     public var listeners: [Int32]
+    /// Which of them, by their place, begin each connection with a PROXY header.
+    public var proxied: Set<Int> = []
     public var scoreboard: Int32
     /// The worker's journal; -1 for others.
     public var journal: Int32
@@ -45,7 +47,7 @@ public struct Heritage: Sendable {
     /// The descriptors in the order in which the child numbers them from `firstDescriptor`.
     var descriptors: [Int32] { all.filter { $0 >= 0 } }
 
-    /// `control,scoreboard,journal,taking,giving,listeners…;slot;row;generation` in the child's numbers. Paths go in two variables of
+    /// `control,scoreboard,journal,taking,giving,listeners…;slot;row;generation;proxied…` in the child's numbers. Paths go in two variables of
     /// their own.
     var encoded: String {
         var next = Self.firstDescriptor
@@ -54,7 +56,8 @@ public struct Heritage: Sendable {
             next += 1
             return String(next - 1)
         }
-        return numbers.joined(separator: ",") + ";\(slot);\(row);\(generation)"
+        return numbers.joined(separator: ",") + ";\(slot);\(row);\(generation);"
+            + proxied.sorted().map { String($0) }.joined(separator: ",")
     }
 
     /// What this process was given; nil when it was not started by the supervisor. Marks the descriptors close-on-exec again.
@@ -62,15 +65,17 @@ public struct Heritage: Sendable {
         guard let text = environment[variable], let data = environment["CODEX_LB_HERITAGE_DATA"],
             let runtime = environment["CODEX_LB_HERITAGE_RUNTIME"]
         else { return nil }
-        let parts = text.split(separator: ";")
-        guard parts.count == 4, let slot = Int(parts[1]), let row = Int(parts[2]), let generation = UInt64(parts[3]) else { return nil }
+        let parts = text.split(separator: ";", omittingEmptySubsequences: false)
+        guard parts.count == 5, let slot = Int(parts[1]), let row = Int(parts[2]), let generation = UInt64(parts[3]) else { return nil }
         let numbers = parts[0].split(separator: ",").compactMap { Int32($0) }
         guard numbers.count >= 5 else { return nil }
         for fd in numbers where fd >= 0 { Descriptor.setCloseOnExec(fd) }
-        return Heritage(
+        var heritage = Heritage(
             control: numbers[0], listeners: Array(numbers[5...]), scoreboard: numbers[1], journal: numbers[2],
             handover: (numbers[3], numbers[4]), slot: slot, row: row, generation: generation, dataDirectory: data,
             runtimeDirectory: runtime)
+        heritage.proxied = Set(parts[4].split(separator: ",").compactMap { Int($0) })
+        return heritage
     }
 }
 

@@ -193,7 +193,7 @@ public enum Process {
         }
     }
     /// A small file of /proc or /sys; nil without one.
-    private static func text(_ path: String) -> String? {
+    static func text(_ path: String) -> String? {
         let fd = open(path, O_RDONLY | O_CLOEXEC)
         guard fd >= 0 else { return nil }
         defer { close(fd) }
@@ -201,7 +201,6 @@ public enum Process {
         let n = read(fd, &buffer, buffer.count)
         return n < 0 ? nil : String(decoding: buffer[..<n], as: UTF8.self)
     }
-    public static var processorCount: Int { max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN))) }
 
     /// Ends the process after `seconds` whatever it does: the worker's own last deadline once its supervisor is gone.
     public static func setHardDeadline(seconds: Int) { _ = alarm(UInt32(max(1, seconds))) }

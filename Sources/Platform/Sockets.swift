@@ -42,12 +42,54 @@ public enum ListenAddress: Sendable, Equatable, CustomStringConvertible {
     }
 }
 
+/// A listener as settings write it: an address, then what is said of it: `0.0.0.0:2455,proxy`, `unix:/run/x.sock,mode=0660,group=www-data`.
+public struct ListenerSpec: Sendable, Equatable {
+    public var address: ListenAddress
+    /// A PROXY header comes before the first request of each connection.
+    public var isProxied = false
+    /// Of a Unix-domain socket's file; nil: everybody may connect.
+    public var mode: UInt32?
+    /// The group that owns the file; nil: ours.
+    public var group: String?
+
+    public static func parse(_ text: String) -> Result<ListenerSpec, ListenAddressError> {
+        let parts = text.split(separator: ",", omittingEmptySubsequences: false)
+        return ListenAddress.parse(String(parts[0])).flatMap { address in
+            func wrong(_ why: String) -> Result<ListenerSpec, ListenAddressError> { .failure(.init("listen address \"\(text)\": \(why)")) }
+            var spec = ListenerSpec(address: address)
+            var isUnix = false
+            if case .unix = address { isUnix = true }
+            for option in parts.dropFirst() {
+                let pair = option.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+                switch (pair[0], pair.count) {
+                case ("proxy", 1): spec.isProxied = true
+                case ("mode", 2):
+                    guard isUnix, let mode = UInt32(pair[1], radix: 8), mode <= 0o777, mode & 0o600 == 0o600 else {
+                        return wrong("mode= is for Unix sockets, in octal, and lets at least the owner in: mode=0660")
+                    }
+                    spec.mode = mode
+                case ("group", 2):
+                    guard isUnix, !pair[1].isEmpty else { return wrong("group= is for Unix sockets and names a group") }
+                    spec.group = String(pair[1])
+                default: return wrong("\"\(option)\" is no option; there are proxy, mode=0660 and group=NAME")
+                }
+            }
+            return .success(spec)
+        }
+    }
+}
+
 public struct ListenAddressError: Error, Sendable, CustomStringConvertible {
     public var description: String
     init(_ text: String) { description = text }
 }
 
 public enum Sockets {
+    public static func listen(_ spec: ListenerSpec) throws(SystemError) -> Int32 {
+        guard case .unix(let path) = spec.address else { return try listen(spec.address) }
+        return try listenUnix(path, mode: spec.mode ?? 0o666, group: spec.group)
+    }
+
     /// Binds and listens (backlog 4096). No SO_REUSEPORT: one accept queue is shared by all workers of all generations.
     public static func listen(_ address: ListenAddress, mode: UInt32 = 0o666) throws(SystemError) -> Int32 {
         switch address {
@@ -101,7 +143,7 @@ public enum Sockets {
         }
     }
 
-    private static func listenUnix(_ path: String, mode: UInt32) throws(SystemError) -> Int32 {
+    private static func listenUnix(_ path: String, mode: UInt32, group: String? = nil) throws(SystemError) -> Int32 {
         // A socket file of a dead process is replaced, a live one never.
         if let live = try? connectUnix(path) {  // no one answers: that is the usual, good case
             close(live)
@@ -112,12 +154,20 @@ public enum Sockets {
         guard fd >= 0 else { throw SystemError(errno, "socket for \(path)") }
         let before = umask(0o777 & ~mode)
         defer { umask(before) }
-        let code = try withAddress(path) { bind(fd, $0, $1) != 0 || Glibc.listen(fd, 4096) != 0 ? errno : 0 }
-        if code != 0 {
+        do throws(SystemError) {
+            let code = try withAddress(path) { bind(fd, $0, $1) != 0 ? errno : 0 }
+            if code != 0 { throw SystemError(code, "listening on \(path)") }
+            if let group {
+                // Before anybody can connect: that is from listen(2) on.
+                guard let id = getgrnam(group)?.pointee.gr_gid else { throw SystemError(ENOENT, "group \(group) of \(path)") }
+                guard chown(path, uid_t.max, id) == 0 else { throw SystemError(errno, "giving \(path) to group \(group)") }
+            }
+            guard Glibc.listen(fd, 4096) == 0 else { throw SystemError(errno, "listening on \(path)") }
+            return fd
+        } catch {
             close(fd)
-            throw SystemError(code, "listening on \(path)")
+            throw error
         }
-        return fd
     }
 
     /// A blocking connection to a Unix-domain socket, for the command line; connecting, each send and each receive take at most
@@ -163,6 +213,15 @@ public enum Sockets {
         Descriptor.setCloseOnExec(fd)
         Descriptor.setNonBlocking(fd)
         return fd
+    }
+
+    /// Whether the descriptor is a stream socket that listens.
+    public static func isListening(_ fd: Int32) -> Bool {
+        func option(_ name: Int32) -> Int32 {
+            var (value, size): (Int32, socklen_t) = (0, 4)
+            return getsockopt(fd, SOL_SOCKET, name, &value, &size) == 0 ? value : -1
+        }
+        return option(SO_ACCEPTCONN) == 1 && option(SO_TYPE) == Int32(SOCK_STREAM.rawValue)
     }
 
     /// The address a socket is bound to, as a client would write it.
@@ -260,22 +319,40 @@ public enum ServiceManager {
     }
 
     /// Sends one datagram to `$NOTIFY_SOCKET`; nothing without one.
-    public static func notify(_ lines: String) {
-        guard let target = getenv("NOTIFY_SOCKET").map({ String(cString: $0) }), !target.isEmpty else { return }
-        let fd = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
-        guard fd >= 0 else { return }
-        defer { close(fd) }
-        var a = sockaddr_un()
-        a.sun_family = sa_family_t(AF_UNIX)
-        var path = Array(target.utf8)
-        guard path.count < MemoryLayout.size(ofValue: a.sun_path) else { return }
-        if path[0] == UInt8(ascii: "@") { path[0] = 0 }
-        withUnsafeMutableBytes(of: &a.sun_path) { $0.copyBytes(from: path) }
-        let size = socklen_t(MemoryLayout<sa_family_t>.size + path.count)
-        _ = withUnsafePointer(to: &a) { p in
-            p.withMemoryRebound(to: sockaddr.self, capacity: 1) { address in
-                Array(lines.utf8).withUnsafeBytes { sendto(fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL), address, size) }
-            }
-        }
+    public static func notify(_ lines: String) { notify(lines, -1) }
+
+    private static func notify(_ lines: String, _ descriptor: Int32) {
+        guard let target = getenv("NOTIFY_SOCKET") else { return }
+        _ = codexlb_notify(target, lines, descriptor)  // it is gone or does not listen: that is its own affair
+    }
+
+    // MARK: Descriptors that it keeps
+
+    /// A listening socket that we have bound, under a name that tells its address: whoever is started after our sudden death gets it back
+    /// with its backlog. For this the unit has `FileDescriptorStoreMax=`.
+    public static func store(_ descriptor: Int32, address: ListenAddress) {
+        notify("FDSTORE=1\nFDNAME=\(storedName(address))", descriptor)
+    }
+
+    /// It need not keep that one any longer.
+    public static func forget(address: ListenAddress) { notify("FDSTOREREMOVE=1\nFDNAME=\(storedName(address))") }
+
+    /// What a socket is called that it keeps for us. A name has no colon and no control character, and at most 255 bytes (sd_notify(3)).
+    public static func storedName(_ address: ListenAddress) -> String {
+        storedPrefix + String(decoding: address.description.utf8.map { $0 == UInt8(ascii: ":") ? UInt8(ascii: ";") : $0 }, as: UTF8.self)
+    }
+
+    /// How the names of those begin; every other socket of ours in `LISTEN_FDS` is of a socket unit.
+    public static let storedPrefix = "bound="
+
+    // MARK: Watchdog
+
+    /// How often it wants to hear that the main process is alive, milliseconds: half of what it bears (sd_watchdog_enabled(3)). Nil: not at
+    /// all, or of another process.
+    public static func watchdogMilliseconds(_ environment: [String: String], pid: Int32 = Process.id) -> Int? {
+        guard let microseconds = environment["WATCHDOG_USEC"].flatMap({ Int($0) }), microseconds > 0,
+            environment["WATCHDOG_PID"].map({ Int32($0) == pid }) ?? true
+        else { return nil }
+        return max(1, microseconds / 2000)
     }
 }

@@ -27,7 +27,9 @@ public enum KeyFile {
         guard fstat(fd, &info) == 0, info.st_mode & S_IFMT == S_IFREG else {
             throw SealingError(.keyFile, "encryption key \(path) is not a regular file")
         }
-        guard info.st_mode & 0o077 == 0 else {
+        // systemd gives a credential to the service's user by an access list, whose mask stands where the group's rights would.
+        let isCredential = getenv("CREDENTIALS_DIRECTORY").map { path.hasPrefix(String(cString: $0) + "/") } ?? false
+        guard info.st_mode & (isCredential ? 0o037 : 0o077) == 0 else {
             let mode = String(info.st_mode & 0o777, radix: 8)
             throw SealingError(.keyFile, "encryption key \(path) can be read by others (mode \(mode)); run: chmod 600 \(path)")
         }

@@ -18,10 +18,13 @@ public struct Settings: Sendable, Equatable {
     public var runtimeDirectory: String
     public var database: DatabaseSettings
     public var keyFile: String
+    /// Addresses, each with its options behind it: `0.0.0.0:2455,proxy`.
     public var listen: [String]
     /// Somebody asked for them; else they are the default.
     public var isListenGiven: Bool
     public var workers: Int
+    /// Whose word on those behind them is believed.
+    public var trustedProxies: TrustedProxies
     public var logFormat: LogFormat
     public var logLevel: String
     /// Absolute; nil: standard error.
@@ -89,11 +92,13 @@ public struct Settings: Sendable, Equatable {
     /// Flags of `serve`; nil and empty where not given.
     public struct Flags: Sendable {
         public var listen: [String] = []
-        public var workers: Int?
+        /// A number or `auto`.
+        public var workers: String?
         public var dataDirectory: String?
         public init() {}
     }
 
+    /// `processors`: the workers of `auto`.
     public init(environment: [String: String], flags: Flags = Flags(), processors: Int) throws(SettingsError) {
         let read = SettingsReader(environment: environment)
         let value = read.value
@@ -110,22 +115,25 @@ public struct Settings: Sendable, Equatable {
         if !flags.listen.isEmpty {
             listen = flags.listen
         } else if let list = value("CODEX_LB_LISTEN") {
-            listen = list.split(whereSeparator: { $0 == "," || $0 == " " }).map(String.init)
+            listen = try Self.addresses(list)
         } else {
             let port = value("PORT") ?? "2455"
             guard UInt16(port) != nil else { throw SettingsError("PORT", "\"\(port)\" is no port from 0 to 65535") }
             listen = ["127.0.0.1:\(port)"]
         }
-        if let count = flags.workers {
-            workers = count
-        } else if let text = value("CODEX_LB_WORKERS") {
-            guard let count = Int(text) else { throw SettingsError("CODEX_LB_WORKERS", "\"\(text)\" is no number") }
-            workers = count
-        } else {
-            workers = min(processors, Limits.workersMax)
+        trustedProxies = try Self.proxies(value("CODEX_LB_TRUSTED_PROXIES") ?? "")
+        guard !trustedProxies.isEmpty || !listen.contains(where: { $0.split(separator: ",").dropFirst().contains("proxy") }) else {
+            throw SettingsError(
+                "CODEX_LB_TRUSTED_PROXIES",
+                "a listener with ,proxy takes connections of these proxies alone, and there are none; give networks, as 10.0.0.0/8")
         }
+        let count = flags.workers ?? value("CODEX_LB_WORKERS") ?? "auto"
+        guard let number = count.lowercased() == "auto" ? min(processors, Limits.workersMax) : Int(count) else {
+            throw SettingsError("CODEX_LB_WORKERS", "\"\(count)\" is no number; give 1 to \(Limits.workersMax), or auto")
+        }
+        workers = number
         guard (1...Limits.workersMax).contains(workers) else {
-            throw SettingsError("CODEX_LB_WORKERS", "\(workers) workers; give 1 to \(Limits.workersMax)")
+            throw SettingsError("CODEX_LB_WORKERS", "\(workers) workers; give 1 to \(Limits.workersMax), or auto")
         }
         let format = value("CODEX_LB_LOG_FORMAT")?.lowercased() ?? "logfmt"
         guard let known = LogFormat(rawValue: format == "text" ? "logfmt" : format) else {
@@ -180,6 +188,38 @@ public struct Settings: Sendable, Equatable {
         }
         certificateFile = value("SSL_CERT_FILE")
         pinFirstCPU = value("CODEX_LB_PIN_FIRST_CPU").flatMap { Int($0) }
+    }
+
+    /// Separated by commas or blanks; an option belongs to the address before it.
+    private static func addresses(_ list: String) throws(SettingsError) -> [String] {
+        var out: [String] = []
+        for item in list.split(whereSeparator: { $0 == "," || $0 == " " }) {
+            guard item == "proxy" || item.hasPrefix("mode=") || item.hasPrefix("group=") else {
+                out.append(String(item))
+                continue
+            }
+            guard let last = out.popLast() else {
+                throw SettingsError("CODEX_LB_LISTEN", "\"\(item)\" belongs behind an address, as 127.0.0.1:2455,proxy")
+            }
+            out.append(last + "," + item)
+        }
+        return out
+    }
+
+    private static func proxies(_ list: String) throws(SettingsError) -> TrustedProxies {
+        var proxies = TrustedProxies()
+        for item in list.split(whereSeparator: { $0 == "," || $0 == " " }) {
+            if item == "unix" {
+                proxies.includesUnix = true
+            } else if let network = Network(item) {
+                proxies.networks.append(network)
+            } else {
+                throw SettingsError(
+                    "CODEX_LB_TRUSTED_PROXIES",
+                    "\"\(item)\"; give networks without bits beyond their prefix, as 10.0.0.0/8, 2001:db8::/32, 192.0.2.1, or unix")
+            }
+        }
+        return proxies
     }
 
     /// From much to little.

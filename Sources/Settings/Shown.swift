@@ -22,7 +22,7 @@ extension Settings {
             ("CODEX_LB_DATABASE_BACKUP_INTERVAL_HOURS", database.backupIntervalMilliseconds.map { String(Double($0) / 3_600_000) } ?? "0"),
             ("CODEX_LB_DATABASE_BACKUP_MAX_FILES", String(database.scheduledBackups)), ("CODEX_LB_ENCRYPTION_KEY_FILE", keyFile),
             ("CODEX_LB_LOG_FORMAT", logFormat.rawValue), ("CODEX_LB_LOG_LEVEL", logLevel), ("CODEX_LB_LOG_FILE", logFile ?? ""),
-            ("CODEX_LB_REQUIRE_KEYS", keyRule.rawValue),
+            ("CODEX_LB_TRUSTED_PROXIES", trustedProxies.description), ("CODEX_LB_REQUIRE_KEYS", keyRule.rawValue),
             ("CODEX_LB_ALLOWED_ORIGINS", list(allowedOrigins)), ("CODEX_LB_METRICS_TOKEN", metricsToken == nil ? "" : "***"),
             ("CODEX_LB_ACCOUNTS_PASSING_ORGANIZATION", list(accountsPassingOrganization)),
             ("CODEX_LB_STICKINESS", String(isSticky)),

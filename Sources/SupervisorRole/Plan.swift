@@ -3,6 +3,10 @@ import Platform
 public import Settings
 import Vocabulary
 
+#if canImport(Glibc)
+    import Glibc
+#endif
+
 /// Where a running server's settings come from, each time anew. The command line knows how; the supervisor only asks.
 public struct SettingsSource {
     /// Of the child that reads and checks them, and prints the whole environment that they are in.
@@ -23,17 +27,48 @@ public struct SettingsSource {
 
 /// A listening socket, and whose it is.
 struct Door: Equatable {
-    /// As the settings write it; empty where systemd gave it.
-    var address: String
+    /// As the settings say it; nil where systemd gave it.
+    var spec: ListenerSpec?
     var descriptor: Int32
+    /// A PROXY header begins each connection.
+    var isProxied: Bool
     /// The name of a Unix-domain socket that is ours to take away.
     var file: SocketFile?
     var name: String
 
-    init(address: String, descriptor: Int32, isOurs: Bool) {
-        (self.address, self.descriptor) = (address, descriptor)
-        file = isOurs ? SocketFile(of: descriptor) : nil
-        name = Sockets.name(of: descriptor)
+    /// Ours, whether we bound it or a predecessor did.
+    init(_ spec: ListenerSpec, descriptor: Int32) {
+        (self.spec, self.descriptor, isProxied) = (spec, descriptor, spec.isProxied)
+        (file, name) = (SocketFile(of: descriptor), Sockets.name(of: descriptor))
+    }
+
+    /// Of a socket unit, whose name for it says what comes in there.
+    init(given descriptor: Int32, name: String) {
+        (self.descriptor, isProxied) = (descriptor, name == Self.proxiedName)
+        self.name = Sockets.name(of: descriptor)
+    }
+
+    /// `FileDescriptorName=` of a socket whose connections begin with a PROXY header.
+    private static let proxiedName = "proxy"
+
+    /// It serves as the settings now want it, without being bound anew.
+    func serves(_ new: ListenerSpec) -> Door? {
+        guard let spec, spec.address == new.address, (spec.mode, spec.group) == (new.mode, new.group) else { return nil }
+        var door = self
+        (door.spec, door.isProxied) = (new, new.isProxied)
+        return door
+    }
+
+    /// Binds the address, and has the service manager keep the socket.
+    static func bound(_ spec: ListenerSpec) throws(SystemError) -> Door {
+        let door = Door(spec, descriptor: try Sockets.listen(spec))
+        ServiceManager.store(door.descriptor, address: spec.address)
+        return door
+    }
+
+    /// As settings write it.
+    static func spec(_ text: String) throws(SystemError) -> ListenerSpec {
+        do throws(ListenAddressError) { return try ListenerSpec.parse(text).get() } catch { throw SystemError(EINVAL, error.description) }
     }
 
     static func == (a: Door, b: Door) -> Bool { a.descriptor == b.descriptor }
@@ -41,6 +76,7 @@ struct Door: Equatable {
     func close() {
         Descriptor.close(descriptor)
         file?.remove()
+        if let spec { ServiceManager.forget(address: spec.address) }
     }
 }
 

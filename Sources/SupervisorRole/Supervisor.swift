@@ -44,6 +44,8 @@ final class Supervisor {
     var reloadProblem = ""
     private var backupAt = Instant.never
     private var extendAt = Instant(nanoseconds: 0)
+    private let watchdogMilliseconds = ServiceManager.watchdogMilliseconds(Environment.current)
+    private var aliveAt = Instant(nanoseconds: 0)
     private var droppedTold = 0
     private var lookAt = Instant(nanoseconds: 0)
     /// The one-shot child that stores what orphans of an earlier supervisor left as files; for SQLite the writer does it.
@@ -134,6 +136,13 @@ final class Supervisor {
         }
     }
 
+    /// Says to the service manager that this loop turns; when it does not, the manager ends us and starts another one.
+    private func tellAlive(_ now: Instant) {
+        guard let watchdogMilliseconds, now >= aliveAt else { return }
+        aliveAt = now.adding(milliseconds: watchdogMilliseconds)
+        ServiceManager.notify("WATCHDOG=1")
+    }
+
     /// Open turns may take longer to end than systemd gives a stop.
     private func extendStop(_ now: Instant) {
         guard now >= extendAt, fleet.phase == .stoppingWorkers || fleet.phase == .stoppingWriter else { return }
@@ -150,6 +159,7 @@ final class Supervisor {
 
     private func tick() {
         let now = loop.now
+        tellAlive(now)
         let isLookDue = now >= lookAt
         if isLookDue { lookAt = now.adding(milliseconds: Limits.lookMilliseconds) }
         door.sweep(now, isLookDue: isLookDue)
@@ -252,7 +262,10 @@ final class Supervisor {
                 heritage.journal = journals[row]!.descriptor
                 heritage.handover = handover
                 // One that only brings records home listens nowhere, and its listeners may have been closed.
-                if child.isWanted { heritage.listeners = plan.doors.map(\.descriptor) }
+                if child.isWanted {
+                    heritage.listeners = plan.doors.map(\.descriptor)
+                    heritage.proxied = Set(plan.doors.indices.filter { plan.doors[$0].isProxied })
+                }
                 scoreboard.close(row: row)
                 scoreboard.setRows(inUse: fleet.rowsEnd)
             }
@@ -467,17 +480,15 @@ final class Supervisor {
 
     /// Those that are open stay; those of systemd are all there is.
     private func open(_ addresses: [String]) throws(SystemError) -> [Door] {
-        guard !plan.doors.contains(where: \.address.isEmpty) else { return plan.doors }
+        guard !plan.doors.contains(where: { $0.spec == nil }) else { return plan.doors }
         var doors: [Door] = []
         do throws(SystemError) {
-            for address in addresses {
-                if let door = plan.doors.first(where: { $0.address == address }) {
+            for text in addresses {
+                let spec = try Door.spec(text)
+                if let door = plan.doors.lazy.compactMap({ $0.serves(spec) }).first {
                     if !doors.contains(door) { doors.append(door) }
                 } else {
-                    switch ListenAddress.parse(address) {
-                    case .success(let parsed): doors.append(Door(address: address, descriptor: try Sockets.listen(parsed), isOurs: true))
-                    case .failure(let error): throw SystemError(EINVAL, error.description)
-                    }
+                    doors.append(try Door.bound(spec))
                 }
             }
         } catch {

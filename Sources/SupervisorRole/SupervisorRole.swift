@@ -40,35 +40,57 @@ public enum SupervisorRole {
         }
     }
 
-    /// Sockets from systemd if it gave any, else bound here.
+    /// Sockets of systemd's socket units if it gave any, else bound here, or by a predecessor whose sockets systemd kept.
     private static func doors(_ settings: Settings, _ environment: [String: String], _ log: Logger) throws(SystemError) -> [Door] {
-        let given = ServiceManager.listenSockets(environment)
-        var out = given.map { Door(address: "", descriptor: $0.descriptor, isOurs: false) }
-        if out.isEmpty {
-            for text in settings.listen {
-                switch ListenAddress.parse(text) {
-                case .success(let address): out.append(Door(address: text, descriptor: try bind(address), isOurs: true))
-                case .failure(let error): throw SystemError(EINVAL, error.description)
-                }
+        var out: [Door] = []
+        var kept: [String: Int32] = [:]
+        for (name, descriptor) in ServiceManager.listenSockets(environment) {
+            guard Sockets.isListening(descriptor) else {
+                throw SystemError(ENOTSOCK, "descriptor \(descriptor) of the service manager, \(name), is no listening stream socket")
+            }
+            if name.hasPrefix(ServiceManager.storedPrefix) {
+                if let twin = kept.updateValue(descriptor, forKey: name) { Descriptor.close(twin) }
+            } else {
+                out.append(Door(given: descriptor, name: name))
             }
         }
-        if !given.isEmpty, settings.isListenGiven {
+        let isGiven = !out.isEmpty
+        if !isGiven {
+            for text in settings.listen {
+                let spec = try Door.spec(text)
+                if out.contains(where: { $0.spec == spec }) { continue }
+                if let descriptor = kept.removeValue(forKey: ServiceManager.storedName(spec.address)) {
+                    out.append(Door(spec, descriptor: descriptor))
+                } else {
+                    out.append(try bind(spec))
+                }
+            }
+        } else if settings.isListenGiven {
             log.warning(
                 "the addresses of --listen, CODEX_LB_LISTEN or PORT are not used: the service manager has given its own sockets",
                 metadata: ["not_used": "\(settings.listen.joined(separator: " "))"])
         }
+        if out.contains(where: \.isProxied), settings.trustedProxies.isEmpty {
+            throw SystemError(EINVAL, "a socket unit with FileDescriptorName=proxy needs CODEX_LB_TRUSTED_PROXIES")
+        }
+        for (name, descriptor) in kept {
+            Descriptor.close(descriptor)
+            ServiceManager.notify("FDSTOREREMOVE=1\nFDNAME=\(name)")
+        }
         for door in out {
-            log.notice("listening", metadata: ["address": "\(door.name)", "from": "\(given.isEmpty ? "bind" : "systemd")"])
+            log.notice(
+                "listening",
+                metadata: ["address": "\(door.name)", "from": "\(isGiven ? "systemd" : "bind")", "proxy_header": "\(door.isProxied)"])
         }
         return out
     }
 
     /// Workers that a dead supervisor has left close its listeners within milliseconds of its end: an address in use is tried again for
     /// that long. We hold the instance's lock, so nobody else of ours waits for it.
-    private static func bind(_ address: ListenAddress) throws(SystemError) -> Int32 {
+    private static func bind(_ spec: ListenerSpec) throws(SystemError) -> Door {
         let by = Clock.now.adding(milliseconds: Limits.addressWaitMilliseconds)
         while true {
-            do throws(SystemError) { return try Sockets.listen(address) } catch {
+            do throws(SystemError) { return try Door.bound(spec) } catch {
                 guard error.code == EADDRINUSE, Clock.now < by else { throw error }
             }
             usleep(10_000)

@@ -16,6 +16,8 @@ public enum Limits {
     /// A body must bring `bodyProgressBytes` in each such span; else 408.
     public static let bodyProgressMilliseconds = 10_000
     public static let bodyProgressBytes = 10 * 1024
+    /// A PROXY header before the first request; a longer one, with its TLVs, ends the connection. One must come within `headMilliseconds`.
+    public static let proxyHeaderBytesMax = 8 * 1024
     /// An idle keep-alive connection is closed after this.
     public static let idleMilliseconds = 75_000
     /// Bytes of further requests that are kept while one is answered; above it the client is not read.

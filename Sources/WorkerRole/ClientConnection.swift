@@ -23,7 +23,14 @@ protocol Answering: AnyObject {
 final class ClientConnection: ByteStreamDelegate {
     let worker: Worker
     let stream: ByteStream
+    /// It is of this host, and no proxy that we know of.
     let isLocalPeer: Bool
+    /// Who connected; nil over a Unix-domain socket.
+    let peer: IPAddress?
+    /// Whom a PROXY header named.
+    private(set) var proxiedClient: IPAddress?
+    /// While one is due, and until when.
+    private var proxyHeader: (reader: ProxyHeaderReader, by: Instant)?
     private var machine: ServerMachine
     private var writer = ResponseWriter()
     /// Whose body is being read.
@@ -39,10 +46,11 @@ final class ClientConnection: ByteStreamDelegate {
     private var writtenBytes = 0
     private var takenMark = 0
 
-    init(_ worker: Worker, _ stream: ByteStream) {
-        (self.worker, self.stream) = (worker, stream)
-        isLocalPeer = stream.peer?.isLoopback ?? false
+    init(_ worker: Worker, _ stream: ByteStream, peer: IPAddress?, isProxied: Bool, client: IPAddress?) {
+        (self.worker, self.stream, self.peer, proxiedClient) = (worker, stream, peer, client)
+        isLocalPeer = (stream.peer?.isLoopback ?? false) && !worker.settings.trustedProxies.contains(peer)
         let (now, times) = (worker.loop.turnTime, worker.settings.times)
+        if isProxied { proxyHeader = (ProxyHeaderReader(), now.adding(milliseconds: times.head)) }
         machine = ServerMachine(.init(idle: times.idle, head: times.head, bodyProgress: times.bodyProgress), now: now)
         (lastWrite, stalledSince) = (now, now)
         stream.delegate = self
@@ -62,6 +70,31 @@ final class ClientConnection: ByteStreamDelegate {
     // MARK: Reading
 
     func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
+        guard proxyHeader == nil else { return takeProxyHeader(bytes) }
+        received(bytes)
+    }
+
+    var awaitsProxyHeader: Bool { proxyHeader != nil }
+
+    /// The header of a trusted proxy stands before everything else. Without a good one nothing is answered: who sends it is no client.
+    private func takeProxyHeader(_ bytes: UnsafeRawBufferPointer) {
+        switch proxyHeader!.reader.take(bytes.bytes) {
+        case .more: return
+        case .wrong(let why): return endWithoutProxyHeader(why)
+        case .header(let header, let consumed):
+            proxyHeader = nil
+            if case .client(let address, _) = header { proxiedClient = address }
+            if consumed < bytes.count { received(UnsafeRawBufferPointer(rebasing: bytes[consumed...])) }
+        }
+    }
+
+    private func endWithoutProxyHeader(_ why: String) {
+        worker.log.notice("connection ended: \(why)", metadata: ["peer": "\(peer?.description ?? "unix")"])
+        worker.scoreboard.add(.admissionRefused, worker: worker.slot)
+        close()
+    }
+
+    private func received(_ bytes: UnsafeRawBufferPointer) {
         if machine.readsNow(isUnread: isUnread) { return advance(bytes.bytes) }
         machine.keep(bytes.bytes, now)
         switch machine.phase {
@@ -303,6 +336,7 @@ final class ClientConnection: ByteStreamDelegate {
 
     /// Enforces the deadlines. Their precision is the sweep's period.
     func sweep(_ now: Instant) {
+        if let proxyHeader, now >= proxyHeader.by { return endWithoutProxyHeader("its PROXY header did not come in time") }
         if isStalled(now) { return }
         switch machine.due(queuedBytes: stream.queuedBytes, now) {
         case .close: close()

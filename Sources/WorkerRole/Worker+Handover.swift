@@ -19,12 +19,12 @@ extension Worker {
 
     private func took() {
         var left = Limits.handoversPerTurn
-        while left > 0, handovers != nil, let (descriptor, isUnix) = HandoverSocket.take(from: heritage.handover.taking) {
+        while left > 0, handovers != nil, let (descriptor, isUnix, client) = HandoverSocket.take(from: heritage.handover.taking) {
             left -= 1
             let stream = ByteStream(loop, isUnix ? .unix : .tcp)
             do throws(LoopError) {
                 try stream.open(descriptor)
-                accepted(stream)
+                accepted(stream, client: client)
             } catch {
                 Descriptor.close(descriptor)
                 stream.close()

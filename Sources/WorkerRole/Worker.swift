@@ -199,8 +199,9 @@ final class Worker {
                 guard copy >= 0 else { throw LoopError(code: -Descriptor.lastError) }
                 let kind: ByteStream.Kind = Sockets.isUnix(door) ? .unix : .tcp
                 let silent = max(Limits.peerSilentMilliseconds, settings.times.writeStalled)
+                let isProxied = heritage.listeners.firstIndex(of: door).map(heritage.proxied.contains) ?? false
                 listeners[door] = try Listener(loop, descriptor: copy, kind: kind, silentMilliseconds: silent) { [unowned self] in
-                    accepted($0)
+                    accepted($0, isProxied: isProxied)
                 }
             } catch {
                 if !isDeaf { log.error("cannot listen; trying again", metadata: ["error": "\(error)"]) }
@@ -212,8 +213,16 @@ final class Worker {
         log.notice("listening again")
     }
 
-    func accepted(_ stream: ByteStream) {
-        let connection = ClientConnection(self, stream)
+    /// `isProxied`: a PROXY header is due; `client`: it has come to another worker, and named this one.
+    func accepted(_ stream: ByteStream, isProxied: Bool = false, client: IPAddress? = nil) {
+        guard let address = stream.peer else { return stream.close() }  // it has gone already
+        let peer = address.ip
+        if isProxied, !settings.trustedProxies.contains(peer) {
+            log.notice("connection refused: not of a trusted proxy", metadata: ["peer": "\(peer?.description ?? "unix")"])
+            scoreboard.add(.admissionRefused, worker: slot)
+            return stream.close()
+        }
+        let connection = ClientConnection(self, stream, peer: peer, isProxied: isProxied, client: client)
         connections[ObjectIdentifier(connection)] = connection
         scoreboard.add(.acceptedConnections, worker: slot)
         scoreboard.set(.openConnections, worker: slot, connections.count)
@@ -244,7 +253,7 @@ final class Worker {
                 let stream = ByteStream(loop, kind)
                 do throws(LoopError) {
                     try stream.open(client)
-                    accepted(stream)
+                    accepted(stream, isProxied: heritage.proxied.contains(number))
                 } catch {
                     Descriptor.close(client)
                     stream.close()

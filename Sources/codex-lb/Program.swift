@@ -104,7 +104,7 @@ func loadSettings(_ flags: Settings.Flags = Settings.Flags(), databaseURL: Strin
 
 /// What a whole environment amounts to.
 func settingsOf(_ environment: [String: String], _ flags: Settings.Flags) throws(SettingsError) -> Settings {
-    var settings = try Settings(environment: environment, flags: flags, processors: Process.processorCount)
+    var settings = try Settings(environment: environment, flags: flags, processors: Processors.allowed)
     if let path = settings.database.sqlitePath { settings.database.url = .sqlite(path: realPath(path)) }
     return settings
 }
@@ -150,7 +150,16 @@ func environmentWithDirectory() throws -> [String: String] {
             throw ExitCode(2)
         }
     }
+    findCredential(&environment)
     return environment
+}
+
+/// A service manager has given the encryption key (systemd.exec(5), LoadCredential=), and no setting names another one.
+private func findCredential(_ environment: inout [String: String]) {
+    let name = "CODEX_LB_ENCRYPTION_KEY_FILE"
+    guard environment[name]?.isEmpty ?? true, let directory = environment["CREDENTIALS_DIRECTORY"], !directory.isEmpty else { return }
+    let path = directory + "/codex-lb.encryption-key"
+    if access(path, F_OK) == 0 { environment[name] = path }
 }
 
 private let environmentIsComplete = "CODEX_LB_ENVIRONMENT_IS_COMPLETE"
@@ -179,11 +188,15 @@ func makeLog(_ role: String, _ settings: Settings) -> Logger {
 struct Serve: ParsableCommand {
     static let configuration = CommandConfiguration(abstract: "Run the proxy: supervisor, writer and workers.")
 
-    @Option(name: .long, help: "ADDRESS:PORT, [V6]:PORT or unix:/PATH; may be given several times (default: 127.0.0.1:2455).")
+    @Option(
+        name: .long,
+        help:
+            "ADDRESS:PORT, [V6]:PORT or unix:/PATH, then ,proxy for the PROXY protocol, ,mode=0660 ,group=NAME for a Unix socket; may be given several times (default: 127.0.0.1:2455)."
+    )
     var listen: [String] = []
 
-    @Option(name: .long, help: "Proxy workers, 1 to 64 (default: one per CPU).")
-    var workers: Int?
+    @Option(name: .long, help: "Proxy workers, 1 to 64, or auto: one for each CPU that this process may use (the default).")
+    var workers: String?
 
     @OptionGroup var data: DataOptions
 
@@ -212,7 +225,7 @@ struct Serve: ParsableCommand {
 
     private func checkAddresses(_ settings: Settings) throws {
         for address in settings.listen {
-            guard case .failure(let error) = ListenAddress.parse(address) else { continue }
+            guard case .failure(let error) = ListenerSpec.parse(address) else { continue }
             complain("\(error)")
             throw ExitCode(2)
         }

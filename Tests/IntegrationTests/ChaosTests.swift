@@ -208,7 +208,7 @@ extension Integration {
             let daemon = try Daemon()
             try daemon.addAccount("a", baseURL: stage.upstream.baseURL, key: "sk-up-a")
             let listener = try PassedListener()
-            try daemon.launch(passing: listener.descriptor)
+            try daemon.launch(passing: [listener.descriptor])
             try daemon.waitReady()
             #expect(daemon.address == "127.0.0.1:\(listener.port)")
             #expect(daemon.log.contains("from=systemd"))
@@ -217,7 +217,7 @@ extension Integration {
             #expect(daemon.stop() == .code(0))
             let waiting = try HTTPConnection(daemon.address)
             try waiting.post("/v1/responses", Stage.body())
-            try daemon.launch(passing: listener.descriptor)
+            try daemon.launch(passing: [listener.descriptor])
             #expect(try waiting.answer().types.last == "response.completed")
         }
     }

@@ -54,7 +54,14 @@ extension Integration {
                 "share/zsh/site-functions/_codex-lb": "#compdef codex-lb",
                 "share/fish/vendor_completions.d/codex-lb.fish": "complete -c 'codex-lb'",
                 "lib/systemd/system/codex-lb.service": "ExecStart=/opt/it/bin/codex-lb serve",
-                "lib/systemd/system/codex-lb.socket": "ListenStream=", "share/doc/codex-lb/README.md": "# codex-lb",
+                "lib/systemd/system/codex-lb.socket": "ListenStream=",
+                "lib/systemd/system/codex-lb-proxy.socket": "FileDescriptorName=proxy",
+                "lib/systemd/system/codex-lb@.service": "ExecStart=/opt/it/bin/codex-lb serve",
+                "lib/systemd/system/codex-lb@.socket": "127.0.0.1:%i",
+                "lib/systemd/system/codex-lb-backup.service": "/opt/it/bin/codex-lb db backup",
+                "lib/systemd/system/codex-lb-backup.timer": "OnCalendar=", "lib/sysusers.d/codex-lb.conf": "u codex-lb",
+                "lib/tmpfiles.d/codex-lb.conf": "/etc/codex-lb", "share/codex-lb/systemd/notify-reload.conf": "Type=notify-reload",
+                "share/doc/codex-lb/README.md": "# codex-lb",
                 "share/doc/codex-lb/docs/settings.md": "# Settings",
             ]
             for (part, text) in parts {

@@ -1,3 +1,4 @@
+import CPlatform
 import DaemonHarness
 import FakeUpstream
 import Foundation
@@ -13,6 +14,8 @@ extension Integration {
         let path: String
         private let descriptor: Int32
         private var received = ""
+        /// What it was given to keep, by name.
+        private(set) var kept: [String: Int32] = [:]
 
         init(_ path: String) throws {
             self.path = path
@@ -25,15 +28,20 @@ extension Integration {
             }
             guard code == 0 else { throw HarnessError("binding \(path)") }
         }
-        deinit { close(descriptor) }
+        deinit { for descriptor in [descriptor] + kept.values { close(descriptor) } }
 
         /// All messages, each with a line end behind it.
         var text: String {
             var buffer = [UInt8](repeating: 0, count: 4096)
             while true {
-                let n = recv(descriptor, &buffer, buffer.count, 0)
-                guard n > 0 else { return received }
-                received += String(decoding: buffer[..<n], as: UTF8.self) + "\n"
+                var count = buffer.count
+                let passed = codexlb_receive_descriptor(descriptor, &buffer, &count)
+                guard passed >= 0 || passed == -EBADMSG else { return received }
+                let message = String(decoding: buffer[..<count], as: UTF8.self)
+                received += message + "\n"
+                let name = message.split(separator: "\n").first { $0.hasPrefix("FDNAME=") }.map { String($0.dropFirst(7)) }
+                if message.hasPrefix("FDSTORE=1"), let name { kept[name] = passed }
+                if message.hasPrefix("FDSTOREREMOVE=1"), let name, let old = kept.removeValue(forKey: name) { close(old) }
             }
         }
         func forget() {

@@ -228,7 +228,9 @@ import Vocabulary
 }
 
 @Suite struct HandoverSocketTests {
-    @Test("A descriptor goes through with its kind; an empty queue gives none, a full one takes none, and nothing of it is lost")
+    @Test(
+        "A descriptor goes through with its kind and its client; an empty queue gives none, a full one takes none, and nothing of it is lost"
+    )
     func passing() throws {
         let socket = try HandoverSocket.pair()
         defer { for fd in [socket.taking, socket.giving] { Descriptor.close(fd) } }
@@ -237,12 +239,16 @@ import Vocabulary
         defer { Descriptor.close(pair.1) }
         let identity = Descriptor.identity(pair.0)
         var given = 0
-        while given < 100_000, HandoverSocket.give(pair.0, isUnix: given % 2 == 1, over: socket.giving) { given += 1 }
+        while given < 100_000,
+            HandoverSocket.give(
+                pair.0, isUnix: given % 2 == 1, client: given % 3 == 0 ? IPAddress("2001:db8::1") : nil, over: socket.giving)
+        { given += 1 }
         #expect((10..<100_000).contains(given))
         Descriptor.close(pair.0)
         for n in 0..<given {
-            let (descriptor, isUnix) = try #require(HandoverSocket.take(from: socket.taking))
+            let (descriptor, isUnix, client) = try #require(HandoverSocket.take(from: socket.taking))
             #expect(isUnix == (n % 2 == 1) && Descriptor.identity(descriptor) == identity)
+            #expect(client == (n % 3 == 0 ? IPAddress("2001:db8::1") : nil))
             Descriptor.close(descriptor)
         }
         #expect(HandoverSocket.take(from: socket.taking) == nil)

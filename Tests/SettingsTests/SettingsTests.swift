@@ -1,5 +1,6 @@
 import Settings
 import Testing
+import Vocabulary
 
 @Suite struct SettingsTests {
     private func parse(_ environment: [String: String], _ flags: Settings.Flags = Settings.Flags()) throws -> Settings {
@@ -17,12 +18,33 @@ import Testing
     func order() throws {
         var flags = Settings.Flags()
         flags.dataDirectory = "rel/./a/../b"
-        flags.workers = 2
+        flags.workers = "2"
         let s = try parse(["CODEX_LB_DATA_DIR": "/x", "CODEX_LB_WORKERS": "9", "PORT": "99", "RUNTIME_DIRECTORY": "/run/x"], flags)
         #expect(
             s.dataDirectory == "/work/rel/b" && s.workers == 2 && s.listen == ["127.0.0.1:99"] && s.runtimeDirectory == "/work/rel/b/run")
         let systemd = try parse(["STATE_DIRECTORY": "/var/lib/codex-lb", "RUNTIME_DIRECTORY": "/run/codex-lb"])
         #expect(systemd.dataDirectory == "/var/lib/codex-lb" && systemd.runtimeDirectory == "/run/codex-lb")
+    }
+
+    @Test("Options belong to the address before them; proxies are networks")
+    func listeners() throws {
+        let s = try parse([
+            "CODEX_LB_LISTEN": "0.0.0.0:2455,proxy, unix:/run/x,mode=0660,group=www  [::]:80",
+            "CODEX_LB_TRUSTED_PROXIES": "10.0.0.0/8 unix,2001:db8::/32",
+        ])
+        #expect(s.listen == ["0.0.0.0:2455,proxy", "unix:/run/x,mode=0660,group=www", "[::]:80"])
+        #expect(s.trustedProxies.networks == [Network("10.0.0.0/8"), Network("2001:db8::/32")] && s.trustedProxies.includesUnix)
+        #expect(s.shown.contains { $0 == ("CODEX_LB_TRUSTED_PROXIES", "10.0.0.0/8,2001:db8::/32,unix") })
+        #expect(try parse([:]).trustedProxies.isEmpty)
+    }
+
+    @Test("auto is as many workers as there are CPUs to use, at most 64")
+    func workers() throws {
+        #expect(try parse(["CODEX_LB_WORKERS": "auto"]).workers == 4 && parse(["CODEX_LB_WORKERS": "Auto"]).workers == 4)
+        var flags = Settings.Flags()
+        flags.workers = "auto"
+        #expect(try parse(["CODEX_LB_WORKERS": "9"], flags).workers == 4)
+        #expect(try Settings(environment: ["HOME": "/home/u", "PWD": "/work"], processors: 200).workers == 64)
     }
 
     @Test(
@@ -38,7 +60,8 @@ import Testing
     @Test(
         "A bad value names its setting",
         arguments: [
-            ("CODEX_LB_WORKERS", "many"), ("CODEX_LB_WORKERS", "0"), ("CODEX_LB_WORKERS", "65"), ("PORT", "x"),
+            ("CODEX_LB_WORKERS", "many"), ("CODEX_LB_LISTEN", "proxy,0.0.0.0:1"), ("CODEX_LB_TRUSTED_PROXIES", "10.0.0.1/8"),
+            ("CODEX_LB_TRUSTED_PROXIES", "proxy.example"), ("CODEX_LB_WORKERS", "0"), ("CODEX_LB_WORKERS", "65"), ("PORT", "x"),
             ("CODEX_LB_DATABASE_URL", "mysql://x"),
             ("CODEX_LB_LOG_FORMAT", "xml"), ("CODEX_LB_LOG_LEVEL", "loud"), ("CODEX_LB_IDLE_TIMEOUT_SECONDS", "-1"),
             ("CODEX_LB_HEAD_TIMEOUT_SECONDS", "soon"), ("CODEX_LB_DATABASE_POOL_SIZE", "0"), ("CODEX_LB_DATABASE_MAX_OVERFLOW", "-1"),

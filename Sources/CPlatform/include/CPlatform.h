@@ -18,10 +18,16 @@ int codexlb_socketpair(int out[2]);
 
 /// A connected pair of sockets that keep messages apart (SOCK_SEQPACKET), close-on-exec and non-blocking. 0 or -errno.
 int codexlb_packet_pair(int out[2]);
-/// Sends one byte with a descriptor, whose other copies stay open (SCM_RIGHTS, unix(7)). 0 or -errno.
-int codexlb_send_descriptor(int socket, int fd, uint8_t word);
-/// Takes one such message: the descriptor, close-on-exec, or -errno; -EBADMSG for a message without one.
-int codexlb_receive_descriptor(int socket, uint8_t *word);
+/// CPUs that the calling thread may run on, or -errno.
+int codexlb_affinity_count(void);
+
+/// Sends a message with a descriptor, whose other copies stay open (SCM_RIGHTS, unix(7)). 0 or -errno.
+int codexlb_send_descriptor(int socket, int fd, const void *bytes, size_t count);
+/// Takes one such message of at most `*count` bytes: the descriptor, close-on-exec, or -errno; -EBADMSG for a message without one.
+int codexlb_receive_descriptor(int socket, void *bytes, size_t *count);
+/// Sends one datagram to a service manager at `path`, where `@` stands for an abstract name (sd_notify(3)), with a descriptor unless that is
+/// negative. 0 or -errno.
+int codexlb_notify(const char *path, const char *text, int fd);
 
 /// The peer's user id on a Unix-domain socket, or -errno.
 int64_t codexlb_peer_uid(int fd);

@@ -51,11 +51,11 @@ public final class Child: @unchecked Sendable {  // `lock` guards the exit
     private let lock = NSLock()
     private var exit: Exit?
 
-    /// Output goes to files, input comes from one. `passing` becomes descriptor 3, `directory` the working directory.
+    /// Output goes to files, input comes from one. `passing` become descriptors from 3 on, `directory` the working directory.
     public init(
         _ executable: String, _ arguments: [String], environment: [String: String], input: String = "/dev/null",
         output: String = "/dev/null",
-        errors: String = "/dev/null", passing: Int32? = nil, directory: String? = nil
+        errors: String = "/dev/null", passing: [Int32] = [], directory: String? = nil
     ) throws {
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
@@ -63,7 +63,7 @@ public final class Child: @unchecked Sendable {  // `lock` guards the exit
         posix_spawn_file_actions_addopen(&actions, 0, input, O_RDONLY, 0)
         posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT | O_APPEND, 0o600)
         posix_spawn_file_actions_addopen(&actions, 2, errors, O_WRONLY | O_CREAT | O_APPEND, 0o600)
-        if let passing { posix_spawn_file_actions_adddup2(&actions, passing, 3) }
+        for (i, descriptor) in passing.enumerated() { posix_spawn_file_actions_adddup2(&actions, descriptor, 3 + Int32(i)) }
         // The test runner's threads block signals that the daemon must get.
         var attributes = posix_spawnattr_t()
         posix_spawnattr_init(&attributes)

@@ -128,13 +128,18 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
             command[0], Array(command.dropFirst()), environment: environment, errors: directory + "/log", directory: workingDirectory)
     }
 
-    /// Starts `serve` as systemd does, with one listening socket as descriptor 3.
-    public func launch(passing descriptor: Int32) throws {
+    /// Starts `serve` as systemd does, with listening sockets as descriptors 3 and up; `names` is `LISTEN_FDNAMES`.
+    public func launch(passing descriptors: [Int32], names: String? = nil) throws {
         logStart = logBytes.count
+        // Numbers that no copy of another one can overwrite.
+        let high = descriptors.map { fcntl($0, F_DUPFD_CLOEXEC, 64) }
+        defer { for descriptor in high { close(descriptor) } }
+        var environment = environment
+        environment["LISTEN_FDNAMES"] = names
         // LISTEN_PID must be the server's own pid: the shell knows it and becomes the server.
         child = try Child(
-            "/bin/sh", ["-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" serve --workers 1", Self.binary], environment: environment,
-            errors: directory + "/log", passing: descriptor)
+            "/bin/sh", ["-c", "LISTEN_PID=$$ LISTEN_FDS=\(high.count) exec \"$0\" serve --workers 1", Self.binary],
+            environment: environment, errors: directory + "/log", passing: high)
     }
 
     public func waitReady(_ seconds: Double = 20) throws {
