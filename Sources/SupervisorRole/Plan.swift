@@ -12,12 +12,18 @@ public struct SettingsSource {
     /// Of an environment that such a child printed.
     public var settings: ([String: String]) throws(SettingsError) -> Settings
     public var logger: (Settings) -> Logger
+    /// As this program was called, its name first: so is the one called that replaces it.
+    public var commandLine: [String]
+    public var build: Build
+
+    var called: String { commandLine.first ?? "" }
 
     public init(
         arguments: [String], environment: [String: String], settings: @escaping ([String: String]) throws(SettingsError) -> Settings,
-        logger: @escaping (Settings) -> Logger
+        logger: @escaping (Settings) -> Logger, commandLine: [String], build: Build
     ) {
         (self.arguments, self.environment, self.settings, self.logger) = (arguments, environment, settings, logger)
+        (self.commandLine, self.build) = (commandLine, build)
     }
 }
 
