@@ -130,6 +130,9 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         (0..<rows(.rowsEver)).reduce(0) { $0 &+ value(counter, worker: $1) }
     }
 
+    /// Rows of workers that serve.
+    public func readyRows() -> [Int] { (0..<rows(.rowsInUse)).filter { value(.ready, worker: $0) == 1 } }
+
     /// Nothing is counted below zero: a cell that says so has been cleared under somebody's hands.
     private static func shown(_ cell: UInt64) -> Int { max(0, Int(Int64(bitPattern: cell))) }
     private func rows(_ fact: Fact) -> Int { min(max(0, value(fact)), Limits.rowsMax) }
