@@ -793,6 +793,14 @@ public nonisolated struct StoreCommand: Sendable {
     set {body = .listUsage(newValue)}
   }
 
+  public var renewLogin: RenewLogin {
+    get {
+      if case .renewLogin(let v)? = body {return v}
+      return RenewLogin()
+    }
+    set {body = .renewLogin(newValue)}
+  }
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public nonisolated enum OneOf_Body: Equatable, Sendable {
@@ -804,6 +812,7 @@ public nonisolated struct StoreCommand: Sendable {
     case revokeClientKey(RevokeClientKey)
     case listClientKeys(ListClientKeys)
     case listUsage(ListUsage)
+    case renewLogin(RenewLogin)
 
   }
 
@@ -893,6 +902,46 @@ public nonisolated struct SetAccountState: Sendable {
   public init() {}
 
   fileprivate var _id: Int64? = nil
+}
+
+/// From a worker: the credentials that the account's refresh token was changed for, if the account is still as it was then.
+public nonisolated struct RenewLogin: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var id: Int64 = 0
+
+  public var unchangedSinceMs: Int64 = 0
+
+  public var bearer: String = String()
+
+  public var refreshToken: String = String()
+
+  public var idToken: String {
+    get {_idToken ?? String()}
+    set {_idToken = newValue}
+  }
+  /// Returns true if `idToken` has been explicitly set.
+  public var hasIDToken: Bool {self._idToken != nil}
+  /// Clears the value of `idToken`. Subsequent reads from it will return its default value.
+  public mutating func clearIDToken() {self._idToken = nil}
+
+  public var chatgptAccountID: String {
+    get {_chatgptAccountID ?? String()}
+    set {_chatgptAccountID = newValue}
+  }
+  /// Returns true if `chatgptAccountID` has been explicitly set.
+  public var hasChatgptAccountID: Bool {self._chatgptAccountID != nil}
+  /// Clears the value of `chatgptAccountID`. Subsequent reads from it will return its default value.
+  public mutating func clearChatgptAccountID() {self._chatgptAccountID = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _idToken: String? = nil
+  fileprivate var _chatgptAccountID: String? = nil
 }
 
 public nonisolated struct RemoveAccount: Sendable {
@@ -2358,7 +2407,7 @@ nonisolated extension SnapshotMessage: SwiftProtobuf.Message, SwiftProtobuf._Mes
 
 nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".StoreCommand"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}add_account\0\u{3}set_account_state\0\u{3}remove_account\0\u{3}list_accounts\0\u{3}create_client_key\0\u{3}revoke_client_key\0\u{3}list_client_keys\0\u{3}list_usage\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}add_account\0\u{3}set_account_state\0\u{3}remove_account\0\u{3}list_accounts\0\u{3}create_client_key\0\u{3}revoke_client_key\0\u{3}list_client_keys\0\u{3}list_usage\0\u{3}renew_login\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -2470,6 +2519,19 @@ nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._Messag
           self.body = .listUsage(v)
         }
       }()
+      case 9: try {
+        var v: RenewLogin?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .renewLogin(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .renewLogin(v)
+        }
+      }()
       default: break
       }
     }
@@ -2512,6 +2574,10 @@ nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._Messag
     case .listUsage?: try {
       guard case .listUsage(let v)? = self.body else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 8)
+    }()
+    case .renewLogin?: try {
+      guard case .renewLogin(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 9)
     }()
     case nil: break
     }
@@ -2648,6 +2714,65 @@ nonisolated extension SetAccountState: SwiftProtobuf.Message, SwiftProtobuf._Mes
     if lhs.state != rhs.state {return false}
     if lhs._id != rhs._id {return false}
     if lhs.unchangedSinceMs != rhs.unchangedSinceMs {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension RenewLogin: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".RenewLogin"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}unchanged_since_ms\0\u{1}bearer\0\u{3}refresh_token\0\u{3}id_token\0\u{3}chatgpt_account_id\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularInt64Field(value: &self.id) }()
+      case 2: try { try decoder.decodeSingularInt64Field(value: &self.unchangedSinceMs) }()
+      case 3: try { try decoder.decodeSingularStringField(value: &self.bearer) }()
+      case 4: try { try decoder.decodeSingularStringField(value: &self.refreshToken) }()
+      case 5: try { try decoder.decodeSingularStringField(value: &self._idToken) }()
+      case 6: try { try decoder.decodeSingularStringField(value: &self._chatgptAccountID) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    if self.id != 0 {
+      try visitor.visitSingularInt64Field(value: self.id, fieldNumber: 1)
+    }
+    if self.unchangedSinceMs != 0 {
+      try visitor.visitSingularInt64Field(value: self.unchangedSinceMs, fieldNumber: 2)
+    }
+    if !self.bearer.isEmpty {
+      try visitor.visitSingularStringField(value: self.bearer, fieldNumber: 3)
+    }
+    if !self.refreshToken.isEmpty {
+      try visitor.visitSingularStringField(value: self.refreshToken, fieldNumber: 4)
+    }
+    try { if let v = self._idToken {
+      try visitor.visitSingularStringField(value: v, fieldNumber: 5)
+    } }()
+    try { if let v = self._chatgptAccountID {
+      try visitor.visitSingularStringField(value: v, fieldNumber: 6)
+    } }()
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: RenewLogin, rhs: RenewLogin) -> Bool {
+    if lhs.id != rhs.id {return false}
+    if lhs.unchangedSinceMs != rhs.unchangedSinceMs {return false}
+    if lhs.bearer != rhs.bearer {return false}
+    if lhs.refreshToken != rhs.refreshToken {return false}
+    if lhs._idToken != rhs._idToken {return false}
+    if lhs._chatgptAccountID != rhs._chatgptAccountID {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

@@ -1,5 +1,4 @@
 internal import Logging
-internal import Platform
 internal import Synchronization
 internal import Vocabulary
 
@@ -69,7 +68,7 @@ public final class LogSink: @unchecked Sendable {  // `lock` guards `state`; `dr
         guard dup2(fd, descriptor) >= 0 else {
             return "the log file \(path): \(String(cString: strerror(errno)))"
         }
-        if descriptor != 2 { Descriptor.setCloseOnExec(descriptor) }
+        if descriptor != 2 { _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC) }
         self.path = path
         return nil
     }

@@ -74,19 +74,25 @@ public struct Exchange: Sendable {
         return true
     }
 
+    /// The account's credentials are renewed before the request goes out again; not an attempt of its own.
+    public mutating func renewalAwaited() { move(.selected, from: .dispatched) }
+
     public mutating func responseAccepted() { move(.accepted, from: .dispatched) }
 
     public mutating func becameVisible() { move(.visible, from: .accepted) }
 
-    /// The attempt failed while the client has seen nothing.
+    /// The attempt failed while the client has seen nothing. `mayMove`: another account can go on with the conversation. `isGuess`: that this
+    /// one can was a guess, which its upstream may deny.
     public mutating func attemptFailed(
-        _ failure: Failure, now: WallTime, jitter: Double, model: String = ""
+        _ failure: Failure, now: WallTime, jitter: Double, model: String = "", mayMove: Bool = true, isGuess: Bool = false
     ) -> (action: Action, penalty: Verdict.Penalty) {
         precondition(
             state == .selected || state == .dispatched || state == .accepted, "illegal transition: state=\(state) event=attemptFailed")
         lastFailure = failure
-        let verdict = FailoverTable.verdict(failure, attemptsOnAccount: max(1, attemptsOnAccount), now: now, jitter: jitter, model: model)
+        var verdict = FailoverTable.verdict(failure, attemptsOnAccount: max(1, attemptsOnAccount), now: now, jitter: jitter, model: model)
+        if isGuess, case .refused(let refusal) = failure, refusal.code == "previous_response_not_found" { verdict.next = .nextAccount }
         switch verdict.next {
+        case .nextAccount where !mayMove: return (.surface(failure), verdict.penalty)
         case .surface:
             return (.surface(failure), verdict.penalty)
         case .sameAccount(let wait):

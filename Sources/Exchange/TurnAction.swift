@@ -10,6 +10,8 @@ public enum TurnAction: Sendable {
     case send(fresh: Bool)
     /// The request goes out once more.
     case tryAgain(isFailover: Bool)
+    /// The account's credentials were refused and may be renewed: `credentialsRenewed` follows.
+    case renewCredentials
     /// What was met counts against the account.
     case penalise(Verdict.Penalty, Failure)
     /// The upstream's connection, or the attempt to get one, is given up.

@@ -19,6 +19,13 @@ public struct TurnMachine: Sendable {
     public private(set) var responseHead: ResponseHead?
     /// The last attempt's error answer, for the client when no account is left.
     private var refused: (head: ResponseHead, body: [UInt8])?
+    private var isOnly = false
+    private var isRenewable = false
+    /// It is, and was not renewed in this turn.
+    private var mayRenew = false
+    /// What was refused while they are being renewed.
+    private var refusedCredentials: Failure?
+    private var isGuess = false
     /// A request is out whose answer has not ended.
     private var isUpstreamOpen = false
     private var isSettled = false
@@ -77,8 +84,12 @@ public struct TurnMachine: Sendable {
 
     public mutating func start() -> [TurnAction] { [.select] }
 
-    public mutating func accountSelected(_ id: Int64, isChatGPT: Bool) -> [TurnAction] {
+    /// `isOnly`: no other account can go on with the conversation. `isGuess`: nobody knows which one can. `mayRenew`: its credentials can be renewed.
+    public mutating func accountSelected(_ id: Int64, isChatGPT: Bool, isOnly: Bool = false, isGuess: Bool = false, mayRenew: Bool = false)
+        -> [TurnAction]
+    {
         exchange.accountSelected(id)
+        (self.isOnly, self.isGuess, self.isRenewable, self.mayRenew) = (isOnly, isGuess, mayRenew, mayRenew)
         form.isChatGPT = isChatGPT
         return [.send(fresh: false)]
     }
@@ -112,8 +123,24 @@ public struct TurnMachine: Sendable {
         isUpstreamOpen = false
         guard !isClientGone else { return abandon(status: 499, "client_disconnected", now) }
         deadlines.attemptEnded()
-        if let body = answer?.refusalBody, let head = responseHead { refused = (head, body) } else { refused = nil }
-        let (action, penalty) = exchange.attemptFailed(failure, now: wall(now), jitter: random.jitter(), model: form.model)
+        if mayRenew, case .refused(let refusal) = failure, refusal.impliedStatus == 401 {
+            (mayRenew, refusedCredentials) = (false, failure)
+            if let body = answer?.refusalBody, let head = responseHead { refused = (head, body) }
+            exchange.renewalAwaited()
+            forgetAnswer()
+            return actions.append(.renewCredentials)
+        }
+        if let body = answer?.refusalBody, let head = responseHead {
+            refused = (head, body)
+        } else if refusedCredentials == nil {
+            refused = nil
+        }
+        var (action, penalty) = exchange.attemptFailed(
+            failure, now: wall(now), jitter: random.jitter(), model: form.model, mayMove: !isOnly, isGuess: isGuess)
+        // Whether a login is dead is its issuer's word, where there is a token to ask it with.
+        if isRenewable, case .refused(let refusal) = failure, Self.renewableCodes.contains(refusal.code), case .reauthRequired = penalty {
+            penalty = .unauthorized(milliseconds: FailoverTable.unauthorizedCooldownMilliseconds)
+        }
         if penalty != .none { actions.append(.penalise(penalty, failure)) }
         switch action {
         case .surface(let failure):
@@ -127,6 +154,17 @@ public struct TurnMachine: Sendable {
             deadlines.attemptScheduled(now, afterMilliseconds: wait)
         }
     }
+
+    /// `isDone`: there are new ones, in the store; else the turn goes on as if there had been no hope.
+    public mutating func credentialsRenewed(_ isDone: Bool, _ now: Instant) -> [TurnAction] {
+        guard !isFinished, let failure = refusedCredentials else { return [] }
+        defer { refusedCredentials = nil }
+        if isDone { return [.send(fresh: false)] }
+        attemptFailed(failure, now)
+        return take()
+    }
+
+    private static let renewableCodes: Set<String> = ["token_expired", "token_invalidated"]
 
     /// The next attempt starts clean.
     private mutating func forgetAnswer() {

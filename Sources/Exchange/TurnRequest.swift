@@ -1,3 +1,4 @@
+import Bytes
 import JSONWire
 import Translation
 public import Vocabulary
@@ -12,10 +13,15 @@ public struct TurnRequest: Sendable {
     /// The client asked for the usage chunk of a chat stream.
     public let includesUsage: Bool
     public let route: Route
+    /// The response that it goes on from, which only the account that made it has.
+    public let previousResponseID: String?
+    /// The client's own name for what its prompts have in common.
+    public let promptCacheKey: String?
     /// Of the body as it was read, unpacked.
     public let bodyBytes: Int
     /// What is held for it.
     public let memoryBytes: Int
+    private let (instructions, conversation): (JSONDocument.Value?, JSONDocument.Value?)
     /// Nil once it can't be asked for any more.
     private var document: JSONDocument?
 
@@ -56,8 +62,44 @@ public struct TurnRequest: Sendable {
         // Codex clients always get a stream, whatever the body says.
         wantsStream = route == .codexResponses ? true : route == .embeddings ? false : stream ?? false
         includesUsage = try Self.includesUsage(document, fields["stream_options"])
+        previousResponseID = Self.name(document, fields["previous_response_id"])
+        promptCacheKey = Self.name(document, fields["prompt_cache_key"])
+        (instructions, conversation) = (fields["instructions"], fields[route == .chatCompletions ? "messages" : "input"])
         self.document = document
         memoryBytes = document.memoryBytes
+    }
+
+    /// A string that conversations are told by; nil of anything else: whatever it means is the upstream's affair.
+    private static func name(_ document: JSONDocument, _ value: JSONDocument.Value?) -> String? {
+        guard let value, value.range.count <= Limits.affinityKeyBytesMax, let text = document.string(value), !text.isEmpty else {
+            return nil
+        }
+        return text
+    }
+
+    /// A hash of how the conversation begins, up to its first answer, and whether there has been one. Nil: there is nothing to tell it by.
+    func beginning(_ word: UInt64, _ hash: SipHash) -> (hash: UInt64, isContinued: Bool)? {
+        guard let document, let conversation, route != .embeddings else { return nil }
+        var start = word
+        func take(_ value: JSONDocument.Value) {
+            let bytes = document.bytes.span.bytes.extracting(value.range)
+            start = hash.hash(start, bytes.extracting(first: Limits.beginningItemBytesMax))
+        }
+        if let instructions { take(instructions) }
+        guard document.kind(conversation) == .array else {
+            take(conversation)
+            return (start, false)
+        }
+        var count = 0
+        for item in document.elements(conversation) {
+            guard count < Limits.beginningItemsMax else { return nil }
+            count += 1
+            let role = JSONScan.find(document.bytes.span.bytes, in: item.range, "role")
+            // What has no role is a call, its output or a thought: something was answered before.
+            guard let role, !JSONScan.equals(document.bytes.span.bytes, role, "assistant") else { return (start, true) }
+            take(item)
+        }
+        return count == 0 ? nil : (start, false)
     }
 
     private static func includesUsage(_ document: JSONDocument, _ options: JSONDocument.Value?) throws(ProxyError) -> Bool {

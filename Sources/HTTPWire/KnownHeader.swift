@@ -11,6 +11,7 @@ public enum KnownHeader: UInt8, Sendable, CaseIterable {
     case date, server, setCookie, cookie
     case origin, referer, secFetchSite, via
     case openAIOrganization, openAIProject, apiKey, xAPIKey, googleAPIKey
+    case turnState, threadID, sessionID, sessionIDUnderscored, codexSessionID, codexConversationID, conversationIDUnderscored
 
     /// The name in lower case; empty for `other`.
     public var name: StaticString {
@@ -57,6 +58,13 @@ public enum KnownHeader: UInt8, Sendable, CaseIterable {
         case .apiKey: "api-key"
         case .xAPIKey: "x-api-key"
         case .googleAPIKey: "x-goog-api-key"
+        case .turnState: "x-codex-turn-state"
+        case .threadID: "thread-id"
+        case .sessionID: "session-id"
+        case .sessionIDUnderscored: "session_id"
+        case .codexSessionID: "x-codex-session-id"
+        case .codexConversationID: "x-codex-conversation-id"
+        case .conversationIDUnderscored: "conversation_id"
         }
     }
 
@@ -90,12 +98,13 @@ public enum KnownHeader: UInt8, Sendable, CaseIterable {
             default: return either(.cookie, .expect, .server)
             }
         case 7: return either(.upgrade, .trailer, .referer, .apiKey)
-        case 9: return either(.forwarded, .xRealIP, .xAPIKey)
+        case 9: return either(.forwarded, .xRealIP, .xAPIKey, .threadID)
         case 10:
             switch lowered(bytes[range.lowerBound]) {
             case UInt8(ascii: "u"): return either(.userAgent)
             case UInt8(ascii: "c"): return either(.connection)
-            default: return either(.keepAlive, .originator, .setCookie)
+            case UInt8(ascii: "s"): return either(.setCookie, .sessionID, .sessionIDUnderscored)
+            default: return either(.keepAlive, .originator)
             }
         case 11: return either(.retryAfter)
         case 12: return either(.contentType, .requestID)
@@ -106,11 +115,12 @@ public enum KnownHeader: UInt8, Sendable, CaseIterable {
             case UInt8(ascii: "o"): return either(.openAIProject)
             default: return either(.trueClientIP, .secFetchSite, .googleAPIKey)
             }
-        case 15: return either(.acceptEncoding, .xForwardedFor)
+        case 15: return either(.acceptEncoding, .xForwardedFor, .conversationIDUnderscored)
         case 16: return either(.contentEncoding, .proxyConnection, .xForwardedHost)
         case 17: return either(.transferEncoding, .xForwardedProto)
-        case 18: return either(.chatGPTAccountID, .proxyAuthenticate)
+        case 18: return either(.chatGPTAccountID, .proxyAuthenticate, .turnState, .codexSessionID)
         case 19: return either(.proxyAuthorization, .openAIOrganization)
+        case 23: return either(.codexConversationID)
         default: return .other
         }
     }

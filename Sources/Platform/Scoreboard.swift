@@ -29,15 +29,16 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
 
     private static let workerCells = 64  // counters, then the histogram, rounded up
     private static let histogramStart = 40
-    private static let accountCells = 4  // owner, cooldown, last used, failures
+    private static let accountCells = 7  // owner, cooldown, last used, failures, renewal, two quota windows
     private static let workersOffset = 128  // the layout's version and fifteen facts before it
     private static let accountsOffset = workersOffset + Limits.rowsMax * workerCells * 8
     /// Row by row, so that a process counts in cache lines, and pages, of its own.
     private static let inFlightOffset = accountsOffset + Limits.accountsMax * accountCells * 8
-    public static let memoryBytes = inFlightOffset + Limits.rowsMax * Limits.accountsMax * 8
+    private static let pinsOffset = inFlightOffset + Limits.rowsMax * Limits.accountsMax * 8
+    public static let memoryBytes = pinsOffset + PinTable.memoryBytes
 
     /// What lies where. To be counted up with every change of it: builds of two versions never write one memory.
-    public static let layoutVersion = 2
+    public static let layoutVersion = 5
 
     private let base: UnsafeMutableRawPointer
 
@@ -73,6 +74,9 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     private func inFlightCell(_ account: Int, _ row: Int) -> Cell {
         (base + Self.inFlightOffset + (row * Limits.accountsMax + account) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
     }
+
+    /// Which conversation belongs to which account.
+    public var pins: PinTable { PinTable(base + Self.pinsOffset) }
 
     // The instance
 
@@ -173,7 +177,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         let now = UInt64(bitPattern: id)
         let before = accountCell(slot, 0).pointee.exchange(now, ordering: .acquiringAndReleasing)
         if before != now {
-            for index in 1...3 { accountCell(slot, index).pointee.store(0, ordering: .relaxed) }
+            for index in 1...6 { accountCell(slot, index).pointee.store(0, ordering: .relaxed) }
         }
     }
     /// Turns that all workers have open on the account.
@@ -243,6 +247,37 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         let cell = accountCell(slot, 3)
         // Read first: a write each turn would pull the line from cache to cache.
         if cell.pointee.load(ordering: .relaxed) != 0 { cell.pointee.store(0, ordering: .relaxed) }
+    }
+
+    /// Takes the right to refresh the account's login until then, when whoever took it is taken for dead; false: somebody has it.
+    public func claimRenewal(account slot: Int, owner id: Int64, now: Instant, until: Instant) -> Bool {
+        let cell = accountCell(slot, 4)
+        let seen = cell.pointee.load(ordering: .relaxed)
+        guard seen <= now.nanoseconds, isOwned(slot, by: id) else { return false }
+        return cell.pointee.compareExchange(expected: seen, desired: until.nanoseconds, ordering: .acquiringAndReleasing).exchanged
+    }
+    /// Nobody tries before that.
+    public func pauseRenewal(account slot: Int, owner id: Int64, until: Instant) {
+        if isOwned(slot, by: id) { accountCell(slot, 4).pointee.store(until.nanoseconds, ordering: .releasing) }
+    }
+    /// It has new credentials.
+    public func endRenewal(account slot: Int) { accountCell(slot, 4).pointee.store(0, ordering: .releasing) }
+
+    /// Quota windows that upstreams tell of.
+    public enum Window: Int, CaseIterable, Sendable { case primary, secondary }
+
+    /// So much of the window is used up, in thousandths, until it begins anew; in one word, so that no reader sees half of it.
+    public func setQuota(account slot: Int, owner id: Int64, _ window: Window, usedPermille: Int, resetsAt: WallTime) {
+        guard isOwned(slot, by: id) else { return }
+        let word = UInt64(clamping: resetsAt.seconds) << 16 | UInt64(min(max(usedPermille, 0), 1000) + 1)
+        let cell = accountCell(slot, 5 + window.rawValue)
+        if cell.pointee.load(ordering: .relaxed) != word { cell.pointee.store(word, ordering: .relaxed) }
+    }
+    /// Nil when nobody has told of it, or it has begun anew since.
+    public func quota(account slot: Int, _ window: Window, now: WallTime) -> (usedPermille: Int, resetsAt: WallTime)? {
+        let word = accountCell(slot, 5 + window.rawValue).pointee.load(ordering: .relaxed)
+        let resetsAt = WallTime(milliseconds: Int64(clamping: word >> 16) * 1000)
+        return word != 0 && resetsAt > now ? (Int(word & 0xFFFF) - 1, resetsAt) : nil
     }
 
     private func isOwned(_ slot: Int, by id: Int64) -> Bool {

@@ -144,6 +144,62 @@ public final class PostgresPool {
         rows(query, done)
     }
 
+    /// Takes the right to refresh an account's login for `Limits.renewalClaimMilliseconds`: one row, if nobody has it and the account is as it
+    /// was at `changedAt`.
+    public func claimRenewal(
+        account id: Int64, changedAt: WallTime, holder: String, _ done: @escaping (Result<[Int64], StoreError>) -> Void
+    ) {
+        let now = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
+        let query = Query<Int64>(
+            """
+            INSERT INTO leases (name, holder, epoch, expires_at_ms, done_at_ms)
+            SELECT $1, $2, 1, \(now) + $3, 0 FROM accounts WHERE id = $4 AND changed_at_ms = $5 AND removed_at_ms IS NULL
+            ON CONFLICT (name) DO UPDATE SET holder = $2, epoch = leases.epoch + 1, expires_at_ms = \(now) + $3
+              WHERE leases.expires_at_ms < \(now)
+            RETURNING epoch
+            """,
+            [
+                .text("renewal:\(id)"), .text(holder), .int(Int64(Limits.renewalClaimMilliseconds)), .int(id), .int(changedAt.milliseconds),
+            ]
+        ) { $0.int(0) }
+        rows(query, done)
+    }
+
+    /// New tokens for a login that was refreshed, if the account is as it was at `changedAt`. `sealed` gets the fingerprint of the key that
+    /// the store is sealed with.
+    public func renewLogin(
+        account id: Int64, changedAt: WallTime, now: WallTime,
+        sealed: @escaping (_ fingerprint: String) throws(StoreError) -> [UInt8], _ done: @escaping (Result<[Int64], StoreError>) -> Void
+    ) {
+        rows(Queries.keyFingerprint) { [weak self] result in
+            guard let self else { return }
+            let blob: [UInt8]
+            let fingerprint: String
+            do throws(StoreError) {
+                fingerprint = try result.get().first ?? ""
+                blob = try sealed(fingerprint)
+            } catch {
+                return done(.failure(error))
+            }
+            // A key that is rotated between the two statements must not leave a row that the new one does not open.
+            let query = Query<Int64>(
+                """
+                WITH v AS (
+                    UPDATE state SET value = CAST(CAST(value AS BIGINT) + 1 AS TEXT) WHERE key = 'snapshot_version' RETURNING value
+                )
+                UPDATE accounts SET credentials = $1, changed_at_ms = $2
+                WHERE id = $3 AND changed_at_ms = $4 AND removed_at_ms IS NULL AND EXISTS (SELECT 1 FROM v)
+                  AND EXISTS (SELECT 1 FROM state WHERE key = 'key_fingerprint' AND value = $5) RETURNING id
+                """,
+                [
+                    .blob(blob), .int(max(now.milliseconds, changedAt.milliseconds + 1)), .int(id), .int(changedAt.milliseconds),
+                    .text(fingerprint),
+                ]
+            ) { $0.int(0) }
+            rows(query, done)
+        }
+    }
+
     /// The snapshot's version and the schema's revision, of this moment.
     public func facts(_ done: @escaping (Result<(version: Int64, revision: String), StoreError>) -> Void) {
         run([PostgresStatement(Queries.version), PostgresStatement(Queries.revision)], milliseconds: Self.statementMilliseconds) { answer in

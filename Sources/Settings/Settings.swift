@@ -53,8 +53,13 @@ public struct Settings: Sendable, Equatable {
     public var metricsToken: String?
     /// Names of accounts whose clients may choose organization and project themselves.
     public var accountsPassingOrganization: Set<String>
+    /// Conversations go back to the account that they are with.
+    public var isSticky: Bool
     /// Bodies and unsent bytes that all workers together hold, bytes; nil: a part of the machine's memory (`Limits.memoryPart`).
     public var memoryBytesMax: Int?
+    /// Where ChatGPT logins are refreshed: `<issuer>/oauth/token`.
+    public var issuer: String
+    public var issuerClientID: String
     /// `client_version` of requests for ChatGPT's list of models.
     public var codexClientVersion: String
     /// For benchmarks: worker N runs on CPU N + this.
@@ -172,7 +177,13 @@ public struct Settings: Sendable, Equatable {
         }
         accountsPassingOrganization = Set(
             (value("CODEX_LB_ACCOUNTS_PASSING_ORGANIZATION") ?? "").split(whereSeparator: { $0 == "," || $0 == " " }).map(String.init))
+        isSticky = try read.bool("CODEX_LB_STICKINESS", true)
         memoryBytesMax = try read.bytes("CODEX_LB_MEMORY_LIMIT", least: 16 << 20)
+        issuer = value("CODEX_LB_AUTH_BASE_URL") ?? "https://auth.openai.com"
+        guard issuer.hasPrefix("https://") || issuer.hasPrefix("http://") else {
+            throw SettingsError("CODEX_LB_AUTH_BASE_URL", "\"\(issuer)\"; give https://HOST[:PORT]")
+        }
+        issuerClientID = value("CODEX_LB_AUTH_CLIENT_ID") ?? "app_EMoamEEZ73f0CkXaXp7hrann"
         codexClientVersion = value("CODEX_LB_CODEX_CLIENT_VERSION") ?? Version.codexClient
         guard !codexClientVersion.isEmpty, codexClientVersion.utf8.allSatisfy({ (48...57).contains($0) || $0 == 46 }) else {
             throw SettingsError(

@@ -26,6 +26,8 @@ extension Settings {
             ("CODEX_LB_TRUSTED_PROXIES", trustedProxies.description), ("CODEX_LB_REQUIRE_KEYS", keyRule.rawValue),
             ("CODEX_LB_ALLOWED_ORIGINS", list(allowedOrigins)), ("CODEX_LB_METRICS_TOKEN", metricsToken == nil ? "" : "***"),
             ("CODEX_LB_ACCOUNTS_PASSING_ORGANIZATION", list(accountsPassingOrganization)),
+            ("CODEX_LB_STICKINESS", String(isSticky)),
+            ("CODEX_LB_AUTH_BASE_URL", issuer), ("CODEX_LB_AUTH_CLIENT_ID", issuerClientID),
             ("CODEX_LB_MEMORY_LIMIT", memoryBytesMax.map { String($0) } ?? ""), ("CODEX_LB_CODEX_CLIENT_VERSION", codexClientVersion),
         ]
         for (name, path) in Self.timeNames { out.append((name, seconds(times[keyPath: path]))) }

@@ -212,6 +212,25 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         }
     }
 
+    /// New tokens for a login that was refreshed; false when the account has changed since `changedAt`, or is gone.
+    public func renewLogin(account id: Int64, changedAt: WallTime, _ credentials: Account.Credentials, now: WallTime) throws(StoreError)
+        -> Bool
+    {
+        let vault = try requireVault()
+        return try change { () throws(StoreError) in
+            try !connection.rows(
+                """
+                UPDATE accounts SET credentials = $1, changed_at_ms = $2
+                WHERE id = $3 AND changed_at_ms = $4 AND removed_at_ms IS NULL RETURNING id
+                """,
+                [
+                    .blob(try vault.seal(credentials, account: id)), .int(max(now.milliseconds, changedAt.milliseconds + 1)), .int(id),
+                    .int(changedAt.milliseconds),
+                ]
+            ) { $0.int(0) }.isEmpty
+        }
+    }
+
     /// Frees name and slot and forgets the credentials; what it used stays on record.
     public func removeAccount(_ name: String, now: WallTime) throws(StoreError) -> Account {
         try change { () throws(StoreError) in

@@ -108,7 +108,7 @@ public struct Vault: Sendable {
             "\(connection.place) has just been sealed by another instance with another key; copy that instance's encryption.key here")
     }
 
-    func seal(_ credentials: Account.Credentials, account id: Int64) throws(StoreError) -> [UInt8] {
+    public func seal(_ credentials: Account.Credentials, account id: Int64) throws(StoreError) -> [UInt8] {
         try Self.sealing { () throws(SealingError) in try key.seal(credentials.packed, context: Self.credentialsContext(id)) }
     }
 

@@ -57,7 +57,7 @@ final class SettingsReading: ByteStreamDelegate {
     private func conclude() {
         guard let exit, isWhole else { return }
         stream.close()
-        supervisor.reading = nil
+        supervisor.readings.removeAll { $0 === self }
         guard exit == .code(0) else { return failed(reason(exit)) }
         guard !isOver else { return }
         isOver = true

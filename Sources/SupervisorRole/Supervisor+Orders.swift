@@ -127,7 +127,7 @@ extension Supervisor {
                 Descriptor.close(ours)
                 throw error
             }
-            do throws(LoopError) { reading = try SettingsReading(self, pid: pid, output: ours) } catch {
+            do throws(LoopError) { readings.append(try SettingsReading(self, pid: pid, output: ours)) } catch {
                 Process.signal(pid, SIGKILL)
                 throw SystemError(-error.code, "reading the settings")
             }

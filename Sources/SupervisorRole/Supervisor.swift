@@ -32,10 +32,11 @@ final class Supervisor {
     private var links: [ChildID: ChildLink] = [:]
     private var exitCode: Int32?
     private var upgrade: Int32?
-    /// One-shot children beside the fleet: the check after the start, the scheduled backup, the reading of settings for a reload.
+    /// One-shot children beside the fleet: the check after the start, the scheduled backup.
     private var check: Int32?
     private var backup: Int32?
-    var reading: SettingsReading?
+    /// Settings being read for a reload. The last one counts; those before were late, and have not been reaped yet.
+    var readings: [SettingsReading] = []
     /// How many reloads have begun, and who waits for one of which number.
     var reloads = 0
     var waiting: [ReloadWaiter] = []
@@ -106,7 +107,7 @@ final class Supervisor {
         exitCode = code
         if let check { Process.signal(check, SIGKILL) }  // it only reads
         if let backup { Process.signal(backup, SIGTERM) }
-        if let reading { Process.signal(reading.pid, SIGKILL) }  // it only reads
+        for reading in readings where reading.exit == nil { Process.signal(reading.pid, SIGKILL) }  // they only read
         closeListeners()
         spool()
         ServiceManager.notify("STOPPING=1")
@@ -170,7 +171,7 @@ final class Supervisor {
             let count = child.row.map { scoreboard.value(.heartbeat, worker: $0) } ?? scoreboard.value(.writerHeartbeat)
             perform(fleet.heartbeatSeen(child.id, count: count, now: now))
         }
-        if let reading, now >= reading.by { reading.isLate() }
+        for reading in readings where now >= reading.by { reading.isLate() }
         extendStop(now)
         guard isLookDue else { return }
         bringHome(now)
@@ -351,7 +352,9 @@ final class Supervisor {
             if stopSignals > 0 { return end(0) }
             tick()
         }
-        if let reading, reading.exit == nil, let exit = Process.reap(reading.pid) { reading.ended(exit) }
+        for reading in readings where reading.exit == nil {
+            if let exit = Process.reap(reading.pid) { reading.ended(exit) }
+        }
         for child in fleet.children {
             guard let pid = child.state.pid, let exit = Process.reap(pid) else { continue }
             ended(child, pid, exit)
@@ -449,7 +452,7 @@ final class Supervisor {
     private func reloadFailed(_ reason: String) {
         for door in nextPlan?.doors ?? [] where !plan.doors.contains(door) { door.close() }
         nextPlan = nil
-        if let reading { Process.signal(reading.pid, SIGKILL) }  // it only reads
+        for reading in readings where reading.exit == nil { Process.signal(reading.pid, SIGKILL) }  // they only read
         if fleet.phase == .serving { reloadProblem = reason }
         log.error("the reload failed, nothing has changed", metadata: ["reason": "\(reason)", "generation": "\(fleet.generation)"])
         reloadEnded(error: reason)

@@ -43,6 +43,45 @@ public enum Limits {
     /// A peer that acknowledges nothing of what was sent for this long is given up.
     public static let peerSilentMilliseconds = 60_000
 
+    // Logins
+    /// A ChatGPT login is renewed no later than so long after it was made.
+    public static let loginAgeSeconds = 8 * 24 * 3600
+    /// One refresh, from the connection to the answer's end. Until it must be over nobody else tries.
+    public static let renewalMilliseconds = 8_000
+    /// Whoever refreshes and is not heard of for so long has died; then somebody else may.
+    public static let renewalClaimMilliseconds = 30_000
+    /// A turn that met a 401 waits so long for new credentials, then goes to another account.
+    public static let renewalWaitMilliseconds = 12_000
+    /// After a refresh that failed: 5, 10, 20 … s, at most an hour.
+    public static let renewalBackoffMilliseconds = 5_000
+    public static let renewalBackoffMillisecondsMax = 3_600_000
+    /// New tokens that are refused as well are not renewed again for so long.
+    public static let renewalSpacingMilliseconds = 60_000
+    /// One request of `accounts login` to the issuer.
+    public static let loginRequestMilliseconds = 30_000
+    /// Which logins are due is looked at this often.
+    public static let renewalLookMilliseconds = 1_000
+    public static let renewalAnswerBytesMax = 256 * 1024
+
+    // Quotas
+    /// A login whose window is used up so far, in thousandths, gets turns only when no other account is left.
+    public static let tightPermille = 950
+
+    // Conversations
+    /// Conversations whose account is remembered; beyond it the one that would be forgotten first makes room.
+    public static let pinsMax = 128 * 1024
+    /// A response, a turn's state or a session stays with its account for so long after its last turn.
+    public static let pinSeconds = 24 * 3600
+    /// A prompt's cache is worth returning to for so long (`prompt_cache_key`, or the conversation's beginning).
+    public static let cachePinSeconds = 1_800
+    /// A conversation leaves its account when that has so many turns more in flight than the least busy one.
+    public static let pinnedSurplusMax = 16
+    /// Longer keys of conversations are not looked at.
+    public static let affinityKeyBytesMax = 512
+    /// Of a conversation's beginning so many items, and of each so many bytes, tell it from others.
+    public static let beginningItemsMax = 8
+    public static let beginningItemBytesMax = 512
+
     // Memory
     /// An instance without `CODEX_LB_MEMORY_LIMIT` holds bodies and unsent bytes up to this part of the machine's or cgroup's memory.
     public static let memoryPart = 4

@@ -1,13 +1,18 @@
+import Bytes
 import Diagnostics
 import Exchange
+import HTTPWire
 import Logging
 import Platform
 import Routing
+import Sealing
 import Vocabulary
 
 /// Which account a turn got.
 enum AccountChoice {
-    case account(RoutedAccount)
+    /// `isOnly`: no other one can go on with the conversation.
+    case account(RoutedAccount, isOnly: Bool)
+    case ownerUnavailable
     case noneEligible
     case allTried
     case allLimited(until: WallTime)
@@ -20,28 +25,36 @@ final class AccountTable {
     private let log: Logger
     /// Names of accounts whose clients may choose whom a request is charged to.
     private let passingOrganization: Set<String>
+    private let isSticky: Bool
     /// Of this worker alone: the others learn of a model's limit by a refusal of their own.
     private var modelCooldowns = ModelCooldowns()
     var modelOffers = ModelOffers()
     /// An account's login is dead.
     var needsLogin: (Account) -> Void = { _ in }
+    /// Under which conversations are remembered.
+    private var hash = SipHash(key: (0, 0))
     /// Some account does not offer a model: its list is worth asking for.
     var modelRefused: () -> Void = {}
 
     static let clockSlackMilliseconds: Int64 = 10
 
-    init(_ scoreboard: Scoreboard, passingOrganization: Set<String>, _ log: Logger) {
-        (self.scoreboard, self.passingOrganization, self.log) = (scoreboard, passingOrganization, log)
+    init(_ scoreboard: Scoreboard, passingOrganization: Set<String>, isSticky: Bool, _ log: Logger) {
+        (self.scoreboard, self.passingOrganization, self.isSticky, self.log) = (scoreboard, passingOrganization, isSticky, log)
     }
 
     /// The accounts are these now. One whose credentials or state have changed starts clean.
-    func replace(with accounts: [Account], previous: [Account]) {
+    func replace(with accounts: [Account], previous: [Account], pepper: [UInt8]) {
+        let secret = HMAC.sha256(key: pepper, message: Array("conversations".utf8))
+        hash = secret.withUnsafeBytes {
+            SipHash(key: ($0.loadUnaligned(as: UInt64.self), $0.loadUnaligned(fromByteOffset: 8, as: UInt64.self)))
+        }
         all = accounts.compactMap(routed)
         let before = Dictionary(previous.map { ($0.id, $0) }, uniquingKeysWith: { a, _ in a })
         for account in all.lazy.map(\.value) {
             scoreboard.claim(account: account.slot, owner: account.id)
             if let before = before[account.id], before.credentials != account.credentials || before.state != account.state {
                 scoreboard.endCooldown(account: account.slot)
+                if before.credentials != account.credentials { scoreboard.endRenewal(account: account.slot) }
                 modelCooldowns.forget(account: account.id)
             }
         }
@@ -60,7 +73,8 @@ final class AccountTable {
     }
 
     /// The account for a turn; those of `tried` have been asked already.
-    func choose(for route: Route, model: String, excluding tried: [Int64], now: Instant) -> AccountChoice {
+    func choose(for route: Route, model: String, _ affinity: Affinity?, excluding tried: [Int64], now: Instant) -> AccountChoice {
+        let pin = affinity.flatMap { self.pin($0, now) }
         let hasModelLimits = !modelCooldowns.isEmpty
         func serves(_ account: RoutedAccount) -> Bool {
             account.value.state == .active && route.upstreamPath(account.value.kind) != nil
@@ -72,6 +86,7 @@ final class AccountTable {
             // Where everybody lacks it one account may say so, in its own words.
             if lacking.count == serving.count, tried.isEmpty { lacking = [] }
         }
+        let wall = Clock.wall
         let candidates = all.lazy.map { [self] account in
             let slot = account.value.slot
             var cooldown = scoreboard.cooldown(account: slot, owner: account.value.id, now: now)
@@ -85,10 +100,15 @@ final class AccountTable {
                 isEligible: serves(account) && (lacking.isEmpty || !lacking.contains(account.value.id)),
                 inFlight: scoreboard.inFlight(account: slot), lastUsed: scoreboard.lastUsed(account: slot),
                 cooldownUntil: cooldown?.until ?? now, isLimited: cooldown?.isLimit ?? false,
-                isDoubtful: scoreboard.failures(account: slot) > 0)
+                isDoubtful: scoreboard.failures(account: slot) > 0,
+                isTight: account.value.kind == .chatGPT && isTight(slot, wall))
         }
-        switch Routing.choose(candidates, excluding: tried, now: now) {
-        case .account(let index): return .account(all[index])
+        switch Routing.choose(candidates, excluding: tried, pin: pin, now: now) {
+        case .account(let index):
+            let chosen = all[index]
+            if let affinity { remember(affinity, chosen, now) }
+            return .account(chosen, isOnly: pin?.strength == .only)
+        case .ownerUnavailable: return .ownerUnavailable
         case .noneEligible: return all.contains(where: serves) ? .allTried : .noneEligible
         case .allTried: return .allTried
         case .allLimited(let until):
@@ -97,6 +117,64 @@ final class AccountTable {
             return .allLimited(until: WallTime(milliseconds: Clock.wall.milliseconds + wait))
         }
     }
+
+    // MARK: Quotas
+
+    private func isTight(_ slot: Int, _ wall: WallTime) -> Bool {
+        Scoreboard.Window.allCases.contains {
+            scoreboard.quota(account: slot, $0, now: wall).map { $0.usedPermille >= Limits.tightPermille } ?? false
+        }
+    }
+
+    /// Any answer of a login's upstream, good or not, says how much of its quotas is used up.
+    func learnQuota(_ fields: HeaderFields, of account: RoutedAccount) {
+        guard account.value.kind == .chatGPT, let reading = QuotaReading(fields, now: Clock.wall) else { return }
+        for (window, told) in [(Scoreboard.Window.primary, reading.primary), (.secondary, reading.secondary)] {
+            guard let told else { continue }
+            scoreboard.setQuota(
+                account: account.value.slot, owner: account.value.id, window, usedPermille: told.usedPermille, resetsAt: told.resetsAt)
+        }
+    }
+
+    // MARK: Conversations
+
+    /// A pool of one has nothing to choose.
+    func affinity(_ ask: TurnRequest, _ request: ClientRequest) -> Affinity? {
+        guard isSticky, all.count > 1 else { return nil }
+        let affinity = Affinity(ask, request.head.fields, client: request.key?.id ?? 0, hash)
+        return affinity.keys.isEmpty ? nil : affinity
+    }
+
+    /// The first of its keys that somebody remembers.
+    private func pin(_ affinity: Affinity, _ now: Instant) -> Pin? {
+        for key in affinity.keys where key.isKnown {
+            if let account = scoreboard.pins.account(key.hash, now: now) { return Pin(account, key.strength) }
+        }
+        return nil
+    }
+
+    /// The conversation is this account's from now on. What only one account has stays with that.
+    private func remember(_ affinity: Affinity, _ account: RoutedAccount, _ now: Instant) {
+        for key in affinity.keys where key.strength != .only {
+            scoreboard.pins.pin(key.hash, to: account.value.id, seconds: key.seconds, now: now)
+        }
+    }
+
+    /// A good answer says by what its conversation will come back.
+    func learn(_ affinity: Affinity?, responseID: String?, turnState: String?, of account: RoutedAccount, now: Instant) {
+        guard affinity != nil || isSticky && all.count > 1 else { return }
+        if let responseID {
+            scoreboard.pins.pin(Affinity.response(responseID, hash), to: account.value.id, seconds: Limits.pinSeconds, now: now)
+        }
+        if let turnState {
+            scoreboard.pins.pin(Affinity.turnState(turnState, hash), to: account.value.id, seconds: Limits.pinSeconds, now: now)
+        }
+    }
+
+    static let ownerUnavailable = ProxyError(
+        status: 502, code: "previous_response_owner_unavailable", type: "server_error",
+        message: "The account that has the previous response is unavailable; retry later, or send the whole conversation without"
+            + " previous_response_id", origin: .ourselves)
 
     /// What a client is told when there is none to choose.
     func none(for route: Route) -> ProxyError {
@@ -111,6 +189,9 @@ final class AccountTable {
         return ProxyError(
             status: 503, code: "no_accounts", type: "server_error", message: message, origin: .ourselves, retryAfterSeconds: 5)
     }
+
+    /// The account as it is now.
+    func today(_ account: RoutedAccount) -> RoutedAccount? { all.first { $0.value.id == account.value.id } }
 
     /// What a turn met counts against its account, for all workers or, where it is about one model, for this one.
     func penalise(

@@ -188,6 +188,35 @@ final class DatabaseLink: StoreLink {
         }
     }
 
+    func claimRenewal(of account: Account, _ done: @escaping (Bool) -> Void) {
+        let holder = "\(Process.hostName) pid \(Process.id)"
+        pool.claimRenewal(account: account.id, changedAt: account.changedAt, holder: holder) { [weak self] result in
+            switch result {
+            case .success(let rows): done(!rows.isEmpty)
+            case .failure(let error):
+                self?.complain(error)
+                done(false)
+            }
+        }
+    }
+
+    func saveLogin(_ account: Account, _ new: Account.Credentials) {
+        let settings = worker.settings
+        pool.renewLogin(
+            account: account.id, changedAt: account.changedAt, now: Clock.wall,
+            sealed: { fingerprint throws(StoreError) in
+                try Vault.load(sealedWith: fingerprint, keyPath: settings.keyFile, place: settings.database.url.description).seal(
+                    new, account: account.id)
+            }
+        ) { [weak self] result in
+            guard let self else { return }
+            switch result {
+            case .success: pollAt = worker.loop.now
+            case .failure(let error): complain(error)  // it is tried again
+            }
+        }
+    }
+
     // MARK: Health
 
     /// The database answers; that does not help while it does not take records.

@@ -75,6 +75,10 @@ protocol StoreLink: AnyObject {
     func totals(ofKey key: Int64?, _ done: @escaping (Result<UsageTotals, StoreError>) -> Void)
     /// An account's credentials are refused for good: it is taken out of routing, unless it has changed meanwhile.
     func needsLogin(_ account: Account)
+    /// Takes the right to refresh the account's login from other instances; `done` says whether it is ours and the account as it was.
+    func claimRenewal(of account: Account, _ done: @escaping (Bool) -> Void)
+    /// The account has these credentials now, unless it has changed meanwhile. To be called again until the snapshot has them.
+    func saveLogin(_ account: Account, _ new: Account.Credentials)
     /// The worker takes nothing new any more.
     func draining()
     /// What it has to say at its end is still on its way.
@@ -197,6 +201,20 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
             $0.storeCommand.setAccountState.id = account.id
             $0.storeCommand.setAccountState.state = Account.State.reauthRequired.rawValue
             $0.storeCommand.setAccountState.unchangedSinceMs = account.changedAt.milliseconds
+        }
+    }
+
+    func claimRenewal(of account: Account, _ done: @escaping (Bool) -> Void) { done(true) }  // nobody else writes this database
+
+    func saveLogin(_ account: Account, _ new: Account.Credentials) {
+        guard isConnected else { return }
+        send {
+            $0.storeCommand.renewLogin.id = account.id
+            $0.storeCommand.renewLogin.unchangedSinceMs = account.changedAt.milliseconds
+            $0.storeCommand.renewLogin.bearer = new.bearer
+            $0.storeCommand.renewLogin.refreshToken = new.refreshToken ?? ""
+            if let token = new.idToken { $0.storeCommand.renewLogin.idToken = token }
+            if let id = new.chatGPTAccountID { $0.storeCommand.renewLogin.chatgptAccountID = id }
         }
     }
 

@@ -148,6 +148,15 @@ enum LocalRoutes {
                 account.value.state == .active && board.cooldown(account: account.value.slot, owner: account.value.id, now: now) == nil
             out += "codex_lb_account_available{account=\"\(label(account.value))\"} \(isFree ? 1 : 0)\n"
         }
+        out += "# HELP codex_lb_account_quota_used_ratio Part of a login's quota window that is used up, as its upstream last said.\n"
+        out += "# TYPE codex_lb_account_quota_used_ratio gauge\n"
+        for account in worker.accounts.all where account.value.kind == .chatGPT {
+            for window in Scoreboard.Window.allCases {
+                guard let quota = board.quota(account: account.value.slot, window, now: Clock.wall) else { continue }
+                out += "codex_lb_account_quota_used_ratio{account=\"\(label(account.value))\",window=\"\(window)\"} "
+                out += "\(Double(quota.usedPermille) / 1000)\n"
+            }
+        }
         return Array(out.utf8)
     }
 

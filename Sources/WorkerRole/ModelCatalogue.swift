@@ -5,6 +5,7 @@ import Logging
 import Loop
 import Routing
 import Settings
+import Upstream
 import Vocabulary
 
 /// The models of all accounts as one list. Each account's list is asked for on its own, kept until a newer one has come, and renewed behind
@@ -71,7 +72,7 @@ final class ModelCatalogue {
         }
     }
 
-    private func fetched(_ id: Int64, _ result: Result<[ListedModel], ModelFetchError>) {
+    private func fetched(_ id: Int64, _ result: Result<[ListedModel], Fetch.Problem>) {
         guard var entry = entries[id] else { return }
         let wasKnown = isKnown
         entry.fetch = nil

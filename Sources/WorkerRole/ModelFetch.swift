@@ -15,78 +15,36 @@ struct ListedModel: Sendable {
 }
 
 /// One GET of an account's models.
-final class ModelFetch: UpstreamUser {
-    private unowned let worker: Worker
-    private let account: RoutedAccount
-    private var done: ((Result<[ListedModel], ModelFetchError>) -> Void)?
-    private var connection: UpstreamConnection?
-    private var connecting: ConnectAttempt?
-    private var status = 0
-    private var body: [UInt8] = []
-    private let deadline: Instant
+final class ModelFetch {
+    private let worker: Worker
+    private let fetch: Fetch
 
     init(_ worker: Worker, _ account: RoutedAccount) {
-        (self.worker, self.account) = (worker, account)
-        deadline = worker.loop.now.adding(milliseconds: Limits.modelListMilliseconds)
-    }
-
-    func start(_ done: @escaping (Result<[ListedModel], ModelFetchError>) -> Void) {
-        self.done = done
-        var isDone = false
-        let attempt = worker.pool.connection(to: account.origin, fresh: true) { [weak self] result in
-            isDone = true
-            guard let self, self.done != nil else {
-                if case .success(let unused) = result { unused.giveBack() }
-                return
-            }
-            connecting = nil
-            switch result {
-            case .success(let connection): send(connection)
-            case .failure(.unreachable(let why)), .failure(.untrusted(let why)), .failure(.exhausted(let why)): fail(why)
-            }
-        }
-        if !isDone { connecting = attempt }
-    }
-
-    private func send(_ connection: UpstreamConnection) {
-        guard connection.isFit() else { return fail("it sent bytes before it was asked") }
-        self.connection = connection
+        self.worker = worker
         let isChatGPT = account.value.kind == .chatGPT
         // ChatGPT's list depends on the version of Codex that asks.
         let query = isChatGPT ? "?client_version=\(worker.settings.codexClientVersion)" : ""
         let path = (Route.models.upstreamPath(account.value.kind) ?? "/models") + query
-        var head: [UInt8] = []
-        HeadWriter.request(.get, target: account.prefix + path, into: &head)
-        HeadWriter.field("Host", account.origin.authority, into: &head)
-        HeadWriter.field("Authorization", account.authorization, into: &head)
-        HeadWriter.field("Accept", "application/json", into: &head)
-        HeadWriter.field("Accept-Encoding", "identity", into: &head)
-        HeadWriter.field("User-Agent", "codex-lb/\(Version.text)", into: &head)
-        if isChatGPT, let id = account.chatGPTAccountID { HeadWriter.field("chatgpt-account-id", id, into: &head) }
-        HeadWriter.end(into: &head)
-        connection.send([head], method: .get, for: self)
+        var fields: [(name: StaticString, value: String)] = [("Authorization", account.authorization), ("Accept", "application/json")]
+        if isChatGPT, let id = account.chatGPTAccountID { fields.append(("chatgpt-account-id", id)) }
+        fetch = Fetch(
+            worker.pool, .init(.get, account.origin, account.prefix + path, fields: fields), bytesMax: Limits.modelListBytesMax,
+            milliseconds: Limits.modelListMilliseconds)
     }
 
-    func upstreamResponded(_ head: ResponseHead) { status = head.status }
-    func upstreamSent(_ bytes: RawSpan) {
-        guard body.count + bytes.byteCount <= Limits.modelListBytesMax else {
-            connection?.close()
-            return fail("its list is larger than \(Limits.modelListBytesMax) bytes")
-        }
-        bytes.withUnsafeBytes { body += $0 }
-    }
-    func upstreamPaused() {}
-    func upstreamCompleted() {
-        connection = nil
-        guard status == 200 else { return fail("status \(status)") }
-        let body = body
-        self.body = []
-        worker.bodyWork.run({ Self.models(in: body) }) { [self] models in
-            if let models { finish(.success(models)) } else { fail("its answer is no list of models") }
+    func start(_ done: @escaping (Result<[ListedModel], Fetch.Problem>) -> Void) {
+        fetch.start { [worker] result in
+            let answer: Fetch.Answer
+            do throws(Fetch.Problem) { answer = try result.get() } catch { return done(.failure(error)) }
+            guard answer.status == 200 else { return done(.failure(.init(reason: "status \(answer.status)"))) }
+            worker.bodyWork.run({ Self.models(in: answer.body) }) { models in
+                done(models.map { .success($0) } ?? .failure(.init(reason: "its answer is no list of models")))
+            }
         }
     }
-    func upstreamTookRequest() {}
-    func upstreamFailed(_ why: String, _ progress: UpstreamProgress) { fail(why) }
+
+    func sweep(_ now: Instant) { fetch.sweep(now) }
+    func cancel() { fetch.cancel() }
 
     /// `{"data":[{"id"}]}` of OpenAI, `{"models":[{"slug"}]}` of Codex, or a bare array of either; nil when it is nothing of that, or lists
     /// nothing: what is known already is worth more.
@@ -111,25 +69,4 @@ final class ModelFetch: UpstreamUser {
         }
         return models.isEmpty ? nil : models
     }
-
-    func sweep(_ now: Instant) {
-        guard done != nil, now >= deadline else { return }
-        cancel()
-        fail("no answer in \(Limits.modelListMilliseconds / 1000) s")
-    }
-
-    func cancel() {
-        connecting?.cancel()
-        connection?.close()
-    }
-
-    private func fail(_ why: String) { finish(.failure(ModelFetchError(reason: why))) }
-
-    private func finish(_ result: Result<[ListedModel], ModelFetchError>) {
-        let done = self.done
-        self.done = nil
-        done?(result)
-    }
 }
-
-struct ModelFetchError: Error { var reason: String }

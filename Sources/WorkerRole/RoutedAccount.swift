@@ -1,3 +1,4 @@
+import Admission
 import HTTPWire
 import Upstream
 import Vocabulary
@@ -12,6 +13,8 @@ final class RoutedAccount {
     let authorization: String
     /// The fields of each request to it that depend on nothing else.
     let headFields: [UInt8]
+    /// When its login is to be renewed; nil of one that can't be.
+    let renewsAt: WallTime?
     /// Its clients may choose whom a request is charged to.
     let passesOrganization: Bool
 
@@ -26,6 +29,7 @@ final class RoutedAccount {
         guard let (origin, prefix) = Origin.parse(account.baseURL) else { return nil }
         value = account
         (self.origin, self.prefix) = (origin, prefix)
+        renewsAt = LoginAge.renewal(of: account)
         authorization = "Bearer " + account.credentials.bearer
         self.passesOrganization = passesOrganization && account.kind == .apiKey
         var fields: [UInt8] = []

@@ -18,6 +18,8 @@ final class Turn: UpstreamUser, Answering {
     let request: ClientRequest
     private(set) var ask: TurnRequest
     private var machine: TurnMachine
+    /// What ties it to an account; nil where nothing does.
+    private let affinity: Affinity?
     /// Nil once it has left.
     private(set) var client: ClientConnection?
     /// A large body as this kind of account gets it.
@@ -33,6 +35,7 @@ final class Turn: UpstreamUser, Answering {
 
     init(_ worker: Worker, _ request: ClientRequest, _ ask: TurnRequest, _ client: ClientConnection) {
         (self.worker, self.request, self.ask, self.client) = (worker, request, ask, client)
+        affinity = worker.accounts.affinity(ask, request)
         let times = worker.settings.times
         machine = TurnMachine(
             ask, requestID: request.id, requestBytes: request.receivedBytes,
@@ -59,6 +62,7 @@ final class Turn: UpstreamUser, Answering {
         case .tryAgain(let isFailover):
             worker.scoreboard.add(isFailover ? .failovers : .retries, worker: worker.slot)
             kept = nil
+        case .renewCredentials: renew()
         case .penalise(let penalty, let failure):
             if let account { worker.accounts.penalise(account, ask.model, penalty, failure, requestID: request.id, now: worker.loop.now) }
         case .closeUpstream:
@@ -72,6 +76,7 @@ final class Turn: UpstreamUser, Answering {
         case .begin(let head): begin(head)
         case .record(let outcome):
             release()
+            learn(outcome)
             record(outcome)
         case .logRefused(let status, let code):
             logRefused(status, code, attempts: machine.attempts)
@@ -104,10 +109,15 @@ final class Turn: UpstreamUser, Answering {
     // MARK: The account
 
     private func select() {
-        switch worker.accounts.choose(for: request.route, model: ask.model, excluding: machine.tried, now: now) {
-        case .account(let chosen):
+        switch worker.accounts.choose(for: request.route, model: ask.model, affinity, excluding: machine.tried, now: now) {
+        case .account(let chosen, let isOnly):
             lease(chosen)
-            perform(machine.accountSelected(chosen.value.id, isChatGPT: chosen.value.kind == .chatGPT))
+            perform(
+                machine.accountSelected(
+                    chosen.value.id, isChatGPT: chosen.value.kind == .chatGPT, isOnly: isOnly,
+                    isGuess: !isOnly && ask.previousResponseID != nil, mayRenew: chosen.renewsAt != nil))
+        case .ownerUnavailable:
+            perform(machine.noAccount(AccountTable.ownerUnavailable, inStream: true, now))
         case .allLimited(let until):
             let seconds = max(1, Int((until.milliseconds - Clock.wall.milliseconds + 999) / 1000))
             let error = ProxyError(
@@ -117,6 +127,14 @@ final class Turn: UpstreamUser, Answering {
             perform(machine.noAccount(error, inStream: false, now))
         case .noneEligible, .allTried:
             perform(machine.noAccount(worker.accounts.none(for: request.route), inStream: true, now))
+        }
+    }
+
+    private func renew() {
+        guard let account else { return }
+        worker.logins.wanted(account) { [self] isDone in
+            if isDone, let today = worker.accounts.today(account) { self.account = today }
+            perform(machine.credentialsRenewed(isDone, now))
         }
     }
 
@@ -131,6 +149,13 @@ final class Turn: UpstreamUser, Answering {
         guard let account, isLeased else { return }
         isLeased = false
         worker.scoreboard.turnEnded(account: account.value.slot, worker: worker.slot)
+    }
+
+    private func learn(_ outcome: TurnOutcome) {
+        guard outcome.errorCode.isEmpty, let account else { return }
+        worker.accounts.learn(
+            affinity, responseID: request.route.isResponses ? outcome.findings.responseID : nil,
+            turnState: machine.responseHead?.fields.first(.turnState), of: account, now: now)
     }
 
     // MARK: The request
@@ -210,7 +235,10 @@ final class Turn: UpstreamUser, Answering {
 
     // MARK: The answer
 
-    func upstreamResponded(_ head: ResponseHead) { machine.responded(head, now) }
+    func upstreamResponded(_ head: ResponseHead) {
+        if let account { worker.accounts.learnQuota(head.fields, of: account) }
+        machine.responded(head, now)
+    }
 
     func upstreamSent(_ bytes: RawSpan) {
         let now = now

@@ -71,6 +71,7 @@ final class Worker {
     private var random = IDGenerator()
     var prices = PriceBook()
     lazy var catalogue = ModelCatalogue(self)
+    lazy var logins = LoginRenewals(self)
     private var store: (any StoreLink)!
     private var supervisor: SupervisorLink!
     private var sweepTimer: LoopTimer!
@@ -104,7 +105,8 @@ final class Worker {
             scoreboard, slot: heritage.row, bytesMax: settings.memoryBytesMax ?? Process.memoryBytes / Limits.memoryPart)
         originPolicy = OriginPolicy(allowed: settings.allowedOrigins)
         bodyWork = WorkLane(loop, threadsMax: Limits.bodyThreadsMax)
-        accounts = AccountTable(scoreboard, passingOrganization: settings.accountsPassingOrganization, log)
+        accounts = AccountTable(
+            scoreboard, passingOrganization: settings.accountsPassingOrganization, isSticky: settings.isSticky, log)
         gate = ClientGate(
             settings, isExposed: heritage.listeners.contains { !Sockets.isLocal($0) }, tells: heritage.slot == 0, log)
         pool.counted = { [scoreboard] reused in scoreboard.add(reused ? .upstreamReused : .upstreamConnects, worker: heritage.row) }
@@ -129,10 +131,13 @@ final class Worker {
     func snapshotArrived(_ new: Snapshot) {
         let previous = snapshot
         snapshot = new
-        accounts.replace(with: new.accounts, previous: previous?.accounts ?? [])
+        accounts.replace(with: new.accounts, previous: previous?.accounts ?? [], pepper: new.pepper)
         pool.expect(accounts.all.lazy.map(\.origin))
         gate.replace(with: new.clientKeys, pepper: new.pepper)
-        if previous?.accounts != new.accounts { catalogue.accountsChanged(accounts.all) }
+        if previous?.accounts != new.accounts {
+            catalogue.accountsChanged(accounts.all)
+            logins.accountsChanged(accounts.all)
+        }
         scoreboard.set(.snapshotVersion, worker: slot, Int(new.version))
         storeSeen()
         if !isReady { becomeReady() }
@@ -155,6 +160,9 @@ final class Worker {
         return PoolMachine.Limits(
             size: share.size, overflow: share.overflow, waitMilliseconds: settings.database.poolTimeoutMilliseconds)
     }
+
+    func claimRenewal(of account: Account, _ done: @escaping (Bool) -> Void) { store.claimRenewal(of: account, done) }
+    func saveLogin(_ account: Account, _ new: Account.Credentials) { store.saveLogin(account, new) }
 
     func storeSeen() { scoreboard.set(.storeSeenMilliseconds, worker: slot, Int(loop.now.nanoseconds / 1_000_000)) }
 
@@ -361,6 +369,7 @@ final class Worker {
         for turn in clientless.values { turn.sweep(now) }
         pool.sweep(now)
         catalogue.sweep(now)
+        logins.sweep(now)
         store.sweep(now)
         others.look(now)
         keepBalance(now)
@@ -408,7 +417,7 @@ final class Worker {
             for turn in turns.values { turn.cut() }  // those whose clients have left
         }
         if turns.isEmpty, connections.isEmpty, storeBy == .never { storeBy = now.adding(milliseconds: Self.storeMilliseconds) }
-        let isStored = usageJournal.isEmpty && !store.isLeaving
+        let isStored = usageJournal.isEmpty && !store.isLeaving && !logins.isBusy
         if turns.isEmpty || now >= exitBy, connections.isEmpty || now >= exitBy, isStored || now >= min(exitBy, storeBy) {
             leave()
             loop.stop()

@@ -31,6 +31,12 @@ public enum StoreCommands {
             case .setAccountState(let m):
                 guard let state = Account.State(rawValue: m.state) else { throw StoreError(.invalid, "no such state: \(m.state)") }
                 reply.accounts = [AccountMessage(withoutSecrets: try session.setAccountState(m.name, state, now: now))]
+            case .renewLogin(let m):
+                let credentials = Account.Credentials(
+                    bearer: m.bearer, refreshToken: m.refreshToken, idToken: m.hasIDToken ? m.idToken : nil,
+                    chatGPTAccountID: m.hasChatgptAccountID ? m.chatgptAccountID : nil)
+                hasChanged = try session.renewLogin(
+                    account: m.id, changedAt: WallTime(milliseconds: m.unchangedSinceMs), credentials, now: now)
             case .removeAccount(let m):
                 reply.accounts = [AccountMessage(withoutSecrets: try session.removeAccount(m.name, now: now))]
             case .createClientKey(let m):

@@ -11,7 +11,7 @@ import Vocabulary
 struct Accounts: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Add, list, pause and remove upstream accounts.",
-        subcommands: [Add.self, Import.self, List.self, Pause.self, Resume.self, Remove.self])
+        subcommands: [Add.self, Import.self, Login.self, List.self, Pause.self, Resume.self, Remove.self])
 
     struct Add: ParsableCommand {
         static let configuration = CommandConfiguration(abstract: "Add an OpenAI-compatible upstream with its API key.")
@@ -53,23 +53,55 @@ struct Accounts: ParsableCommand {
 
         func run() throws {
             let login = try AuthFile(readFile(file, what: "auth.json", bytesMax: 1 << 20), file: file)
-            guard let called = name ?? login.email else {
-                complain("\(file) tells no e-mail address to name the account by; give one with --name")
-                throw ExitCode(2)
-            }
-            var command = StoreCommand()
-            let settings = try data.settings()
-            command.addAccount.name = called
-            command.addAccount.kind = Account.Kind.chatGPT.rawValue
-            command.addAccount.baseURL = try baseURL.map { try BaseURL.checked($0, .chatGPT, listen: settings.listen) } ?? ""
-            (command.addAccount.renews, command.addAccount.nameGiven, command.addAccount.replaces) = (true, name != nil, replace)
-            command.addAccount.bearer = login.accessToken
-            command.addAccount.refreshToken = login.refreshToken
-            command.addAccount.idToken = login.idToken
-            if let id = login.accountID { command.addAccount.chatgptAccountID = id }
-            let reply = try StoreClient.perform(command, settings)
-            print("account \(reply.accounts.first?.name ?? called) \(reply.renewed ? "renewed" : "imported")")
+            try Accounts.store(
+                login, name: name, baseURL: baseURL, replace: replace, settings: data.settings(), said: "imported", from: file)
         }
+    }
+
+    struct Login: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Log in to ChatGPT with a code that is typed into a browser, here or anywhere.",
+            discussion: """
+                The login is codex-lb's own: no Codex CLI uses the same tokens. One that is known already (the same person in the same workspace) \
+                is renewed.
+                """)
+        @Argument(help: "A name of your choice (default: the login's e-mail address).") var name: String?
+        @Option(name: .long, help: "The issuer (default: CODEX_LB_AUTH_BASE_URL, or https://auth.openai.com).") var issuer: String?
+        @Option(
+            name: .customLong("base-url"), help: "The ChatGPT backend (default: https://chatgpt.com/backend-api, or as the account has it)."
+        )
+        var baseURL: String?
+        @Flag(name: .long, help: "Put this login in the place of the account of this name, whoever's it is.") var replace = false
+        @OptionGroup var data: DataOptions
+
+        func run() throws {
+            let settings = try data.settings()
+            let tokens = try DeviceLogin(settings, issuer: issuer).run { tell($0) }
+            let login = AuthFile(access: tokens.access, refresh: tokens.refresh, id: tokens.id)
+            try Accounts.store(
+                login, name: name, baseURL: baseURL, replace: replace, settings: settings, said: "logged in", from: "the login")
+        }
+    }
+
+    /// Gives the store a login that somebody has made; `from` says where to look when it can't be named.
+    private static func store(
+        _ login: AuthFile, name: String?, baseURL: String?, replace: Bool, settings: Settings, said: String, from: String
+    ) throws {
+        guard let called = name ?? login.email else {
+            complain("\(from) tells no e-mail address to name the account by; give a name")
+            throw ExitCode(2)
+        }
+        var command = StoreCommand()
+        command.addAccount.name = called
+        command.addAccount.kind = Account.Kind.chatGPT.rawValue
+        command.addAccount.baseURL = try baseURL.map { try BaseURL.checked($0, .chatGPT, listen: settings.listen) } ?? ""
+        (command.addAccount.renews, command.addAccount.nameGiven, command.addAccount.replaces) = (true, name != nil, replace)
+        command.addAccount.bearer = login.accessToken
+        command.addAccount.refreshToken = login.refreshToken
+        command.addAccount.idToken = login.idToken
+        if let id = login.accountID { command.addAccount.chatgptAccountID = id }
+        let reply = try StoreClient.perform(command, settings)
+        print("account \(reply.accounts.first?.name ?? called) \(reply.renewed ? "renewed" : said)")
     }
 
     struct List: ParsableCommand {

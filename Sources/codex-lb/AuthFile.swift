@@ -10,6 +10,12 @@ struct AuthFile {
     var accountID: String?
     var email: String?
 
+    /// Tokens as an issuer gives them.
+    init(access: String, refresh: String, id: String) {
+        (accessToken, refreshToken, idToken) = (access, refresh, id)
+        (email, accountID) = LoginIdentity.facts(ofToken: id)
+    }
+
     init(_ bytes: [UInt8], file: String) throws {
         func refuse(_ why: String) -> ExitCode {
             complain("\(file) is no auth.json of a ChatGPT login: \(why)")

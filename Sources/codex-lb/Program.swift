@@ -178,6 +178,9 @@ func complain(_ text: String) {
 /// Lines go to systemd's journal, which knows their priority by a prefix.
 private func writesJournal(_ settings: Settings) -> Bool { settings.journalStream.map { $0 == Descriptor.identity(2) } ?? false }
 
+/// A line for whoever waits for a command to go on.
+func tell(_ text: String) { LogSink.standard.write(text + "\n") }
+
 func makeLog(_ role: String, _ settings: Settings) -> Logger {
     let toJournal = writesJournal(settings)
     let log = Logs.make(role: role, json: settings.logFormat == .json, journal: toJournal, level: settings.logLevel)

@@ -31,6 +31,8 @@ private struct World {
     var head: String?
     var isEnded = false
 
+    var isRenewing = false
+
     // What must come once
     var outcome: TurnOutcome?
     var isOver = false
@@ -74,12 +76,19 @@ private struct World {
                     let id = pick(left)
                     expect(!selected.contains(id), "an account twice")
                     selected.append(id)
-                    perform(machine.accountSelected(id, isChatGPT: route != .chatCompletions || random.next() % 2 == 0))
+                    perform(
+                        machine.accountSelected(
+                            id, isChatGPT: route != .chatCompletions || random.next() % 2 == 0,
+                            isOnly: random.next() % 8 == 0, isGuess: random.next() % 8 == 0, mayRenew: random.next() % 2 == 0))
                 }
             case .send(let fresh):
                 expect(head == nil && outcome == nil && !isOpen, "a request behind bytes, the record or on an open connection")
                 expect(place == actions.count - 1, "what brings events comes last")
                 send(isAgain: fresh)
+            case .renewCredentials:
+                expect(head == nil && outcome == nil && !isOpen, "credentials behind bytes, the record or on an open connection")
+                expect(place == actions.count - 1, "what brings events comes last")
+                if random.next() % 2 == 0 { renewed() } else { isRenewing = true }
             case .tryAgain, .penalise, .logRefused, .giveUpRequest: break
             case .closeUpstream: isOpen = false
             case .begin:
@@ -115,6 +124,11 @@ private struct World {
                 isOver = true
             }
         }
+    }
+
+    mutating func renewed() {
+        isRenewing = false
+        perform(machine.credentialsRenewed(random.next() % 2 == 0, now))
     }
 
     mutating func flush() {
@@ -165,6 +179,7 @@ private struct World {
     // MARK: Events
 
     mutating func step() {
+        if isRenewing, random.next() % 4 == 0 { return renewed() }
         switch random.next() % 20 {
         case 0..<11: network()
         case 11..<16:

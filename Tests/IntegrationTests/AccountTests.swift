@@ -114,8 +114,8 @@ extension Integration {
             let text = { Self.login("me@example.com", workspace: "w1", person: "p1", token: $0) }
             #expect(try bring(stage.daemon, base, text("dead")).isGood)
             #expect(try stage.daemon.run("accounts", "pause", "b").isGood)
-            stage.upstream.always("dead", .error(401, code: "token_expired", message: "Your session has expired."))
-            #expect(try eventually(10) { try stage.turn("dead", stream: false).errorCode == "token_expired" })
+            stage.upstream.always("dead", .error(401, code: "account_deactivated", message: "Your account has been deactivated."))
+            #expect(try eventually(10) { try stage.turn("dead", stream: false).errorCode == "account_deactivated" })
             #expect(try eventually(5) { try list(stage.daemon) == ["b": "paused", "me@example.com": "reauth_required"] })
             #expect(try stage.daemon.run("accounts", "resume", "b").isGood)
             func accounts() throws -> (counts: [String: Any], check: String) {

@@ -180,7 +180,8 @@ extension Integration {
         }
 
         /// A child has nothing but its heritage and what it opened itself: no descriptor of whoever started the server, none of its siblings'.
-        @Test(.enabled(if: getuid() == 0, "the kernel shows the descriptors of processes that can't be dumped to root only")) func heritage() throws {
+        @Test(.enabled(if: getuid() == 0, "the kernel shows the descriptors of processes that can't be dumped to root only"))
+        func heritage() throws {
             // Our own marker, inheritable on purpose: the supervisor gets it, children must not.
             let marker = "/tmp/clbt-marker-\(getpid())"
             let fd = open(marker, O_RDWR | O_CREAT, 0o600)

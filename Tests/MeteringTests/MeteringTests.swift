@@ -1,5 +1,6 @@
-@testable import Metering
 import Testing
+
+@testable import Metering
 
 /// Goal: a turn costs what the price list says, to the microdollar.
 @Suite struct PriceTests {

@@ -49,6 +49,42 @@ import Testing
         #expect(bad == [])
     }
 
+    /// `Package.swift`, read as text: of each target its layer and what it depends on.
+    private static let targets: [String: (layer: Int, dependencies: Set<String>)] = {
+        let text = (try? String(contentsOf: root.appendingPathComponent("Package.swift"), encoding: .utf8)) ?? ""
+        let layers = text.split(separator: "// tests")[0].split(separator: /\n\s+\/\/ (?=\d)/).dropFirst()
+        let products = ["log": "Logging", "protobuf": "SwiftProtobuf", "arguments": "ArgumentParser"]
+        var out: [String: (layer: Int, dependencies: Set<String>)] = [:]
+        for part in layers {
+            guard let layer = part.first?.wholeNumberValue else { continue }
+            let pattern = /(?:part|library|\.target|\.executableTarget)\(\s*(?:name: )?"([\w-]+)"(?:,\s*(?:dependencies: )?\[([^\]]*)\])?/
+            for match in part.matches(of: pattern) {
+                let names = (match.output.2 ?? "").matches(of: /[\w-]+/).map { String($0.output) }
+                out[String(match.output.1)] = (layer, Set(names.map { products[$0] ?? $0 }))
+            }
+        }
+        return out
+    }()
+
+    @Test("The import table is Package.swift's: what is imported is declared, what is declared is imported, and nothing imports upwards")
+    func importTable() {
+        #expect(Self.targets.count > 25 && Self.targets["Loop"]?.layer == 4 && Self.targets["Loop"]?.dependencies.contains("CUV") == true)
+        var imported: [String: Set<String>] = [:]
+        for (path, text) in Self.sources where path.hasSuffix(".swift") {
+            for line in text.split(separator: "\n") {
+                guard let name = imports(line) else { continue }
+                imported[String(path.prefix { $0 != "/" }), default: []].insert(String(name))
+            }
+        }
+        let system: Set<String> = ["Glibc", "Synchronization", "FoundationEssentials"]
+        for (target, (layer, declared)) in Self.targets where imported[target] != nil {
+            let used = imported[target, default: []].subtracting(system)
+            #expect(used.subtracting(declared) == [], "\(target) imports what Package.swift does not give it")
+            #expect(declared.subtracting(used) == [], "\(target) has dependencies that it does not import")
+            for name in declared { #expect(Self.targets[name].map { $0.layer <= layer } ?? true, "\(target) imports \(name) upwards") }
+        }
+    }
+
     @Test("Decisions do no I/O: layers 1 to 3 import neither the loop, the system nor the log")
     func decisions() {
         let decisions = [

@@ -66,6 +66,8 @@ public final class Daemon: @unchecked Sendable {  // used by one test; only `add
         directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         var environment = [
             "PATH": "/usr/bin:/bin", "HOME": directory, "CODEX_LB_DATA_DIR": directory + "/data", "CODEX_LB_LOG_LEVEL": "debug",
+            // No test's login is shown to the world.
+            "CODEX_LB_AUTH_BASE_URL": "http://127.0.0.1:1",
         ]
         for (name, value) in ProcessInfo.processInfo.environment where name.hasPrefix("LD_") || name.hasPrefix("SWIFT_BACKTRACE") {
             environment[name] = value

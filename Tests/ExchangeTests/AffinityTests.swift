@@ -1,0 +1,77 @@
+import Bytes
+import HTTPWire
+import Routing
+import Testing
+import Vocabulary
+
+@testable import Exchange
+
+/// Goal: turns of one conversation have a key in common, and turns of two have none.
+@Suite struct AffinityTests {
+    private let hash = SipHash(key: (1, 2))
+
+    private func keys(_ body: String, _ fields: String = "", route: Route = .responses, client: Int64 = 0) throws -> [Affinity.Key] {
+        let head = Array("POST / HTTP/1.1\r\nHost: h\r\n\(fields)\r\n".utf8)
+        var scanned = 0
+        let request = try #require(try RequestHead.parse(head.span.bytes, scanned: &scanned))
+        return Affinity(try TurnRequest(Array(body.utf8), route: route), request.head.fields, client: client, hash).keys
+    }
+
+    @Test("Response, turn's state, thread, session, prompt cache: in this order")
+    func order() throws {
+        let body = "{\"model\":\"m\",\"input\":\"x\",\"previous_response_id\":\"resp_1\",\"prompt_cache_key\":\"c\"}"
+        let found = try keys(body, "X-Codex-Turn-State: s\r\nsession_id: a\r\nthread-id: t\r\n")
+        #expect(found.map(\.strength) == [.only, .owner, .prefer, .prefer, .prefer])
+        #expect(found.map(\.seconds) == [86_400, 86_400, 86_400, 86_400, 1_800])
+        #expect(found[0].hash == Affinity.response("resp_1", hash) && found[1].hash == Affinity.turnState("s", hash))
+        #expect(Set(found.map(\.hash)).count == 5)
+        let known = found.filter(\.isKnown)
+        #expect(known.count == 5)
+    }
+
+    @Test(
+        "A session is the same under each of its names, and another client's is another one",
+        arguments: [
+            "session-id", "session_id", "X-Codex-Session-Id", "x-codex-conversation-id", "Conversation_Id",
+        ])
+    func sessions(_ name: String) throws {
+        let body = "{\"model\":\"m\",\"input\":\"x\"}"
+        let found = try keys(body, "\(name): abc\r\n")
+        let (usual, other) = (try keys(body, "session-id: abc\r\n"), try keys(body, "\(name): abd\r\n"))
+        let stranger = try keys(body, "\(name): abc\r\n", client: 7)
+        #expect(found == usual && found != other && found != stranger && found.count == 1)
+    }
+
+    @Test("Without a key the beginning of the conversation is one, from its second turn on")
+    func beginning() throws {
+        func responses(_ input: String, _ instructions: String = "Be kind") -> String {
+            "{\"model\":\"m\",\"instructions\":\"\(instructions)\",\"input\":\(input)}"
+        }
+        let first = "{\"role\":\"user\",\"content\":\"Hello\"}"
+        let answer = "{\"role\":\"assistant\",\"content\":\"Hi\"}"
+        let second = "{\"role\":\"user\",\"content\":\"And?\"}"
+        let one = try keys(responses("[\(first)]"))
+        let two = try keys(responses("[\(first),\(answer),\(second)]"))
+        let three = try keys(responses("[\(first),\(answer),\(second),{\"type\":\"function_call\"},\(first)]"))
+        #expect(one.map(\.hash) == two.map(\.hash) && two == three)
+        #expect(one.map(\.isKnown) == [false] && two.map(\.isKnown) == [true])
+        let others = [
+            try keys(responses("[\(second),\(answer),\(first)]")), try keys(responses("[\(first),\(answer)]", "Be rude")),
+            try keys(responses("[\(first),\(answer)]"), client: 3),
+        ]
+        #expect(!others.contains(two))
+        #expect(try keys(responses("[]")).isEmpty)
+        #expect(try keys(responses("[" + Array(repeating: first, count: 9).joined(separator: ",") + "]")).isEmpty)
+        let chat = "{\"model\":\"m\",\"messages\":[\(first),\(answer),\(second)]}"
+        let ofChat = try keys(chat, route: .chatCompletions)
+        #expect(ofChat.map(\.isKnown) == [true])
+        #expect(try keys("{\"model\":\"m\",\"input\":\"x\"}", route: .embeddings).isEmpty)
+        // Its own name for it is better than ours.
+        #expect(try keys(responses("[\(first),\(answer)]"), "session-id: s\r\n").count == 1)
+    }
+
+    @Test("What is no name is no key", arguments: ["7", "null", "\"\"", "{}", "\"" + String(repeating: "x", count: 600) + "\""])
+    func unusable(_ value: String) throws {
+        #expect(try keys("{\"model\":\"m\",\"input\":[],\"previous_response_id\":\(value),\"prompt_cache_key\":\(value)}").isEmpty)
+    }
+}

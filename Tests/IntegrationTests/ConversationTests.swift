@@ -1,0 +1,130 @@
+import DaemonHarness
+import FakeUpstream
+import Foundation
+import Testing
+
+extension Integration {
+    /// docs/routing.md: a conversation stays with its account, over all workers, until that can't serve it.
+    @Suite struct Conversations {
+        private static func response(_ id: String) -> Behaviour {
+            let text = Canned.response().replacingOccurrences(of: "resp_fake", with: id)
+            return .status(200, text, headers: ["x-codex-turn-state": "state-\(id)"])
+        }
+
+        private func turn(_ stage: Stage, _ more: String = "", headers: [(String, String)] = []) throws -> Answer {
+            try stage.daemon.post("/v1/responses", Stage.body(stream: false, more: more), headers: headers)
+        }
+
+        /// The account that has had `calls` more than before.
+        private func chosen(_ stage: Stage, _ accounts: [String], _ act: () throws -> Void) throws -> [String] {
+            let before = accounts.map { stage.calls($0) }
+            try act()
+            return zip(accounts, before).filter { stage.calls($0) > $1 }.map(\.0)
+        }
+
+        /// Sessions by header, prompts by cache key: twelve conversations of four turns over two workers and three accounts, each with one account,
+        /// and all accounts used.
+        @Test(arguments: ["session", "cache"]) func stays(_ kind: String) throws {
+            let names = ["a", "b", "c"]
+            let stage = try Stage("a", "b", "c", workers: 2)
+            var used: Set<String> = []
+            for conversation in 0..<12 {
+                var accounts: Set<String> = []
+                for _ in 0..<4 {
+                    accounts.formUnion(
+                        try chosen(stage, names) {
+                            let answer =
+                                kind == "session"
+                                ? try turn(stage, headers: [("session-id", "s\(conversation)")])
+                                : try turn(stage, ",\"prompt_cache_key\":\"c\(conversation)\"")
+                            #expect(answer.status == 200)
+                        })
+                }
+                #expect(accounts.count == 1, "conversation \(conversation): \(accounts)")
+                used.formUnion(accounts)
+            }
+            #expect(used == Set(names))
+        }
+
+        /// With it off, turns of one session go round.
+        @Test func off() throws {
+            let stage = try Stage("a", "b", environment: ["CODEX_LB_STICKINESS": "false"])
+            for _ in 0..<4 { #expect(try turn(stage, headers: [("session-id", "s")]).status == 200) }
+            #expect(stage.calls("a") == 2 && stage.calls("b") == 2)
+        }
+
+        /// Whoever goes on from a response gets to the account that made it, also from another worker, and nowhere else when that is gone.
+        @Test func previousResponse() throws {
+            let stage = try Stage("a", "b", workers: 2)
+            stage.always("a", Self.response("resp_of_a"))
+            stage.always("b", Self.response("resp_of_b"))
+            for _ in 0..<2 { #expect(try turn(stage).status == 200) }
+            #expect(stage.calls("a") == 1 && stage.calls("b") == 1)
+            for _ in 0..<6 {
+                #expect(try chosen(stage, ["a", "b"]) { _ = try turn(stage, ",\"previous_response_id\":\"resp_of_b\"") } == ["b"])
+            }
+            // A failure of its account is the answer: nobody else has the response.
+            stage.script("b", .error(503, code: "overloaded"))
+            let failed = try turn(stage, ",\"previous_response_id\":\"resp_of_b\"")
+            #expect(failed.status == 503 && stage.calls("a") == 1)
+            try stage.daemon.run("accounts", "pause", "b")
+            #expect(eventually(2) { (try? stage.isAvailable("b")) == false })
+            let orphan = try turn(stage, ",\"previous_response_id\":\"resp_of_b\"")
+            #expect(orphan.status == 502 && orphan.errorCode == "previous_response_owner_unavailable")
+            #expect(stage.calls("a") == 1)
+            #expect(try turn(stage, ",\"previous_response_id\":\"resp_of_a\"").status == 200)
+        }
+
+        /// A response that nobody remembers is asked for everywhere before the client hears that it is not found.
+        @Test func unknownResponse() throws {
+            let stage = try Stage("a", "b")
+            let missing = Behaviour.error(400, code: "previous_response_not_found")
+            stage.script("a", missing)
+            stage.script("b", Self.response("resp_2"))
+            #expect(try turn(stage, ",\"previous_response_id\":\"resp_1\"").status == 200)
+            #expect(stage.calls("a") == 1 && stage.calls("b") == 1)
+            stage.script("a", missing)
+            stage.script("b", missing)
+            let lost = try turn(stage, ",\"previous_response_id\":\"resp_0\"")
+            #expect(lost.status == 400 && lost.errorCode == "previous_response_not_found")
+            #expect(stage.calls("a") == 2 && stage.calls("b") == 2)
+        }
+
+        /// The state that an answer's head gave leads back to its account; a limit there lets the turn go on elsewhere.
+        @Test func turnState() throws {
+            let stage = try Stage("a", "b")
+            stage.always("a", Self.response("resp_a"))
+            for _ in 0..<2 { _ = try turn(stage) }
+            for _ in 0..<3 {
+                #expect(try chosen(stage, ["a", "b"]) { _ = try turn(stage, headers: [("x-codex-turn-state", "state-resp_a")]) } == ["a"])
+            }
+            stage.always("a", .error(429, code: "usage_limit_reached", more: "\"resets_in_seconds\":600"))
+            #expect(try turn(stage, headers: [("x-codex-turn-state", "state-resp_a")]).status == 200)
+            #expect(try chosen(stage, ["a", "b"]) { _ = try turn(stage, headers: [("x-codex-turn-state", "state-resp_a")]) } == ["b"])
+        }
+
+        /// A conversation that had to leave its account stays where it went: its cache is there now.
+        @Test func movesOnce() throws {
+            let stage = try Stage("a", "b", workers: 2)
+            let headers = [("session-id", "s")]
+            let first = try chosen(stage, ["a", "b"]) { _ = try turn(stage, headers: headers) }
+            let (owner, other) = first == ["a"] ? ("a", "b") : ("b", "a")
+            stage.script(owner, .error(429, code: "rate_limit_exceeded", more: "\"resets_in_seconds\":1"))
+            #expect(try turn(stage, headers: headers).status == 200)
+            #expect(eventually(5) { (try? stage.isAvailable(owner)) == true })
+            for _ in 0..<4 { #expect(try chosen(stage, ["a", "b"]) { _ = try turn(stage, headers: headers) } == [other]) }
+        }
+
+        /// What is remembered outlives the workers that learned it.
+        @Test func outlivesWorkers() throws {
+            let stage = try Stage("a", "b", workers: 2)
+            stage.always("b", Self.response("resp_of_b"))
+            for _ in 0..<2 { #expect(try turn(stage).status == 200) }
+            for slot in 0..<2 { kill(try #require(stage.daemon.pid("worker", slot)), SIGKILL) }
+            #expect(eventually(10) { (try? turn(stage, ",\"previous_response_id\":\"resp_of_b\"").status) == 200 })
+            let calls = stage.calls("a")
+            for _ in 0..<4 { #expect(try turn(stage, ",\"previous_response_id\":\"resp_of_b\"").status == 200) }
+            #expect(stage.calls("a") == calls)
+        }
+    }
+}
