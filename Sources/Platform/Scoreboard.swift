@@ -135,7 +135,9 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     }
 
     /// Rows of workers that serve.
-    public func readyRows() -> [Int] { (0..<rows(.rowsInUse)).filter { value(.ready, worker: $0) == 1 } }
+    public func forEachReady(_ body: (Int) -> Void) {
+        for slot in 0..<rows(.rowsInUse) where value(.ready, worker: slot) == 1 { body(slot) }
+    }
 
     /// Nothing is counted below zero: a cell that says so has been cleared under somebody's hands.
     private static func shown(_ cell: UInt64) -> Int { max(0, Int(Int64(bitPattern: cell))) }

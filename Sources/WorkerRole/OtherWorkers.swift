@@ -7,25 +7,31 @@ struct OtherWorkers {
     private let own: Int
     /// Of each row: its heartbeat, and since when it stands still.
     private var beats: [Int: (count: Int, since: Instant)] = [:]
-    /// Rows whose workers serve and whose loops turn.
-    private var rows: [Int] = []
+    /// Rows whose workers serve but whose loops do not turn.
+    private var silent: Set<Int> = []
 
     init(_ scoreboard: Scoreboard, own: Int) { (self.scoreboard, self.own) = (scoreboard, own) }
 
-    /// Looks who serves; to be called now and then.
+    /// Looks at the heartbeats; to be called now and then.
     mutating func look(_ now: Instant) {
-        let ready = scoreboard.readyRows().filter { $0 != own }
         var seen: [Int: (count: Int, since: Instant)] = [:]
-        for row in ready {
+        scoreboard.forEachReady { row in
+            guard row != own else { return }
             let count = scoreboard.value(.heartbeat, worker: row)
             if let before = beats[row], before.count == count { seen[row] = before } else { seen[row] = (count, now) }
         }
         beats = seen
-        rows = ready.filter { now.milliseconds(since: seen[$0]!.since) < Limits.balanceSilentMilliseconds }
+        silent = Set(seen.keys.filter { now.milliseconds(since: seen[$0]!.since) >= Limits.balanceSilentMilliseconds })
     }
 
-    /// Connections per worker, this one included.
+    /// Connections per worker, this one included; one that has become ready a moment ago counts.
     func mean(own count: Int) -> Int {
-        rows.reduce(count) { $0 + scoreboard.value(.openConnections, worker: $1) } / (rows.count + 1)
+        var (sum, workers) = (count, 1)
+        scoreboard.forEachReady { row in
+            guard row != own, !silent.contains(row) else { return }
+            sum += scoreboard.value(.openConnections, worker: row)
+            workers += 1
+        }
+        return sum / workers
     }
 }
