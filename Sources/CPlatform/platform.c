@@ -68,6 +68,22 @@ pid_t codexlb_spawn(const char *path, char *const argv[], char *const envp[], co
     return -failure;
 }
 
+int codexlb_exec(const char *path, char *const argv[], char *const envp[], const int *fds, size_t count) {
+    // Whoever opened a descriptor without the flag must not pass it on.
+    if (syscall(SYS_close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC) != 0) return -errno;
+    for (size_t i = 0; i < count; i++) codexlb_set_cloexec(fds[i], 0);
+    execve(path, argv, envp);
+    int e = errno;
+    for (size_t i = 0; i < count; i++) codexlb_set_cloexec(fds[i], 1);
+    return -e;
+}
+
+void codexlb_block_signals(int on) {
+    sigset_t set;
+    if (on) sigfillset(&set); else sigemptyset(&set);
+    sigprocmask(SIG_SETMASK, &set, NULL);
+}
+
 int codexlb_memfd(const char *name, size_t bytes) {
     int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0) return -errno;

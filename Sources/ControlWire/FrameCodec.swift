@@ -42,6 +42,7 @@ public enum FrameCodec {
     }
 
     public static func bytes(of batch: UsageBatch) -> [UInt8] { serialized(batch) }
+    public static func bytes(of succession: Succession) -> [UInt8] { serialized(succession) }
 
     private static func serialized(_ message: some Message) -> [UInt8] {
         guard let bytes: [UInt8] = try? message.serializedBytes() else {  // cannot fail
@@ -55,6 +56,12 @@ public enum FrameCodec {
         var out: [UInt8] = []
         encode(frame, into: &out)
         return out
+    }
+}
+
+extension Succession {
+    public init(_ bytes: [UInt8]) throws(FrameError) {
+        do { try self.init(serializedBytes: bytes) } catch { throw .undecodable(bytes: bytes.count) }
     }
 }
 
@@ -80,6 +87,11 @@ public struct FrameReader {
 
     /// Bytes of a frame that is not complete.
     public var pendingBytes: Int { pending.count }
+    /// The same for another program, which goes on with them.
+    public var unfinished: [UInt8] {
+        get { pending }
+        set { pending = newValue }
+    }
 
     /// Takes bytes and hands out every frame they complete, in order. After an error the connection has to be closed.
     public mutating func feed(_ bytes: RawSpan, _ frame: (Frame) throws(FrameError) -> Void) throws(FrameError) {

@@ -96,3 +96,19 @@ extension SnapshotMessage {
         clientKeys = s.clientKeys.map { ClientKeyMessage($0) }
     }
 }
+
+extension SuccessionVisitor {
+    /// `pending` as `FrameReader.unfinished` has it.
+    public var unfinished: [UInt8] {
+        get { [UInt8](pending) }
+        set { pending = Data(newValue) }
+    }
+}
+
+extension Succession {
+    /// The control socket of the next child of the fleet, with what has come of a frame; -1: it has none.
+    public mutating func addLink(_ descriptor: Int32, unfinished: [UInt8]) {
+        childLinks.append(descriptor)
+        childPending.append(Data(unfinished))
+    }
+}

@@ -251,7 +251,7 @@ public nonisolated struct Drain: Sendable {
 
   public var milliseconds: UInt32 = 0
 
-  /// Others serve on: idle client connections go to them, and nobody is told to go.
+  /// Others serve on: idle client connections go to them, and nobody is told to go. To the writer: another one follows at once.
   public var handsOver: Bool = false
 
   /// Of the listeners of its heritage, those that nobody listens on after it: it takes what waits in their backlogs.
@@ -326,6 +326,15 @@ public nonisolated struct FleetOrder: Sendable {
     set {body = .log(newValue)}
   }
 
+  /// Answered when the new program serves, or by the old one when it does not.
+  public var upgrade: UpgradeOrder {
+    get {
+      if case .upgrade(let v)? = body {return v}
+      return UpgradeOrder()
+    }
+    set {body = .upgrade(newValue)}
+  }
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public nonisolated enum OneOf_Body: Equatable, Sendable {
@@ -335,6 +344,8 @@ public nonisolated struct FleetOrder: Sendable {
     case drain(DrainOrder)
     case stop(StopOrder)
     case log(LogOrder)
+    /// Answered when the new program serves, or by the old one when it does not.
+    case upgrade(UpgradeOrder)
 
   }
 
@@ -342,6 +353,16 @@ public nonisolated struct FleetOrder: Sendable {
 }
 
 public nonisolated struct ReloadOrder: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+public nonisolated struct UpgradeOrder: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -425,6 +446,9 @@ public nonisolated struct FleetReply: Sendable {
 
   /// Lines that an operator should read.
   public var notes: [String] = []
+
+  /// Of the program that answers.
+  public var version: String = String()
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1156,6 +1180,272 @@ public nonisolated struct ChildStatus: Sendable {
   public init() {}
 }
 
+/// What a supervisor leaves to the program that replaces it in its own process (execve). Descriptors are numbers that stay open across that.
+public nonisolated struct Succession: @unchecked Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// The settings of the generation in charge, as the new program has read them.
+  public var environment: Dictionary<String,String> {
+    get {_storage._environment}
+    set {_uniqueStorage()._environment = newValue}
+  }
+
+  public var doors: [SuccessionDoor] {
+    get {_storage._doors}
+    set {_uniqueStorage()._doors = newValue}
+  }
+
+  public var locks: [Int32] {
+    get {_storage._locks}
+    set {_uniqueStorage()._locks = newValue}
+  }
+
+  public var scoreboard: Int32 {
+    get {_storage._scoreboard}
+    set {_uniqueStorage()._scoreboard = newValue}
+  }
+
+  public var handoverTaking: Int32 {
+    get {_storage._handoverTaking}
+    set {_uniqueStorage()._handoverTaking = newValue}
+  }
+
+  public var handoverGiving: Int32 {
+    get {_storage._handoverGiving}
+    set {_uniqueStorage()._handoverGiving = newValue}
+  }
+
+  public var control: Int32 {
+    get {_storage._control}
+    set {_uniqueStorage()._control = newValue}
+  }
+
+  public var journals: [SuccessionJournal] {
+    get {_storage._journals}
+    set {_uniqueStorage()._journals = newValue}
+  }
+
+  public var visitors: [SuccessionVisitor] {
+    get {_storage._visitors}
+    set {_uniqueStorage()._visitors = newValue}
+  }
+
+  public var fleet: FleetState {
+    get {_storage._fleet ?? FleetState()}
+    set {_uniqueStorage()._fleet = newValue}
+  }
+  /// Returns true if `fleet` has been explicitly set.
+  public var hasFleet: Bool {_storage._fleet != nil}
+  /// Clears the value of `fleet`. Subsequent reads from it will return its default value.
+  public mutating func clearFleet() {_uniqueStorage()._fleet = nil}
+
+  /// Places in `doors` that each generation listens on.
+  public var generations: [SuccessionGeneration] {
+    get {_storage._generations}
+    set {_uniqueStorage()._generations = newValue}
+  }
+
+  /// Of FleetState.children, in their order; -1: none.
+  public var childLinks: [Int32] {
+    get {_storage._childLinks}
+    set {_uniqueStorage()._childLinks = newValue}
+  }
+
+  public var childPending: [Data] {
+    get {_storage._childPending}
+    set {_uniqueStorage()._childPending = newValue}
+  }
+
+  /// One-shot children that are to be reaped; 0: none.
+  public var checkPid: Int32 {
+    get {_storage._checkPid}
+    set {_uniqueStorage()._checkPid = newValue}
+  }
+
+  public var backupPid: Int32 {
+    get {_storage._backupPid}
+    set {_uniqueStorage()._backupPid = newValue}
+  }
+
+  public var homecomingPid: Int32 {
+    get {_storage._homecomingPid}
+    set {_uniqueStorage()._homecomingPid = newValue}
+  }
+
+  public var strayPids: [Int32] {
+    get {_storage._strayPids}
+    set {_uniqueStorage()._strayPids = newValue}
+  }
+
+  /// Monotonic nanoseconds.
+  public var startedNs: UInt64 {
+    get {_storage._startedNs}
+    set {_uniqueStorage()._startedNs = newValue}
+  }
+
+  public var databaseProblem: String {
+    get {_storage._databaseProblem}
+    set {_uniqueStorage()._databaseProblem = newValue}
+  }
+
+  public var versionBefore: String {
+    get {_storage._versionBefore}
+    set {_uniqueStorage()._versionBefore = newValue}
+  }
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+public nonisolated struct SuccessionDoor: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// As settings write it, with its options; empty: of the service manager.
+  public var address: String = String()
+
+  public var descriptorNumber: Int32 = 0
+
+  public var isProxied: Bool = false
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+public nonisolated struct SuccessionGeneration: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var number: UInt64 = 0
+
+  public var doors: [UInt32] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+public nonisolated struct SuccessionJournal: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var row: UInt32 = 0
+
+  public var descriptorNumber: Int32 = 0
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+/// A connection of the command line, with what it has sent of a frame.
+public nonisolated struct SuccessionVisitor: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var descriptorNumber: Int32 = 0
+
+  public var pending: Data = Data()
+
+  /// It waits for the end of the upgrade since then, and called its question so.
+  public var waitingSinceNs: UInt64 {
+    get {_waitingSinceNs ?? 0}
+    set {_waitingSinceNs = newValue}
+  }
+  /// Returns true if `waitingSinceNs` has been explicitly set.
+  public var hasWaitingSinceNs: Bool {self._waitingSinceNs != nil}
+  /// Clears the value of `waitingSinceNs`. Subsequent reads from it will return its default value.
+  public mutating func clearWaitingSinceNs() {self._waitingSinceNs = nil}
+
+  public var correlation: UInt64 = 0
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _waitingSinceNs: UInt64? = nil
+}
+
+public nonisolated struct FleetState: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var generation: UInt64 = 0
+
+  public var lastGeneration: UInt64 = 0
+
+  public var workers: UInt32 = 0
+
+  public var children: [FleetChild] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+public nonisolated struct FleetChild: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var writer: Bool = false
+
+  public var number: UInt32 = 0
+
+  public var generation: UInt64 = 0
+
+  /// 0: it waits.
+  public var pid: Int32 = 0
+
+  /// What it is doing, as in ChildStatus.state.
+  public var state: String = String()
+
+  /// waiting: until; starting, draining: by. Monotonic nanoseconds.
+  public var atNs: UInt64 = 0
+
+  public var sinceNs: UInt64 = 0
+
+  public var restarts: UInt32 = 0
+
+  public var row: UInt32 {
+    get {_row ?? 0}
+    set {_row = newValue}
+  }
+  /// Returns true if `row` has been explicitly set.
+  public var hasRow: Bool {self._row != nil}
+  /// Clears the value of `row`. Subsequent reads from it will return its default value.
+  public mutating func clearRow() {self._row = nil}
+
+  public var wanted: Bool = false
+
+  public var startsNs: [UInt64] = []
+
+  public var backOffs: UInt32 = 0
+
+  public var failures: UInt32 = 0
+
+  public var leavesRecords: Bool = false
+
+  public var serial: UInt32 = 0
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _row: UInt32? = nil
+}
+
 // MARK: - Code below here is support for the SwiftProtobuf runtime.
 
 fileprivate nonisolated let _protobuf_package = "codexlb.control.v1"
@@ -1633,7 +1923,7 @@ nonisolated extension LogOrder: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
 
 nonisolated extension FleetOrder: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".FleetOrder"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}reload\0\u{1}scale\0\u{1}drain\0\u{1}stop\0\u{1}log\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}reload\0\u{1}scale\0\u{1}drain\0\u{1}stop\0\u{1}log\0\u{1}upgrade\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -1706,6 +1996,19 @@ nonisolated extension FleetOrder: SwiftProtobuf.Message, SwiftProtobuf._MessageI
           self.body = .log(v)
         }
       }()
+      case 6: try {
+        var v: UpgradeOrder?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .upgrade(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .upgrade(v)
+        }
+      }()
       default: break
       }
     }
@@ -1737,6 +2040,10 @@ nonisolated extension FleetOrder: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       guard case .log(let v)? = self.body else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 5)
     }()
+    case .upgrade?: try {
+      guard case .upgrade(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 6)
+    }()
     case nil: break
     }
     try unknownFields.traverse(visitor: &visitor)
@@ -1763,6 +2070,25 @@ nonisolated extension ReloadOrder: SwiftProtobuf.Message, SwiftProtobuf._Message
   }
 
   public static func ==(lhs: ReloadOrder, rhs: ReloadOrder) -> Bool {
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension UpgradeOrder: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".UpgradeOrder"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap()
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    // Load everything into unknown fields
+    while try decoder.nextFieldNumber() != nil {}
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: UpgradeOrder, rhs: UpgradeOrder) -> Bool {
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -1862,7 +2188,7 @@ nonisolated extension StopOrder: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
 
 nonisolated extension FleetReply: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".FleetReply"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}generation\0\u{1}workers\0\u{1}milliseconds\0\u{1}notes\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}generation\0\u{1}workers\0\u{1}milliseconds\0\u{1}notes\0\u{1}version\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -1875,6 +2201,7 @@ nonisolated extension FleetReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       case 3: try { try decoder.decodeSingularUInt32Field(value: &self.workers) }()
       case 4: try { try decoder.decodeSingularUInt64Field(value: &self.milliseconds) }()
       case 5: try { try decoder.decodeRepeatedStringField(value: &self.notes) }()
+      case 6: try { try decoder.decodeSingularStringField(value: &self.version) }()
       default: break
       }
     }
@@ -1896,6 +2223,9 @@ nonisolated extension FleetReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if !self.notes.isEmpty {
       try visitor.visitRepeatedStringField(value: self.notes, fieldNumber: 5)
     }
+    if !self.version.isEmpty {
+      try visitor.visitSingularStringField(value: self.version, fieldNumber: 6)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -1905,6 +2235,7 @@ nonisolated extension FleetReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if lhs.workers != rhs.workers {return false}
     if lhs.milliseconds != rhs.milliseconds {return false}
     if lhs.notes != rhs.notes {return false}
+    if lhs.version != rhs.version {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -3223,6 +3554,517 @@ nonisolated extension ChildStatus: SwiftProtobuf.Message, SwiftProtobuf._Message
     if lhs.ageMs != rhs.ageMs {return false}
     if lhs.restarts != rhs.restarts {return false}
     if lhs.connections != rhs.connections {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension Succession: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".Succession"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}environment\0\u{1}doors\0\u{1}locks\0\u{1}scoreboard\0\u{3}handover_taking\0\u{3}handover_giving\0\u{1}control\0\u{1}journals\0\u{1}visitors\0\u{1}fleet\0\u{1}generations\0\u{3}child_links\0\u{3}child_pending\0\u{3}check_pid\0\u{3}backup_pid\0\u{3}homecoming_pid\0\u{3}stray_pids\0\u{3}started_ns\0\u{3}database_problem\0\u{3}version_before\0")
+
+  fileprivate class _StorageClass {
+    var _environment: Dictionary<String,String> = [:]
+    var _doors: [SuccessionDoor] = []
+    var _locks: [Int32] = []
+    var _scoreboard: Int32 = 0
+    var _handoverTaking: Int32 = 0
+    var _handoverGiving: Int32 = 0
+    var _control: Int32 = 0
+    var _journals: [SuccessionJournal] = []
+    var _visitors: [SuccessionVisitor] = []
+    var _fleet: FleetState? = nil
+    var _generations: [SuccessionGeneration] = []
+    var _childLinks: [Int32] = []
+    var _childPending: [Data] = []
+    var _checkPid: Int32 = 0
+    var _backupPid: Int32 = 0
+    var _homecomingPid: Int32 = 0
+    var _strayPids: [Int32] = []
+    var _startedNs: UInt64 = 0
+    var _databaseProblem: String = String()
+    var _versionBefore: String = String()
+
+      // This property is used as the initial default value for new instances of the type.
+      // The type itself is protecting the reference to its storage via CoW semantics.
+      // This will force a copy to be made of this reference when the first mutation occurs;
+      // hence, it is safe to mark this as `nonisolated(unsafe)`.
+      static nonisolated(unsafe) let defaultInstance = _StorageClass()
+
+    private init() {}
+
+    init(copying source: _StorageClass) {
+      _environment = source._environment
+      _doors = source._doors
+      _locks = source._locks
+      _scoreboard = source._scoreboard
+      _handoverTaking = source._handoverTaking
+      _handoverGiving = source._handoverGiving
+      _control = source._control
+      _journals = source._journals
+      _visitors = source._visitors
+      _fleet = source._fleet
+      _generations = source._generations
+      _childLinks = source._childLinks
+      _childPending = source._childPending
+      _checkPid = source._checkPid
+      _backupPid = source._backupPid
+      _homecomingPid = source._homecomingPid
+      _strayPids = source._strayPids
+      _startedNs = source._startedNs
+      _databaseProblem = source._databaseProblem
+      _versionBefore = source._versionBefore
+    }
+  }
+
+  fileprivate mutating func _uniqueStorage() -> _StorageClass {
+    if !isKnownUniquelyReferenced(&_storage) {
+      _storage = _StorageClass(copying: _storage)
+    }
+    return _storage
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    _ = _uniqueStorage()
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      while let fieldNumber = try decoder.nextFieldNumber() {
+        // The use of inline closures is to circumvent an issue where the compiler
+        // allocates stack space for every case branch when no optimizations are
+        // enabled. https://github.com/apple/swift-protobuf/issues/1034
+        switch fieldNumber {
+        case 1: try { try decoder.decodeMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufString>.self, value: &_storage._environment) }()
+        case 2: try { try decoder.decodeRepeatedMessageField(value: &_storage._doors) }()
+        case 3: try { try decoder.decodeRepeatedInt32Field(value: &_storage._locks) }()
+        case 4: try { try decoder.decodeSingularInt32Field(value: &_storage._scoreboard) }()
+        case 5: try { try decoder.decodeSingularInt32Field(value: &_storage._handoverTaking) }()
+        case 6: try { try decoder.decodeSingularInt32Field(value: &_storage._handoverGiving) }()
+        case 7: try { try decoder.decodeSingularInt32Field(value: &_storage._control) }()
+        case 8: try { try decoder.decodeRepeatedMessageField(value: &_storage._journals) }()
+        case 9: try { try decoder.decodeRepeatedMessageField(value: &_storage._visitors) }()
+        case 10: try { try decoder.decodeSingularMessageField(value: &_storage._fleet) }()
+        case 11: try { try decoder.decodeRepeatedMessageField(value: &_storage._generations) }()
+        case 12: try { try decoder.decodeRepeatedInt32Field(value: &_storage._childLinks) }()
+        case 13: try { try decoder.decodeRepeatedBytesField(value: &_storage._childPending) }()
+        case 14: try { try decoder.decodeSingularInt32Field(value: &_storage._checkPid) }()
+        case 15: try { try decoder.decodeSingularInt32Field(value: &_storage._backupPid) }()
+        case 16: try { try decoder.decodeSingularInt32Field(value: &_storage._homecomingPid) }()
+        case 17: try { try decoder.decodeRepeatedInt32Field(value: &_storage._strayPids) }()
+        case 18: try { try decoder.decodeSingularUInt64Field(value: &_storage._startedNs) }()
+        case 19: try { try decoder.decodeSingularStringField(value: &_storage._databaseProblem) }()
+        case 20: try { try decoder.decodeSingularStringField(value: &_storage._versionBefore) }()
+        default: break
+        }
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every if/case branch local when no optimizations
+      // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+      // https://github.com/apple/swift-protobuf/issues/1182
+      if !_storage._environment.isEmpty {
+        try visitor.visitMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufString>.self, value: _storage._environment, fieldNumber: 1)
+      }
+      if !_storage._doors.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._doors, fieldNumber: 2)
+      }
+      if !_storage._locks.isEmpty {
+        try visitor.visitPackedInt32Field(value: _storage._locks, fieldNumber: 3)
+      }
+      if _storage._scoreboard != 0 {
+        try visitor.visitSingularInt32Field(value: _storage._scoreboard, fieldNumber: 4)
+      }
+      if _storage._handoverTaking != 0 {
+        try visitor.visitSingularInt32Field(value: _storage._handoverTaking, fieldNumber: 5)
+      }
+      if _storage._handoverGiving != 0 {
+        try visitor.visitSingularInt32Field(value: _storage._handoverGiving, fieldNumber: 6)
+      }
+      if _storage._control != 0 {
+        try visitor.visitSingularInt32Field(value: _storage._control, fieldNumber: 7)
+      }
+      if !_storage._journals.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._journals, fieldNumber: 8)
+      }
+      if !_storage._visitors.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._visitors, fieldNumber: 9)
+      }
+      try { if let v = _storage._fleet {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 10)
+      } }()
+      if !_storage._generations.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._generations, fieldNumber: 11)
+      }
+      if !_storage._childLinks.isEmpty {
+        try visitor.visitPackedInt32Field(value: _storage._childLinks, fieldNumber: 12)
+      }
+      if !_storage._childPending.isEmpty {
+        try visitor.visitRepeatedBytesField(value: _storage._childPending, fieldNumber: 13)
+      }
+      if _storage._checkPid != 0 {
+        try visitor.visitSingularInt32Field(value: _storage._checkPid, fieldNumber: 14)
+      }
+      if _storage._backupPid != 0 {
+        try visitor.visitSingularInt32Field(value: _storage._backupPid, fieldNumber: 15)
+      }
+      if _storage._homecomingPid != 0 {
+        try visitor.visitSingularInt32Field(value: _storage._homecomingPid, fieldNumber: 16)
+      }
+      if !_storage._strayPids.isEmpty {
+        try visitor.visitPackedInt32Field(value: _storage._strayPids, fieldNumber: 17)
+      }
+      if _storage._startedNs != 0 {
+        try visitor.visitSingularUInt64Field(value: _storage._startedNs, fieldNumber: 18)
+      }
+      if !_storage._databaseProblem.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._databaseProblem, fieldNumber: 19)
+      }
+      if !_storage._versionBefore.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._versionBefore, fieldNumber: 20)
+      }
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: Succession, rhs: Succession) -> Bool {
+    if lhs._storage !== rhs._storage {
+      let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
+        let _storage = _args.0
+        let rhs_storage = _args.1
+        if _storage._environment != rhs_storage._environment {return false}
+        if _storage._doors != rhs_storage._doors {return false}
+        if _storage._locks != rhs_storage._locks {return false}
+        if _storage._scoreboard != rhs_storage._scoreboard {return false}
+        if _storage._handoverTaking != rhs_storage._handoverTaking {return false}
+        if _storage._handoverGiving != rhs_storage._handoverGiving {return false}
+        if _storage._control != rhs_storage._control {return false}
+        if _storage._journals != rhs_storage._journals {return false}
+        if _storage._visitors != rhs_storage._visitors {return false}
+        if _storage._fleet != rhs_storage._fleet {return false}
+        if _storage._generations != rhs_storage._generations {return false}
+        if _storage._childLinks != rhs_storage._childLinks {return false}
+        if _storage._childPending != rhs_storage._childPending {return false}
+        if _storage._checkPid != rhs_storage._checkPid {return false}
+        if _storage._backupPid != rhs_storage._backupPid {return false}
+        if _storage._homecomingPid != rhs_storage._homecomingPid {return false}
+        if _storage._strayPids != rhs_storage._strayPids {return false}
+        if _storage._startedNs != rhs_storage._startedNs {return false}
+        if _storage._databaseProblem != rhs_storage._databaseProblem {return false}
+        if _storage._versionBefore != rhs_storage._versionBefore {return false}
+        return true
+      }
+      if !storagesAreEqual {return false}
+    }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension SuccessionDoor: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".SuccessionDoor"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}address\0\u{3}descriptor_number\0\u{3}is_proxied\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.address) }()
+      case 2: try { try decoder.decodeSingularInt32Field(value: &self.descriptorNumber) }()
+      case 3: try { try decoder.decodeSingularBoolField(value: &self.isProxied) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.address.isEmpty {
+      try visitor.visitSingularStringField(value: self.address, fieldNumber: 1)
+    }
+    if self.descriptorNumber != 0 {
+      try visitor.visitSingularInt32Field(value: self.descriptorNumber, fieldNumber: 2)
+    }
+    if self.isProxied != false {
+      try visitor.visitSingularBoolField(value: self.isProxied, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: SuccessionDoor, rhs: SuccessionDoor) -> Bool {
+    if lhs.address != rhs.address {return false}
+    if lhs.descriptorNumber != rhs.descriptorNumber {return false}
+    if lhs.isProxied != rhs.isProxied {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension SuccessionGeneration: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".SuccessionGeneration"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}number\0\u{1}doors\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.number) }()
+      case 2: try { try decoder.decodeRepeatedUInt32Field(value: &self.doors) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.number != 0 {
+      try visitor.visitSingularUInt64Field(value: self.number, fieldNumber: 1)
+    }
+    if !self.doors.isEmpty {
+      try visitor.visitPackedUInt32Field(value: self.doors, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: SuccessionGeneration, rhs: SuccessionGeneration) -> Bool {
+    if lhs.number != rhs.number {return false}
+    if lhs.doors != rhs.doors {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension SuccessionJournal: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".SuccessionJournal"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}row\0\u{3}descriptor_number\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self.row) }()
+      case 2: try { try decoder.decodeSingularInt32Field(value: &self.descriptorNumber) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.row != 0 {
+      try visitor.visitSingularUInt32Field(value: self.row, fieldNumber: 1)
+    }
+    if self.descriptorNumber != 0 {
+      try visitor.visitSingularInt32Field(value: self.descriptorNumber, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: SuccessionJournal, rhs: SuccessionJournal) -> Bool {
+    if lhs.row != rhs.row {return false}
+    if lhs.descriptorNumber != rhs.descriptorNumber {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension SuccessionVisitor: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".SuccessionVisitor"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}descriptor_number\0\u{1}pending\0\u{3}waiting_since_ns\0\u{1}correlation\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularInt32Field(value: &self.descriptorNumber) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self.pending) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self._waitingSinceNs) }()
+      case 4: try { try decoder.decodeSingularUInt64Field(value: &self.correlation) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    if self.descriptorNumber != 0 {
+      try visitor.visitSingularInt32Field(value: self.descriptorNumber, fieldNumber: 1)
+    }
+    if !self.pending.isEmpty {
+      try visitor.visitSingularBytesField(value: self.pending, fieldNumber: 2)
+    }
+    try { if let v = self._waitingSinceNs {
+      try visitor.visitSingularUInt64Field(value: v, fieldNumber: 3)
+    } }()
+    if self.correlation != 0 {
+      try visitor.visitSingularUInt64Field(value: self.correlation, fieldNumber: 4)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: SuccessionVisitor, rhs: SuccessionVisitor) -> Bool {
+    if lhs.descriptorNumber != rhs.descriptorNumber {return false}
+    if lhs.pending != rhs.pending {return false}
+    if lhs._waitingSinceNs != rhs._waitingSinceNs {return false}
+    if lhs.correlation != rhs.correlation {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension FleetState: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".FleetState"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}generation\0\u{3}last_generation\0\u{1}workers\0\u{1}children\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt64Field(value: &self.generation) }()
+      case 2: try { try decoder.decodeSingularUInt64Field(value: &self.lastGeneration) }()
+      case 3: try { try decoder.decodeSingularUInt32Field(value: &self.workers) }()
+      case 4: try { try decoder.decodeRepeatedMessageField(value: &self.children) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.generation != 0 {
+      try visitor.visitSingularUInt64Field(value: self.generation, fieldNumber: 1)
+    }
+    if self.lastGeneration != 0 {
+      try visitor.visitSingularUInt64Field(value: self.lastGeneration, fieldNumber: 2)
+    }
+    if self.workers != 0 {
+      try visitor.visitSingularUInt32Field(value: self.workers, fieldNumber: 3)
+    }
+    if !self.children.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.children, fieldNumber: 4)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: FleetState, rhs: FleetState) -> Bool {
+    if lhs.generation != rhs.generation {return false}
+    if lhs.lastGeneration != rhs.lastGeneration {return false}
+    if lhs.workers != rhs.workers {return false}
+    if lhs.children != rhs.children {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension FleetChild: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".FleetChild"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}writer\0\u{1}number\0\u{1}generation\0\u{1}pid\0\u{1}state\0\u{3}at_ns\0\u{3}since_ns\0\u{1}restarts\0\u{1}row\0\u{1}wanted\0\u{3}starts_ns\0\u{3}back_offs\0\u{1}failures\0\u{3}leaves_records\0\u{1}serial\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularBoolField(value: &self.writer) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self.number) }()
+      case 3: try { try decoder.decodeSingularUInt64Field(value: &self.generation) }()
+      case 4: try { try decoder.decodeSingularInt32Field(value: &self.pid) }()
+      case 5: try { try decoder.decodeSingularStringField(value: &self.state) }()
+      case 6: try { try decoder.decodeSingularUInt64Field(value: &self.atNs) }()
+      case 7: try { try decoder.decodeSingularUInt64Field(value: &self.sinceNs) }()
+      case 8: try { try decoder.decodeSingularUInt32Field(value: &self.restarts) }()
+      case 9: try { try decoder.decodeSingularUInt32Field(value: &self._row) }()
+      case 10: try { try decoder.decodeSingularBoolField(value: &self.wanted) }()
+      case 11: try { try decoder.decodeRepeatedUInt64Field(value: &self.startsNs) }()
+      case 12: try { try decoder.decodeSingularUInt32Field(value: &self.backOffs) }()
+      case 13: try { try decoder.decodeSingularUInt32Field(value: &self.failures) }()
+      case 14: try { try decoder.decodeSingularBoolField(value: &self.leavesRecords) }()
+      case 15: try { try decoder.decodeSingularUInt32Field(value: &self.serial) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    if self.writer != false {
+      try visitor.visitSingularBoolField(value: self.writer, fieldNumber: 1)
+    }
+    if self.number != 0 {
+      try visitor.visitSingularUInt32Field(value: self.number, fieldNumber: 2)
+    }
+    if self.generation != 0 {
+      try visitor.visitSingularUInt64Field(value: self.generation, fieldNumber: 3)
+    }
+    if self.pid != 0 {
+      try visitor.visitSingularInt32Field(value: self.pid, fieldNumber: 4)
+    }
+    if !self.state.isEmpty {
+      try visitor.visitSingularStringField(value: self.state, fieldNumber: 5)
+    }
+    if self.atNs != 0 {
+      try visitor.visitSingularUInt64Field(value: self.atNs, fieldNumber: 6)
+    }
+    if self.sinceNs != 0 {
+      try visitor.visitSingularUInt64Field(value: self.sinceNs, fieldNumber: 7)
+    }
+    if self.restarts != 0 {
+      try visitor.visitSingularUInt32Field(value: self.restarts, fieldNumber: 8)
+    }
+    try { if let v = self._row {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 9)
+    } }()
+    if self.wanted != false {
+      try visitor.visitSingularBoolField(value: self.wanted, fieldNumber: 10)
+    }
+    if !self.startsNs.isEmpty {
+      try visitor.visitPackedUInt64Field(value: self.startsNs, fieldNumber: 11)
+    }
+    if self.backOffs != 0 {
+      try visitor.visitSingularUInt32Field(value: self.backOffs, fieldNumber: 12)
+    }
+    if self.failures != 0 {
+      try visitor.visitSingularUInt32Field(value: self.failures, fieldNumber: 13)
+    }
+    if self.leavesRecords != false {
+      try visitor.visitSingularBoolField(value: self.leavesRecords, fieldNumber: 14)
+    }
+    if self.serial != 0 {
+      try visitor.visitSingularUInt32Field(value: self.serial, fieldNumber: 15)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: FleetChild, rhs: FleetChild) -> Bool {
+    if lhs.writer != rhs.writer {return false}
+    if lhs.number != rhs.number {return false}
+    if lhs.generation != rhs.generation {return false}
+    if lhs.pid != rhs.pid {return false}
+    if lhs.state != rhs.state {return false}
+    if lhs.atNs != rhs.atNs {return false}
+    if lhs.sinceNs != rhs.sinceNs {return false}
+    if lhs.restarts != rhs.restarts {return false}
+    if lhs._row != rhs._row {return false}
+    if lhs.wanted != rhs.wanted {return false}
+    if lhs.startsNs != rhs.startsNs {return false}
+    if lhs.backOffs != rhs.backOffs {return false}
+    if lhs.failures != rhs.failures {return false}
+    if lhs.leavesRecords != rhs.leavesRecords {return false}
+    if lhs.serial != rhs.serial {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

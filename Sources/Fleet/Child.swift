@@ -11,7 +11,8 @@ public struct ChildSlot: Hashable, Sendable, CustomStringConvertible {
 
 /// Names a child, through all the processes that it has one after the other; never used again.
 public struct ChildID: Hashable, Sendable {
-    let serial: Int
+    public let serial: Int
+    public init(serial: Int) { self.serial = serial }
 }
 
 public enum ChildState: Sendable, Equatable {
@@ -54,16 +55,30 @@ public struct Child: Sendable {
     /// It is to serve; else it finishes, and what is left in its journal is brought home.
     public internal(set) var isWanted = true
     /// Its last starts, the newest `Limits.startsMax` of them.
-    var starts: [Instant] = []
+    public internal(set) var starts: [Instant] = []
     /// How often it was put off since it began to start too often.
-    var backOffs = 0
+    public internal(set) var backOffs = 0
     /// Exits in a row without `healthyMilliseconds` between them.
-    var failures = 0
+    public internal(set) var failures = 0
     /// Its last process left records in the journal, which a successor must bring home.
-    var hasRecords = false
+    public internal(set) var hasRecords = false
     var heartbeat = 0
     var heartbeatAt = Instant.never
     var abortedAt: Instant?
+
+    init(id: ChildID, slot: ChildSlot, generation: UInt64, state: ChildState, since: Instant) {
+        (self.id, self.slot, self.generation, self.state, self.since) = (id, slot, generation, state, since)
+    }
+
+    /// As another program has left it.
+    public init(
+        id: ChildID, slot: ChildSlot, generation: UInt64, state: ChildState, since: Instant, restarts: Int, row: Int?, isWanted: Bool,
+        starts: [Instant], backOffs: Int, failures: Int, hasRecords: Bool
+    ) {
+        self.init(id: id, slot: slot, generation: generation, state: state, since: since)
+        (self.restarts, self.row, self.isWanted, self.starts) = (restarts, row, isWanted, starts)
+        (self.backOffs, self.failures, self.hasRecords) = (backOffs, failures, hasRecords)
+    }
 
     var isReady: Bool { if case .ready = state { true } else { false } }
 }

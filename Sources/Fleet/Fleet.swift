@@ -11,6 +11,7 @@ public import Vocabulary
 /// per generation:  candidate ─▶ serving ─▶ draining ─▶ gone
 ///                      └── any failure ───────▲
 /// a reload:        none ─▶ checking ─▶ (waitingForRoom) ─▶ starting ─▶ none
+/// an upgrade:      none ─▶ checking ─▶ settling ─▶ (another program goes on) replacing ─▶ none
 /// ```
 /// The writer comes first and goes last: a worker's records always find it. It belongs to no generation. On a shared database there is none.
 public struct Fleet: Sendable {
@@ -37,9 +38,19 @@ public struct Fleet: Sendable {
         case starting
     }
 
+    public enum Upgrade: Sendable, Equatable {
+        case none
+        /// The other program shows that it can go on from here. Can transition to: `settling`, `none`.
+        case checking
+        /// It can; what is under way comes to an end first. Can transition to: `none` (too late), `replacing` (in the other program).
+        case settling(by: Instant)
+        /// The other program is in charge: a reload has new workers started, then the writer is replaced. Can transition to: `none`.
+        case replacing
+    }
+
     public enum Action: Sendable, Equatable {
         case spawn(ChildID)
-        /// `handsOver`: idle clients go to other workers; else they are told to go.
+        /// `handsOver`: idle clients go to other workers; else they are told to go. To the writer: another one follows at once.
         case drain(ChildID, milliseconds: Int, handsOver: Bool)
         /// Nobody new: the supervisor lets its listeners go, before the workers let go theirs.
         case closeListeners
@@ -53,6 +64,16 @@ public struct Fleet: Sendable {
         case reloaded(generation: UInt64)
         /// Everything is as it was.
         case reloadFailed(reason: String)
+        /// All workers of a generation failed right after its reload: `settingsChecked` is wanted with the settings of that one before it.
+        case restoreSettings(of: UInt64, failed: UInt64)
+        /// Have the other program show what it can, and say `programChecked`.
+        case checkProgram
+        /// Let it take this process over; if that can't be now, it is asked for again with the next tick.
+        case replaceProgram
+        /// This program goes on; nothing has changed.
+        case upgradeFailed(reason: String)
+        /// Every process that serves is of this program.
+        case upgraded
         /// So many generations drain that the oldest one has to end sooner.
         case tightened(generation: UInt64, milliseconds: Int)
         /// No process of the generation is left, and none will be.
@@ -89,7 +110,14 @@ public struct Fleet: Sendable {
     public private(set) var reload = Reload.none
     /// The workers of the generation in charge that are to be; 0: all were told to go.
     public private(set) var workers: Int
-    private var lastGeneration: UInt64 = 1
+    public private(set) var upgrade = Upgrade.none
+    public private(set) var lastGeneration: UInt64 = 1
+    /// The last one whose workers did not fail right after its reload, other than the one in charge; nil: nobody knows one.
+    public private(set) var lastGood: UInt64?
+    /// Until when the one in charge may fail as a whole, and its reload is undone.
+    private var trialBy = Instant(nanoseconds: 0)
+    /// The reload under way brings the last good settings back.
+    public private(set) var isReturning = false
     /// When another reload is to begin.
     private var reloadDue = Instant.never
     private var reloadBegunAt: Instant?
@@ -106,6 +134,22 @@ public struct Fleet: Sendable {
         (self.workers, self.times, tickedAt) = (workers, times, now)
         if hasWriter { add(ChildSlot(.writer), 0, startAt: now, now) }
         for number in 0..<workers { add(ChildSlot(.worker, number), 1, startAt: hasWriter ? .never : now, now) }
+    }
+
+    /// What another program in this process left. Nil: this is no state of a fleet that serves.
+    public init?(adopting children: [Child], generation: UInt64, lastGeneration: UInt64, workers: Int, now: Instant, times: Times) {
+        guard generation > 0, generation <= lastGeneration, (0...Limits.workersMax).contains(workers),
+            Set(children.map(\.id)).count == children.count,
+            children.allSatisfy({ ($0.slot.role == .writer) == ($0.generation == 0) && $0.generation <= lastGeneration })
+        else { return nil }
+        (self.children, self.generation, self.lastGeneration, self.workers) = (children, generation, lastGeneration, workers)
+        (self.times, tickedAt, phase, upgrade) = (times, now, .serving, .replacing)
+        nextSerial = (children.map(\.id.serial).max() ?? -1) + 1
+        for child in children {
+            guard let row = child.row else { continue }
+            guard rows.claim(row) else { return nil }
+        }
+        for i in children.indices where children[i].state.pid != nil { self.children[i].heartbeatAt = now }
     }
 
     public subscript(id: ChildID) -> Child? { children.first { $0.id == id } }
@@ -135,7 +179,14 @@ public struct Fleet: Sendable {
         }
         tickedAt = now
         var actions = overdue(now)
-        if reload == .none, reloadDue <= now, phase == .serving { actions += begin(now) }
+        if case .settling(let by) = upgrade, phase == .serving {
+            if by <= now {
+                actions += endUpgrade("the processes did not come to rest within \(milliseconds(Limits.upgradeRestMilliseconds))")
+            } else if reload == .none {
+                actions.append(.replaceProgram)
+            }
+        }
+        if reload == .none, mayReload, reloadDue <= now, phase == .serving { actions += begin(now) }
         actions += shed(now)
         for i in children.indices {
             guard case .waiting(let until) = children[i].state, until <= now else { continue }
@@ -215,6 +266,10 @@ public struct Fleet: Sendable {
             phase = .serving
             return [.announceReady] + ticked(now)
         }
+        if children[i].slot.role == .writer, upgrade == .replacing, reload == .none {
+            upgrade = .none
+            return [.upgraded] + ticked(now)
+        }
         if let candidate, children.allSatisfy({ $0.generation != candidate || $0.isReady }) { return promote(now) }
         return ticked(now)
     }
@@ -259,14 +314,24 @@ public struct Fleet: Sendable {
         }
         var actions: [Action] = []
         if isWanted {
-            children[i].restarts += 1
+            if !isOrderly || child.slot.role == .worker { children[i].restarts += 1 }  // an upgrade replaces the writer
             children[i].state = .waiting(until: now.adding(milliseconds: backOff(i, now)))
         } else {
             children.remove(at: i)
         }
         if isCandidate { actions += discard("\(child.slot) of the new generation ended: \(reason)", now) }
+        actions += undo(now)
         actions += retire(child.generation, now)
         return actions + (phase == .starting || phase == .serving || isWanted ? ticked(now) : advanceStop(now))
+    }
+
+    /// The last reload is undone when all its workers fail at once, again and again.
+    private mutating func undo(_ now: Instant) -> [Action] {
+        guard phase == .serving, reload == .none, upgrade == .none, now < trialBy, let lastGood else { return [] }
+        let wanted = children.filter { isServing($0) && $0.isWanted }
+        guard !wanted.isEmpty, wanted.allSatisfy({ $0.restarts >= Limits.trialExits }) else { return [] }
+        (reload, reloadBegunAt, isReturning) = (.checking, now, true)
+        return [.restoreSettings(of: lastGood, failed: generation)]
     }
 
     /// 0 for the first starts, then 0.5, 1, 2, 4, 5, 5 … s until it is healthy.
@@ -318,7 +383,15 @@ public struct Fleet: Sendable {
         }
         let earliest = reloadBegunAt?.adding(milliseconds: Limits.reloadSpacingMilliseconds) ?? now
         reloadDue = min(reloadDue, isUrgent ? now : max(now, earliest))
-        return phase == .serving && reload == .none && reloadDue <= now ? begin(now) : []
+        return phase == .serving && reload == .none && mayReload && reloadDue <= now ? begin(now) : []
+    }
+
+    /// Before another program takes over nothing begins that it would have to end.
+    private var mayReload: Bool {
+        switch upgrade {
+        case .none, .replacing: true
+        case .checking, .settling: false
+        }
     }
 
     private mutating func begin(_ now: Instant) -> [Action] {
@@ -356,11 +429,19 @@ public struct Fleet: Sendable {
     /// Everybody of the candidate is ready: it is in charge, and the one before drains.
     private mutating func promote(_ now: Instant) -> [Action] {
         let before = generation
+        if upgrade == .replacing {
+            lastGood = nil  // its settings were the other program's
+        } else if trialBy <= now, !isReturning {
+            lastGood = before
+        }
+        trialBy = lastGood == nil || isReturning ? now : now.adding(milliseconds: Limits.trialMilliseconds)
         generation = lastGeneration
         workers = children.count { isServing($0) }
         if let nextTimes { times = nextTimes }
-        let actions = endReload(.reloaded(generation: generation), now)
-        return actions + leave(before, now) + retire(before, now) + ticked(now)
+        var actions = endReload(.reloaded(generation: generation), now)
+        actions += leave(before, now) + retire(before, now)
+        if upgrade == .replacing { actions += replaceWriter(now) }
+        return actions + ticked(now)
     }
 
     /// The candidate can't be what it should: it goes, and everything is as it was.
@@ -371,7 +452,8 @@ public struct Fleet: Sendable {
     }
 
     private mutating func endReload(_ end: Action, _ now: Instant) -> [Action] {
-        (reload, nextTimes) = (.none, nil)
+        (reload, nextTimes, isReturning) = (.none, nil, false)
+        if case .reloadFailed = end, upgrade == .replacing { upgrade = .none }
         return [end]
     }
 
@@ -391,6 +473,46 @@ public struct Fleet: Sendable {
             if let row = child.row { rows.giveBack(row) }
             return true
         }
+    }
+
+    // MARK: Upgrade
+
+    /// Another program is to go on in this process.
+    public mutating func upgrade(now: Instant) -> Result<[Action], FleetRefusal> {
+        if let why = busy() { return .failure(why) }
+        upgrade = .checking
+        return .success([.checkProgram])
+    }
+
+    /// It can go on from here.
+    public mutating func programChecked(now: Instant) -> [Action] {
+        guard upgrade == .checking else { return [] }
+        upgrade = .settling(by: now.adding(milliseconds: Limits.upgradeRestMilliseconds))
+        return ticked(now)
+    }
+
+    /// It can't, or can't be started.
+    public mutating func programRefused(reason: String) -> [Action] {
+        switch upgrade {
+        case .checking, .settling: endUpgrade(reason)
+        case .none, .replacing: []
+        }
+    }
+
+    private mutating func endUpgrade(_ reason: String) -> [Action] {
+        upgrade = .none
+        return [.upgradeFailed(reason: reason)]
+    }
+
+    /// This is the other program, and it has what the first one left: its workers come first, then its writer.
+    public mutating func adopted(now: Instant) -> [Action] { reload(isUrgent: true, now: now) }
+
+    private mutating func replaceWriter(_ now: Instant) -> [Action] {
+        guard let i = children.firstIndex(where: { $0.slot.role == .writer }) else {
+            upgrade = .none
+            return [.upgraded]
+        }
+        return drain(i, times.drain, handsOver: true, now)
     }
 
     // MARK: Scale
@@ -443,7 +565,9 @@ public struct Fleet: Sendable {
         switch phase {
         case .starting: return FleetRefusal("the server is still starting; try again in a moment")
         case .stoppingWorkers, .stoppingWriter, .stopped: return FleetRefusal("the server is stopping")
-        case .serving: return reload == .none ? nil : FleetRefusal("a reload is under way; try again when it is over")
+        case .serving:
+            if upgrade != .none { return FleetRefusal("an upgrade is under way; try again when it is over") }
+            return reload == .none ? nil : FleetRefusal("a reload is under way; try again when it is over")
         }
     }
 
@@ -471,6 +595,7 @@ public struct Fleet: Sendable {
         guard phase == .starting || phase == .serving else { return [] }
         phase = .stoppingWorkers
         var actions: [Action] = reload == .none ? [] : endReload(.reloadFailed(reason: "the server is stopping"), now)
+        if mayReload { upgrade = .none } else { actions += endUpgrade("the server is stopping") }
         reloadDue = .never
         actions.append(.closeListeners)
         for i in children.indices where children[i].slot.role == .worker {

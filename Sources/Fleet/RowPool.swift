@@ -11,6 +11,13 @@ struct RowPool: Sendable {
         return row
     }
 
+    /// One that is in use already; false: it can't be.
+    mutating func claim(_ row: Int) -> Bool {
+        guard taken.indices.contains(row), !taken[row] else { return false }
+        taken[row] = true
+        return true
+    }
+
     mutating func giveBack(_ row: Int) {
         precondition(taken[row], "row \(row) is given back twice")
         taken[row] = false

@@ -81,6 +81,13 @@ public struct Heritage: Sendable {
 
 /// The process's environment as a dictionary.
 public enum Environment {
+    /// A variable's value, which is gone from the environment then.
+    public static func take(_ name: String) -> String? {
+        guard let value = getenv(name).map({ String(cString: $0) }) else { return nil }
+        unsetenv(name)
+        return value
+    }
+
     public static var current: [String: String] {
         var out: [String: String] = [:]
         var next = environ

@@ -9,9 +9,12 @@ internal import CPlatform
 /// It belongs to the supervisor's open file alone: children never inherit it, and it ends with the process however that ends.
 public final class InstanceLock: Sendable {
     private static let fileName = "serve.lock"
-    private let descriptors: [Int32]
+    /// Whoever has these open has the lock.
+    public let descriptors: [Int32]
 
     private init(_ descriptors: [Int32]) { self.descriptors = descriptors }
+    /// Those that another program in this process took.
+    public convenience init(adopting descriptors: [Int32]) { self.init(descriptors) }
     deinit { for descriptor in descriptors { close(descriptor) } }
 
     /// Takes the locks of all `directories`, in their order, or none: of two that start together exactly one gets the first.

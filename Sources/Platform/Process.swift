@@ -86,9 +86,11 @@ public enum Process {
     }
 
     /// Starts this executable again with `arguments` and `heritage`; fork and exec happen in C, with nothing between them.
-    /// `output`: what becomes its standard output and error; else they are ours.
+    /// `output`: what becomes its standard output and error; else they are ours. `program`: another one than this. `passing`: what it gets
+    /// as descriptor 3, without a heritage.
     public static func spawnSelf(
-        _ arguments: [String], heritage: Heritage?, environment: [String: String], output: Int32? = nil
+        _ arguments: [String], heritage: Heritage?, environment: [String: String], output: Int32? = nil, program: String? = nil,
+        passing: Int32? = nil
     ) throws(SystemError) -> Int32 {
         var environment = environment
         var descriptors: [Int32] = []
@@ -97,6 +99,8 @@ public enum Process {
             environment["CODEX_LB_HERITAGE_DATA"] = heritage.dataDirectory
             environment["CODEX_LB_HERITAGE_RUNTIME"] = heritage.runtimeDirectory
             descriptors = heritage.descriptors
+        } else if let passing {
+            descriptors = [passing]
         }
         for name in ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             environment[name] = nil
@@ -106,7 +110,7 @@ public enum Process {
             descriptors += [output, output]
             targets += [1, 2]
         }
-        let path = executable
+        let path = program ?? executable
         var argv = ([path] + arguments).map { strdup($0) } + [nil]
         var envp = environment.sorted { $0.key < $1.key }.map { strdup("\($0.key)=\($0.value)") } + [nil]
         defer {
@@ -114,10 +118,42 @@ public enum Process {
             for p in envp { free(p) }
         }
         // By this name, not by its path: the file may have been replaced since, and a generation is of one build.
-        let pid = codexlb_spawn("/proc/self/exe", &argv, &envp, descriptors, targets, descriptors.count, 0)
+        let pid = codexlb_spawn(program ?? "/proc/self/exe", &argv, &envp, descriptors, targets, descriptors.count, 0)
         if pid < 0 { throw SystemError(-pid, "starting \(path) \(arguments.joined(separator: " "))") }
         return pid
     }
+
+    /// The path that this program was called by, which may lead to another file by now; nil when there is nothing to run.
+    public static func called(_ name: String, environment: [String: String]) -> String? {
+        var paths: [String] = []
+        if name.hasPrefix("/") {
+            paths = [name]
+        } else if name.contains("/") {
+            var buffer = [CChar](repeating: 0, count: 4096)
+            guard getcwd(&buffer, buffer.count) != nil else { return nil }
+            paths = [String(decoding: buffer.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self) + "/" + name]
+        } else {
+            paths = (environment["PATH"] ?? "").split(separator: ":").map { "\($0)/\(name)" }
+        }
+        return paths.first { access($0, X_OK) == 0 }
+    }
+
+    /// Becomes another program: same process, same children, nothing open but `keeping`, under the same numbers, and the standard streams.
+    /// Signals should be blocked: what comes meanwhile waits for the other program. Comes back only when it fails.
+    public static func replace(
+        with path: String, _ arguments: [String], environment: [String: String], keeping descriptors: [Int32]
+    ) -> SystemError {
+        var argv = arguments.map { strdup($0) } + [nil]
+        var envp = environment.sorted { $0.key < $1.key }.map { strdup("\($0.key)=\($0.value)") } + [nil]
+        defer {
+            for p in argv { free(p) }
+            for p in envp { free(p) }
+        }
+        return SystemError(-codexlb_exec(path, &argv, &envp, descriptors, descriptors.count), "starting \(path)")
+    }
+
+    /// Signals wait until they are let through. Other threads must have them blocked for good.
+    public static func blockSignals(_ isOn: Bool) { codexlb_block_signals(isOn ? 1 : 0) }
 
     /// Starts another program, whose standard streams are ours and which inherits nothing else. It is ended with the calling thread.
     public static func spawn(_ path: String, _ arguments: [String], environment: [String: String]) throws(SystemError) -> Int32 {

@@ -33,3 +33,26 @@ public struct SharedMemory: @unchecked Sendable {  // access rules belong to Jou
     /// CRC-32C of bytes, as the journal writes it beside each record.
     static func checksum(_ bytes: UnsafeRawBufferPointer) -> UInt32 { codexlb_crc32c(bytes.baseAddress, bytes.count) }
 }
+
+/// A few bytes for another program, in a file that only its descriptor leads to.
+public enum MemoryFile {
+    public static func make(_ name: String, _ bytes: [UInt8]) throws(SystemError) -> Int32 {
+        let fd = codexlb_memfd(name, bytes.count)
+        if fd < 0 { throw SystemError(-fd, "memfd_create \(name)") }
+        guard bytes.withUnsafeBytes({ pwrite(fd, $0.baseAddress, $0.count, 0) }) == bytes.count else {
+            let code = errno
+            close(fd)
+            throw SystemError(code, "writing \(name)")
+        }
+        return fd
+    }
+
+    /// All of it.
+    public static func read(_ fd: Int32) throws(SystemError) -> [UInt8] {
+        var info = stat()
+        guard fstat(fd, &info) == 0 else { throw SystemError(errno, "memory file of descriptor \(fd)") }
+        var bytes = [UInt8](repeating: 0, count: Int(info.st_size))
+        guard pread(fd, &bytes, bytes.count, 0) == bytes.count else { throw SystemError(errno, "memory file of descriptor \(fd)") }
+        return bytes
+    }
+}

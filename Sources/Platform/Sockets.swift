@@ -52,6 +52,12 @@ public struct ListenerSpec: Sendable, Equatable {
     /// The group that owns the file; nil: ours.
     public var group: String?
 
+    /// As `parse` reads it.
+    public var text: String {
+        "\(address)" + (isProxied ? ",proxy" : "") + (mode.map { ",mode=" + String($0, radix: 8) } ?? "")
+            + (group.map { ",group=\($0)" } ?? "")
+    }
+
     public static func parse(_ text: String) -> Result<ListenerSpec, ListenAddressError> {
         let parts = text.split(separator: ",", omittingEmptySubsequences: false)
         return ListenAddress.parse(String(parts[0])).flatMap { address in

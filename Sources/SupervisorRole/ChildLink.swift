@@ -9,8 +9,9 @@ final class ChildLink: ByteStreamDelegate {
     private unowned let supervisor: Supervisor
     private var reader = FrameReader()
 
-    init(_ loop: EventLoop, _ descriptor: Int32, _ child: ChildID, _ supervisor: Supervisor) {
+    init(_ loop: EventLoop, _ descriptor: Int32, _ child: ChildID, _ supervisor: Supervisor, unfinished: [UInt8] = []) {
         (self.child, self.supervisor) = (child, supervisor)
+        reader.unfinished = unfinished
         stream = ByteStream(loop, .unix)
         do throws(LoopError) { try stream.open(descriptor) } catch { preconditionFailure("control socket: \(error)") }
         stream.delegate = self
@@ -26,6 +27,12 @@ final class ChildLink: ByteStreamDelegate {
     }
 
     func close() { stream.close() }
+
+    /// Everything said has been taken.
+    var isAtRest: Bool { stream.isClosed || stream.queuedBytes == 0 }
+    /// For another program, which goes on with it; -1: it is closed.
+    var descriptor: Int32 { stream.isClosed ? -1 : stream.descriptor }
+    var unfinished: [UInt8] { reader.unfinished }
 
     func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
         do throws(FrameError) {

@@ -10,6 +10,7 @@ final class ControlDoor {
     private let path: String
     private unowned let supervisor: Supervisor
     private var listener: Listener?
+    private var descriptor: Int32 = -1
     private var file: SocketFile?
     private var visitors: [ObjectIdentifier: Visitor] = [:]
     /// Whose command went to the writer under which number of ours, and what the visitor called it.
@@ -23,9 +24,19 @@ final class ControlDoor {
         try open()
     }
 
+    /// The one that another program in this process has opened.
+    init(_ loop: EventLoop, path: String, supervisor: Supervisor, adopting descriptor: Int32) throws(SystemError) {
+        (self.loop, self.path, self.supervisor) = (loop, path, supervisor)
+        try listen(descriptor)
+    }
+
     private func open() throws(SystemError) {
         if let slash = path.lastIndex(of: "/") { try Directory.make(String(path[..<slash])) }
-        let descriptor = try Sockets.listen(.unix(path: path), mode: 0o600)
+        try listen(try Sockets.listen(.unix(path: path), mode: 0o600))
+    }
+
+    private func listen(_ descriptor: Int32) throws(SystemError) {
+        self.descriptor = descriptor
         do throws(LoopError) {
             listener = try Listener(loop, descriptor: descriptor, kind: .unix) { [unowned self] in came($0) }
         } catch {
@@ -53,6 +64,31 @@ final class ControlDoor {
         file?.remove()
     }
 
+    /// No question is with the writer, and no answer on its way.
+    var isAtRest: Bool { asked.isEmpty && visitors.values.allSatisfy(\.isAtRest) }
+
+    /// What another program in this process needs to go on.
+    func leave(to succession: inout Succession) {
+        succession.control = descriptor
+        succession.visitors = visitors.values.map(\.succession)
+    }
+
+    /// Goes on with those that another program had, and tells who waits for the end of an upgrade or a reload.
+    func adopt(_ left: [SuccessionVisitor], _ waits: (_ since: Instant, _ answer: @escaping (FleetReply) -> Void) -> Void)
+        throws(SystemError)
+    {
+        for one in left {
+            let stream = ByteStream(loop, .unix)
+            do throws(LoopError) { try stream.open(one.descriptorNumber) } catch { throw SystemError(-error.code, "control connection") }
+            let visitor = Visitor(stream, self, unfinished: one.unfinished)
+            visitors[ObjectIdentifier(visitor)] = visitor
+            guard one.hasWaitingSinceNs else { continue }
+            let since = Instant(nanoseconds: one.waitingSinceNs)
+            visitor.question = (one.correlation, since)
+            waits(since) { [weak visitor] in visitor?.answer(one.correlation, $0) }
+        }
+    }
+
     private func came(_ stream: ByteStream) {
         guard let user = Descriptor.peerUser(stream.descriptor), user == Process.user || user == 0 else {
             log.warning("control connection of another user refused")
@@ -69,7 +105,8 @@ final class ControlDoor {
         case .statusRequest:
             visitor.send(frame.correlation) { $0.statusReply = supervisor.status() }
         case .fleetOrder(let order):
-            supervisor.obey(order) { [weak visitor] reply in visitor?.send(frame.correlation) { $0.fleetReply = reply } }
+            visitor.question = (frame.correlation, loop.now)
+            supervisor.obey(order) { [weak visitor] in visitor?.answer(frame.correlation, $0) }
         case .storeCommand(let command):
             let number = next
             next += 1
@@ -100,9 +137,12 @@ private final class Visitor: ByteStreamDelegate {
     private let stream: ByteStream
     private unowned let door: ControlDoor
     private var reader = FrameReader()
+    /// An order that is not answered yet.
+    var question: (correlation: UInt64, since: Instant)?
 
-    init(_ stream: ByteStream, _ door: ControlDoor) {
+    init(_ stream: ByteStream, _ door: ControlDoor, unfinished: [UInt8] = []) {
         (self.stream, self.door) = (stream, door)
+        reader.unfinished = unfinished
         stream.delegate = self
         stream.startReading()
     }
@@ -114,6 +154,21 @@ private final class Visitor: ByteStreamDelegate {
         var bytes: [UInt8] = []
         FrameCodec.encode(frame, into: &bytes)
         stream.write(bytes)
+    }
+
+    func answer(_ correlation: UInt64, _ reply: FleetReply) {
+        question = nil
+        send(correlation) { $0.fleetReply = reply }
+    }
+
+    var isAtRest: Bool { stream.queuedBytes == 0 }
+
+    var succession: SuccessionVisitor {
+        var out = SuccessionVisitor()
+        out.descriptorNumber = stream.descriptor
+        out.unfinished = reader.unfinished
+        if let question { (out.correlation, out.waitingSinceNs) = (question.correlation, question.since.nanoseconds) }
+        return out
     }
 
     func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {

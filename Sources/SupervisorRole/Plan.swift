@@ -1,3 +1,4 @@
+import ControlWire
 public import Logging
 import Platform
 public import Settings
@@ -16,12 +17,18 @@ public struct SettingsSource {
     /// Of an environment that such a child printed.
     public var settings: ([String: String]) throws(SettingsError) -> Settings
     public var logger: (Settings) -> Logger
+    /// As this program was called, its name first: so is the one called that replaces it.
+    public var commandLine: [String]
+    public var build: Build
+
+    var called: String { commandLine.first ?? "" }
 
     public init(
         arguments: [String], environment: [String: String], settings: @escaping ([String: String]) throws(SettingsError) -> Settings,
-        logger: @escaping (Settings) -> Logger
+        logger: @escaping (Settings) -> Logger, commandLine: [String], build: Build
     ) {
         (self.arguments, self.environment, self.settings, self.logger) = (arguments, environment, settings, logger)
+        (self.commandLine, self.build) = (commandLine, build)
     }
 }
 
@@ -46,6 +53,14 @@ struct Door: Equatable {
     init(given descriptor: Int32, name: String) {
         (self.descriptor, isProxied) = (descriptor, name == Self.proxiedName)
         self.name = Sockets.name(of: descriptor)
+    }
+
+    /// Left by the program before us.
+    init(_ left: SuccessionDoor) throws(SystemError) {
+        descriptor = left.descriptorNumber
+        (isProxied, name) = (left.isProxied, Sockets.name(of: left.descriptorNumber))
+        guard !left.address.isEmpty else { return }
+        (spec, file) = (try Self.spec(left.address), SocketFile(of: left.descriptorNumber))
     }
 
     /// `FileDescriptorName=` of a socket whose connections begin with a PROXY header.

@@ -1,14 +1,13 @@
-import Fleet
 import Loop
 import Platform
-import Settings
 import Vocabulary
 
 #if canImport(Glibc)
     import Glibc
 #endif
 
-/// A child that reads and checks the settings of a reload. It prints the environment that they are in, or what is wrong with them.
+/// A child that reads and checks settings: of a reload this program, of an upgrade the one that is to follow. It prints the environment that
+/// they are in, or what is wrong.
 ///
 /// What was checked is what is used: the supervisor reads no file of its own.
 final class SettingsReading: ByteStreamDelegate {
@@ -17,13 +16,22 @@ final class SettingsReading: ByteStreamDelegate {
     private(set) var exit: Process.Exit?
     private let stream: ByteStream
     private unowned let supervisor: Supervisor
+    private let what: String
+    private let milliseconds: Int
+    private let done: (Result<[String: String], Failure>) -> Void
     private var report: [UInt8] = []
     private var isWhole = false
     private var isOver = false
 
-    init(_ supervisor: Supervisor, pid: Int32, output: Int32) throws(LoopError) {
-        (self.supervisor, self.pid) = (supervisor, pid)
-        by = supervisor.loop.now.adding(milliseconds: Limits.reloadCheckMilliseconds)
+    struct Failure: Error { var reason: String }
+
+    /// `what`: in words, for a line that says that it failed. `done` is called once.
+    init(
+        _ supervisor: Supervisor, pid: Int32, output: Int32, what: String, milliseconds: Int,
+        _ done: @escaping (Result<[String: String], Failure>) -> Void
+    ) throws(LoopError) {
+        (self.supervisor, self.pid, self.what, self.milliseconds, self.done) = (supervisor, pid, what, milliseconds, done)
+        by = supervisor.loop.now.adding(milliseconds: milliseconds)
         stream = ByteStream(supervisor.loop, .unix)
         try stream.open(output)
         stream.delegate = self
@@ -51,34 +59,32 @@ final class SettingsReading: ByteStreamDelegate {
     func isLate() {
         guard !isOver, exit == nil else { return }
         Process.signal(pid, SIGKILL)
-        failed("reading the settings took longer than \(Limits.reloadCheckMilliseconds) ms")
+        end(.failure(Failure(reason: "\(what) took longer than \(milliseconds) ms")))
     }
 
     private func conclude() {
         guard let exit, isWhole else { return }
         stream.close()
         supervisor.readings.removeAll { $0 === self }
-        guard exit == .code(0) else { return failed(reason(exit)) }
-        guard !isOver else { return }
-        isOver = true
+        guard exit == .code(0) else { return end(.failure(Failure(reason: reason(exit)))) }
         var environment: [String: String] = [:]
         for entry in report.split(separator: 0) {
             guard let equals = entry.firstIndex(of: UInt8(ascii: "=")) else { continue }
             environment[String(decoding: entry[..<equals], as: UTF8.self)] = String(decoding: entry[(equals + 1)...], as: UTF8.self)
         }
-        supervisor.settingsRead(environment)
+        end(.success(environment))
     }
 
     private func reason(_ exit: Process.Exit) -> String {
         let text = String(decoding: report, as: UTF8.self).split(separator: "\n").map { line in
             line.hasPrefix("codex-lb: ") ? line.dropFirst(10) : line
         }.joined(separator: "; ")
-        return text.isEmpty ? "the child that reads the settings ended with \(exit)" : text
+        return text.isEmpty ? "\(what): the child ended with \(exit)" : text
     }
 
-    private func failed(_ reason: String) {
+    private func end(_ result: Result<[String: String], Failure>) {
         guard !isOver else { return }
         isOver = true
-        supervisor.perform(supervisor.fleet.settingsRefused(reason: reason, now: supervisor.loop.now))
+        done(result)
     }
 }

@@ -16,6 +16,8 @@ struct ReloadWaiter {
     /// The first reload that answers the question: one that had begun before may not have seen what changed.
     var number: Int
     var since: Instant
+    /// It waits for an upgrade: for the first reload of the other program.
+    var isUpgrade = false
     var notes: [String] = []
     var answer: (FleetReply) -> Void
 }
@@ -34,9 +36,11 @@ extension Supervisor {
             (SIGWINCH, { $0.obey("SIGWINCH", $0.fleet.drainAll(now: $0.loop.now)) }),
             (SIGTTIN, { $0.scale("SIGTTIN", by: 1) }),
             (SIGTTOU, { $0.scale("SIGTTOU", by: -1) }),
-            (SIGUSR2, { $0.log.warning("SIGUSR2 is not obeyed: another binary takes a restart") }),
+            (SIGUSR2, { $0.upgrade(by: "SIGUSR2") }),
         ]
         for (number, order) in orders { _ = LoopSignal(loop, number) { [unowned self] in order(self) } }
+        _ = LoopSignal(loop, SIGCHLD) { [unowned self] in reap() }
+        for number in [SIGTERM, SIGINT] { _ = LoopSignal(loop, number) { [unowned self] in stopRequested(number) } }
     }
 
     private func quit() {
@@ -73,6 +77,13 @@ extension Supervisor {
         case .reload:
             waiting.append(ReloadWaiter(number: reloads + 1, since: now, answer: answer))
             perform(fleet.reload(isUrgent: true, now: now))
+        case .upgrade:
+            switch fleet.upgrade(now: now) {
+            case .success(let actions):
+                waiting.append(ReloadWaiter(number: .max, since: now, isUpgrade: true, answer: answer))
+                perform(actions)
+            case .failure(let why): answer(reply(error: why.description))
+            }
         case .scale(let scale):
             let count = scale.hasWorkers ? Int(scale.workers) : fleet.workers + Int(scale.change)
             obey(fleet.scale(to: count, now: now), answer)
@@ -108,6 +119,7 @@ extension Supervisor {
         reply.error = error
         reply.generation = fleet.generation
         reply.workers = UInt32(fleet.workers)
+        reply.version = Version.text
         return reply
     }
 
@@ -118,21 +130,41 @@ extension Supervisor {
         log.notice("reloading: the settings are read", metadata: ["generation": "\(fleet.generation)"])
         ServiceManager.notify("RELOADING=1\nMONOTONIC_USEC=\(loop.now.nanoseconds / 1000)\nSTATUS=reloading")
         do throws(SystemError) {
-            let (ours, theirs) = try Descriptor.socketPair()
-            defer { Descriptor.close(theirs) }
-            let pid: Int32
-            do throws(SystemError) {
-                pid = try Process.spawnSelf(source.arguments, heritage: nil, environment: source.environment, output: theirs)
-            } catch {
-                Descriptor.close(ours)
-                throw error
-            }
-            do throws(LoopError) { readings.append(try SettingsReading(self, pid: pid, output: ours)) } catch {
-                Process.signal(pid, SIGKILL)
-                throw SystemError(-error.code, "reading the settings")
+            try read(
+                source.arguments, environment: source.environment, what: "reading the settings",
+                milliseconds: Limits.reloadCheckMilliseconds
+            ) { [unowned self] result in
+                switch result {
+                case .success(let environment): settingsRead(environment)
+                case .failure(let failure): perform(fleet.settingsRefused(reason: failure.reason, now: loop.now))
+                }
             }
         } catch {
             perform(fleet.settingsRefused(reason: "\(error)", now: loop.now))
+        }
+    }
+
+    /// Starts a child that reports settings.
+    func read(
+        _ arguments: [String], environment: [String: String], what: String, milliseconds: Int, program: String? = nil,
+        passing: Int32? = nil, _ done: @escaping (Result<[String: String], SettingsReading.Failure>) -> Void
+    ) throws(SystemError) {
+        let (ours, theirs) = try Descriptor.socketPair()
+        defer { Descriptor.close(theirs) }
+        let pid: Int32
+        do throws(SystemError) {
+            pid = try Process.spawnSelf(
+                arguments, heritage: nil, environment: environment, output: theirs, program: program, passing: passing)
+        } catch {
+            Descriptor.close(ours)
+            throw error
+        }
+        do throws(LoopError) {
+            readings.append(try SettingsReading(self, pid: pid, output: ours, what: what, milliseconds: milliseconds, done))
+        } catch {
+            Process.signal(pid, SIGKILL)
+            strays.append(pid)
+            throw SystemError(-error.code, what)
         }
     }
 
@@ -146,8 +178,15 @@ extension Supervisor {
     func reloadEnded(error: String) {
         // A server that stops begins no further one.
         let isLast = fleet.phase != .serving && fleet.phase != .starting
-        let done = waiting.filter { isLast || $0.number <= reloads }
-        waiting.removeAll { isLast || $0.number <= reloads }
+        answer(error: error) { isLast || $0.number <= reloads }
+    }
+
+    /// The other program can't take over.
+    func upgradeEnded(error: String) { answer(error: error, \.isUpgrade) }
+
+    private func answer(error: String, _ concerns: (ReloadWaiter) -> Bool) {
+        let done = waiting.filter(concerns)
+        waiting.removeAll(where: concerns)
         for waiter in done {
             var reply = reply(error: error)
             reply.milliseconds = UInt64(loop.now.milliseconds(since: waiter.since))

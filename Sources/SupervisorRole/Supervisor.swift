@@ -16,12 +16,25 @@ final class Supervisor {
     let loop: EventLoop
     private(set) var log: Logger
     var fleet: Fleet
-    private let source: SettingsSource
+    let source: SettingsSource
+    private let lock: InstanceLock
     private let started: Instant
     /// What the generation in charge works by. Its doors are gone from the order to stop on.
     private var plan: Plan
+    private var planGeneration: UInt64
     /// Of the generations that have a process, and of the candidate.
     private var plans: [UInt64: Plan] = [:]
+    /// Of the last generation that did not fail right after its reload (`Fleet.lastGood`).
+    private var goodPlan: Plan?
+    /// Why the reload under way brings older settings back; empty when it does not.
+    private var returnReason = ""
+    /// Of the program that is about to replace this one.
+    var nextEnvironment: [String: String] = [:]
+    var isReplacing = false
+    /// Another program was here before us, and not all of its processes have followed it yet.
+    var isSuccessor = false
+    /// Children that nobody waits for any more.
+    var strays: [Int32] = []
     /// Of the reload under way, once its settings are known to be good.
     var nextPlan: Plan?
     private let scoreboardMemory: SharedMemory
@@ -72,22 +85,115 @@ final class Supervisor {
     /// Between two tries to store orphans' records in a shared database.
     static let homecomingMilliseconds = 10_000
 
-    init(_ loop: EventLoop, _ plan: Plan, _ source: SettingsSource, log: Logger) throws(SystemError) {
-        (self.loop, self.plan, self.source, self.log) = (loop, plan, source, log)
+    init(_ loop: EventLoop, _ plan: Plan, _ source: SettingsSource, _ lock: InstanceLock, log: Logger) throws(SystemError) {
+        (self.loop, self.plan, self.source, self.lock, self.log) = (loop, plan, source, lock, log)
         started = loop.now
         let settings = plan.settings
         fleet = Fleet(
             workers: settings.workers, hasWriter: settings.database.sqlitePath != nil, now: started, times: Fleet.Times(settings))
+        planGeneration = fleet.generation
         plans = [fleet.generation: plan]
         scoreboardMemory = try SharedMemory.create("codex-lb:scoreboard", count: Scoreboard.memoryBytes)
         scoreboard = Scoreboard(fresh: scoreboardMemory)
         handover = try HandoverSocket.pair()
         door = try ControlDoor(loop, path: settings.controlSocket, supervisor: self)
-        _ = LoopSignal(loop, SIGCHLD) { [unowned self] in reap() }
-        for number in [SIGTERM, SIGINT] { _ = LoopSignal(loop, number) { [unowned self] in stopRequested(number) } }
         obeySignals()
         timer = LoopTimer(loop) { [unowned self] in tick() }
     }
+
+    /// Goes on with what another program has left in this process.
+    init(
+        _ loop: EventLoop, adopting left: Succession, _ settings: Settings, _ source: SettingsSource, _ lock: InstanceLock, log: Logger
+    ) throws(SystemError) {
+        (self.loop, self.source, self.lock, self.log) = (loop, source, lock, log)
+        for descriptor in left.descriptors { Descriptor.setCloseOnExec(descriptor) }
+        started = Instant(nanoseconds: left.startedNs)
+        guard let fleet = left.fleet(now: loop.now, times: Fleet.Times(settings)) else {
+            throw SystemError(EPROTO, "what codex-lb \(left.versionBefore) has left")
+        }
+        self.fleet = fleet
+        var doors: [Door] = []
+        for door in left.doors { doors.append(try Door(door)) }
+        for generation in left.generations {
+            plans[generation.number] = Plan(
+                settings: settings, environment: left.environment, doors: generation.doors.map { doors[Int($0)] })
+        }
+        (planGeneration, isSuccessor) = (fleet.generation, true)
+        plan = plans[fleet.generation] ?? Plan(settings: settings, environment: left.environment, doors: doors)
+        scoreboardMemory = try SharedMemory(descriptor: left.scoreboard, count: Scoreboard.memoryBytes)
+        scoreboard = try Scoreboard(inherited: scoreboardMemory)
+        for journal in left.journals {
+            journals[Int(journal.row)] = try SharedMemory(descriptor: journal.descriptorNumber, count: Journal.memoryBytes())
+        }
+        handover = (left.handoverTaking, left.handoverGiving)
+        (check, backup) = (left.checkPid == 0 ? nil : left.checkPid, left.backupPid == 0 ? nil : left.backupPid)
+        homecoming = left.homecomingPid == 0 ? nil : left.homecomingPid
+        (strays, databaseProblem) = (left.strayPids, left.databaseProblem)
+        door = try ControlDoor(loop, path: settings.controlSocket, supervisor: self, adopting: left.control)
+        for (child, (link, pending)) in zip(fleet.children, zip(left.childLinks, left.childPending)) where link >= 0 {
+            links[child.id] = ChildLink(loop, link, child.id, self, unfinished: Array(pending))
+        }
+        try door.adopt(left.visitors) { since, answer in
+            waiting.append(ReloadWaiter(number: 1, since: since, isUpgrade: true, answer: answer))
+        }
+        obeySignals()
+        timer = LoopTimer(loop) { [unowned self] in tick() }
+    }
+
+    /// Begins where another program has left off: with new workers.
+    func takeOver(from version: String) {
+        log.notice(
+            "taken over: workers of this program are started",
+            metadata: ["version": "\(Version.text)", "before": "\(version)", "generation": "\(fleet.generation)"])
+        timer.start(milliseconds: Self.tickMilliseconds, repeating: Self.tickMilliseconds)
+        scheduleBackup()
+        reap()  // who ended while nobody listened
+        perform(fleet.adopted(now: loop.now))
+    }
+
+    /// No word is half said between us and anybody.
+    var isAtRest: Bool { door.isAtRest && links.values.allSatisfy(\.isAtRest) && stopSignals == 0 }
+
+    /// What another program in this process needs to go on, in these settings.
+    func succession(_ environment: [String: String]) -> Succession {
+        var left = Succession()
+        left.environment = environment
+        left.locks = lock.descriptors
+        left.scoreboard = scoreboardMemory.descriptor
+        (left.handoverTaking, left.handoverGiving) = handover
+        door.leave(to: &left)
+        left.journals = journals.map { row, memory in
+            var journal = SuccessionJournal()
+            (journal.row, journal.descriptorNumber) = (UInt32(row), memory.descriptor)
+            return journal
+        }
+        // A door that has been closed is none of anybody's any more.
+        let doors = plan.doors
+        left.doors = doors.map {
+            var door = SuccessionDoor()
+            (door.address, door.descriptorNumber, door.isProxied) = ($0.spec?.text ?? "", $0.descriptor, $0.isProxied)
+            return door
+        }
+        left.generations = plans.map { number, plan in
+            var generation = SuccessionGeneration()
+            generation.number = number
+            generation.doors = plan.doors.compactMap { doors.firstIndex(of: $0).map { UInt32($0) } }
+            return generation
+        }
+        left.setFleet(fleet)
+        for child in fleet.children {
+            let link = links[child.id]
+            left.addLink(link?.descriptor ?? -1, unfinished: link?.unfinished ?? [])
+        }
+        (left.checkPid, left.backupPid, left.homecomingPid) = (check ?? 0, backup ?? 0, homecoming ?? 0)
+        left.strayPids = strays + readings.filter { $0.exit == nil }.map(\.pid)
+        left.startedNs = started.nanoseconds
+        left.databaseProblem = databaseProblem
+        left.versionBefore = Version.text
+        return left
+    }
+
+    func obstacle(to new: Settings) -> String? { plan.obstacle(to: new) }
 
     /// Upgrades the database in a child, then starts the fleet.
     func start() {
@@ -224,6 +330,11 @@ final class Supervisor {
             case .checkSettings: readSettings(source)
             case .reloaded(let generation): reloaded(generation)
             case .reloadFailed(let reason): reloadFailed(reason)
+            case .restoreSettings(let good, let failed): restore(good, failed)
+            case .checkProgram: checkProgram()
+            case .replaceProgram: replaceProgram()
+            case .upgradeFailed(let reason): upgradeFailed(reason)
+            case .upgraded: upgraded()
             case .tightened(let generation, let milliseconds): tightened(generation, milliseconds)
             case .retired(let generation):
                 plans[generation] = nil
@@ -300,9 +411,12 @@ final class Supervisor {
             scoreboard.set(.checkResult, Scoreboard.CheckResult.running.rawValue)
             check = oneShot(["db", "check", "--at-start"] + (settings.database.startupCheck == .quick ? ["--quick"] : []))
         }
-        if let interval = settings.database.backupIntervalMilliseconds {
-            backupAt = loop.now.adding(milliseconds: min(interval, Self.backupLookMilliseconds))
-        }
+        scheduleBackup()
+    }
+
+    private func scheduleBackup() {
+        guard let interval = settings.database.backupIntervalMilliseconds else { return }
+        backupAt = loop.now.adding(milliseconds: min(interval, Self.backupLookMilliseconds))
     }
 
     private func reapJobs() {
@@ -334,7 +448,7 @@ final class Supervisor {
         }
     }
 
-    private func reap() {
+    func reap() {
         reapJobs()
         if let pid = upgrade, let exit = Process.reap(pid) {
             upgrade = nil
@@ -355,6 +469,7 @@ final class Supervisor {
         for reading in readings where reading.exit == nil {
             if let exit = Process.reap(reading.pid) { reading.ended(exit) }
         }
+        strays.removeAll { Process.reap($0) != nil }
         for child in fleet.children {
             guard let pid = child.state.pid, let exit = Process.reap(pid) else { continue }
             ended(child, pid, exit)
@@ -427,7 +542,8 @@ final class Supervisor {
     private func reloaded(_ generation: UInt64) {
         guard let next = plans[generation] else { return }
         let before = plan
-        plan = next
+        if fleet.lastGood == planGeneration { goodPlan = before } else if fleet.lastGood == nil { goodPlan = nil }
+        (plan, planGeneration) = (next, generation)
         nextPlan = nil
         for door in before.doors where !plan.doors.contains(door) { door.close() }
         log = source.logger(settings)
@@ -438,13 +554,13 @@ final class Supervisor {
         } else {
             backupAt = .never
         }
-        reloadProblem = ""
+        (reloadProblem, returnReason) = (returnReason, "")
         log.notice(
             "reloaded",
             metadata: [
                 "generation": "\(generation)", "workers": "\(settings.workers)", "listen": "\(listenerNames.joined(separator: " "))",
             ])
-        reloadEnded(error: "")
+        if fleet.upgrade == .none { reloadEnded(error: "") }  // else when the writer is of this program too
         statusTold = "serving on \(listenerNames.joined(separator: ", "))"
         ServiceManager.notify("READY=1\nSTATUS=\(statusTold)")
     }
@@ -453,6 +569,14 @@ final class Supervisor {
         for door in nextPlan?.doors ?? [] where !plan.doors.contains(door) { door.close() }
         nextPlan = nil
         for reading in readings where reading.exit == nil { Process.signal(reading.pid, SIGKILL) }  // they only read
+        var reason = reason
+        if isSuccessor {
+            // The supervisor is of another program than those that serve; a reload tries again.
+            reason = "codex-lb \(Version.text) supervises, but the workers of the program before it go on: \(reason)"
+            isSuccessor = false
+        }
+        if !returnReason.isEmpty { reason = "\(returnReason); they could not be put back: \(reason)" }
+        returnReason = ""
         if fleet.phase == .serving { reloadProblem = reason }
         log.error("the reload failed, nothing has changed", metadata: ["reason": "\(reason)", "generation": "\(fleet.generation)"])
         reloadEnded(error: reason)
@@ -467,15 +591,29 @@ final class Supervisor {
         do throws(SettingsError) {
             let new = try source.settings(environment)
             if let obstacle = plan.obstacle(to: new) { return perform(fleet.settingsRefused(reason: obstacle, now: loop.now)) }
-            let doors: [Door]
-            do throws(SystemError) { doors = try open(new.listen) } catch {
-                return perform(fleet.settingsRefused(reason: "\(error)", now: loop.now))
-            }
-            nextPlan = Plan(settings: new, environment: environment, doors: doors)
-            perform(fleet.settingsChecked(workers: new.workers, times: Fleet.Times(new), now: loop.now))
+            adopt(new, environment)
         } catch {
             perform(fleet.settingsRefused(reason: "\(error)", now: loop.now))
         }
+    }
+
+    private func adopt(_ new: Settings, _ environment: [String: String]) {
+        let doors: [Door]
+        do throws(SystemError) { doors = try open(new.listen) } catch {
+            return perform(fleet.settingsRefused(reason: "\(error)", now: loop.now))
+        }
+        nextPlan = Plan(settings: new, environment: environment, doors: doors)
+        perform(fleet.settingsChecked(workers: new.workers, times: Fleet.Times(new), now: loop.now))
+    }
+
+    /// All workers of a reload fail: what it changed is undone.
+    private func restore(_ good: UInt64, _ failed: UInt64) {
+        reloads += 1
+        returnReason =
+            "all workers of generation \(failed) failed right after its reload: the settings of generation \(good) are in charge again"
+        log.critical("\(returnReason)", metadata: ["failed": "\(failed)", "good": "\(good)"])
+        guard let goodPlan else { return perform(fleet.settingsRefused(reason: "they are not known any more", now: loop.now)) }
+        adopt(goodPlan.settings, goodPlan.environment)
     }
 
     /// Those that are open stay; those of systemd are all there is.
@@ -519,7 +657,7 @@ final class Supervisor {
         guard let slot = fleet[id]?.slot else { return }
         switch frame.body {
         case .ready(let ready):
-            if slot.role == .writer || readyFacts == nil {
+            if slot.role == .writer || readyFacts == nil && settings.database.sqlitePath == nil {
                 readyFacts = ready
                 scoreboard.set(.schemaRevision, Int(ready.revision) ?? 0)
                 log.info(

@@ -1,3 +1,4 @@
+public import ControlWire
 public import Logging
 import Loop
 import Platform
@@ -10,10 +11,14 @@ import Vocabulary
 
 public enum SupervisorRole {
     /// Runs `codex-lb serve` until it is told to stop. Returns the exit code.
-    public static func run(settings: Settings, environment: [String: String], source: SettingsSource, log: Logger) -> Int32 {
+    /// `left`: what another program has left in this process, which then goes on serving.
+    public static func run(
+        settings: Settings, environment: [String: String], source: SettingsSource, succeeding left: Succession? = nil, log: Logger
+    ) -> Int32 {
         Process.name("codex-lb")
         signal(SIGPIPE, SIG_IGN)
         _ = Process.descriptorLimit  // raised: each generation that drains keeps its sockets and journals
+        if let left { return goOn(left, settings, source, log) }
         log.notice(
             "codex-lb \(Version.text)",
             metadata: [
@@ -24,18 +29,32 @@ public enum SupervisorRole {
             try Directory.make(settings.runtimeDirectory)
             // Before anything is bound: of two that start at the same moment one ends here.
             let lock = try InstanceLock.take([settings.dataDirectory, settings.runtimeDirectory])
-            defer { withExtendedLifetime(lock) {} }
             do throws(SystemError) { try Spool.reserveRoom(in: settings.dataDirectory) } catch {
                 log.notice("no room is kept for records of a stop on a full disk", metadata: ["error": "\(error)"])
             }
             let loop = EventLoop()
             let plan = Plan(settings: settings, environment: environment, doors: try doors(settings, environment, log))
-            let supervisor = try Supervisor(loop, plan, source, log: log)
+            let supervisor = try Supervisor(loop, plan, source, lock, log: log)
             supervisor.start()
             loop.run()
             return supervisor.result
         } catch {
             log.critical("cannot start: \(explained(error, settings))")
+            return 1
+        }
+    }
+
+    private static func goOn(_ left: Succession, _ settings: Settings, _ source: SettingsSource, _ log: Logger) -> Int32 {
+        do throws(SystemError) {
+            let loop = EventLoop()
+            let supervisor = try Supervisor(loop, adopting: left, settings, source, InstanceLock(adopting: left.locks), log: log)
+            // They were blocked by the program before us, until somebody knows what to do about them.
+            Process.blockSignals(false)
+            supervisor.takeOver(from: left.versionBefore)
+            loop.run()
+            return supervisor.result
+        } catch {
+            log.critical("cannot go on with what codex-lb \(left.versionBefore) has left: \(error)")
             return 1
         }
     }

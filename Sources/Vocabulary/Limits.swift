@@ -233,6 +233,13 @@ public enum Limits {
     public static let reloadReportBytesMax = 1 << 20
     /// The command line waits so long for the end of a reload.
     public static let reloadAnswerMilliseconds = 120_000
+    /// All workers of a generation that have ended so often each within this span after its reload have the reload undone.
+    public static let trialExits = 2
+    public static let trialMilliseconds = 10_000
+    /// Another program shows within this that it can take a running server over; else the upgrade fails.
+    public static let upgradeCheckMilliseconds = 10_000
+    /// A program that can take over waits so long for commands and answers on their way between processes.
+    public static let upgradeRestMilliseconds = 20_000
     /// More starts of one worker within this span are followed by a back-off, which doubles from the first to the second of these.
     public static let startsMax = 5
     public static let startsMilliseconds = 10_000

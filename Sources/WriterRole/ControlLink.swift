@@ -38,7 +38,7 @@ final class ControlLink: ByteStreamDelegate {
             try reader.feed(bytes.bytes) { frame throws(FrameError) in
                 switch frame.body {
                 case .logOrder(let order): if let writer { Logs.obey(order.level, reopens: order.reopen, writer.log) }
-                case .drain(let drain): writer?.drain(milliseconds: Int(drain.milliseconds))
+                case .drain(let drain): writer?.drain(milliseconds: Int(drain.milliseconds), handsOver: drain.handsOver)
                 case .storeCommand(let command): writer?.received(command, correlation: frame.correlation)
                 default: break
                 }

@@ -27,6 +27,8 @@ final class Writer {
     private var isDraining = false
     /// The supervisor is dead: the database belongs to whoever starts next.
     private var isOrphan = false
+    /// Another one follows at once.
+    private var isReplaced = false
     private var beatTimer: LoopTimer!
     private var lookTimer: LoopTimer!
     private var droppedTold = 0
@@ -56,7 +58,9 @@ final class Writer {
             droppedTold += LogSink.standard.dropped(since: droppedTold) { scoreboard.add(.logLinesDropped, $0) }
         }
         lookTimer = LoopTimer(loop) { [unowned self] in look() }
-        commits.tried = { [unowned self] in if isOrphan { loop.stop() } else if isDraining { checkDrained() } }
+        commits.tried = { [unowned self] in
+            if isOrphan { loop.stop() } else if isReplaced { leaveToNext() } else if isDraining { checkDrained() }
+        }
         commits.hasRoom = { [unowned self] hasRoom in
             for worker in workers.values { if hasRoom { worker.resume() } else { worker.pause() } }
         }
@@ -80,7 +84,7 @@ final class Writer {
 
     /// Somebody may have cleaned the runtime directory up, and orphans of an earlier supervisor may have left records as files.
     private func look() {
-        guard !isDraining, !isOrphan else { return }
+        guard !isDraining, !isOrphan, !isReplaced else { return }
         if socketFile?.isInPlace != true {
             log.warning("the writer's socket is gone: making it again", metadata: ["path": "\(socketPath)"])
             listener?.close()
@@ -176,13 +180,27 @@ final class Writer {
 
     // MARK: The end
 
-    /// The workers have gone or are about to: commit what comes, then leave.
-    func drain(milliseconds: Int) {
-        guard !isDraining, !isOrphan else { return }
+    /// The workers have gone or are about to: commit what comes, then leave. With `handsOver` another writer follows at once: the commit on
+    /// its way is finished and acknowledged, all else stays in the journals of the workers, which send it to the next one.
+    func drain(milliseconds: Int, handsOver: Bool = false) {
+        guard !isDraining, !isOrphan, !isReplaced else { return }
+        if handsOver {
+            isReplaced = true
+            stopListening()
+            commits.finish()
+            // Behind the commands that wait for the database: their answers are on their way then.
+            queue.run({ _ in }) { [self] in loop.later { [self] in leaveToNext() } }
+            return
+        }
         isDraining = true
         drainBy = loop.now.adding(milliseconds: milliseconds)
         drainTimer.start(milliseconds: 50, repeating: 50)
         checkDrained()
+    }
+
+    private func leaveToNext() {
+        guard !commits.isCommitting || commits.isStuck else { return }  // the end of the commit comes back here
+        loop.stop()
     }
 
     private func checkDrained() {

@@ -7,7 +7,7 @@ import Vocabulary
 struct Ctl: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "ctl", abstract: "Ask the running server, and tell it what to do.",
-        subcommands: [Status.self, Reload.self, Scale.self, Drain.self, Stop.self, LogLevel.self])
+        subcommands: [Status.self, Reload.self, Scale.self, Drain.self, Upgrade.self, Stop.self, LogLevel.self])
 
     static func connect(_ settings: Settings) throws -> ControlClient {
         if let client = try ControlClient.connect(settings) { return client }

@@ -27,6 +27,7 @@ struct OrderOptions: ParsableArguments {
             print(
                 JSONText.object([
                     ("error", .optional(reply.error.isEmpty ? nil : reply.error)), ("generation", .int(Int64(reply.generation))),
+                    ("version", .optional(reply.version.isEmpty ? nil : reply.version)),
                     ("workers", .int(Int64(reply.workers))), ("milliseconds", .int(Int64(reply.milliseconds))),
                     ("notes", .raw(JSONText.array(reply.notes.map { JSONText.quoted($0) }))),
                 ]))
@@ -49,6 +50,20 @@ extension Ctl {
         func run() throws {
             try order.obey(waitMilliseconds: Limits.reloadAnswerMilliseconds, { $0.reload = ReloadOrder() }) {
                 "generation \($0.generation) serves with \($0.workers) workers after \($0.milliseconds) ms"
+            }
+        }
+    }
+
+    struct Upgrade: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Change over to the program that is now where the server's was.",
+            discussion:
+                "It is asked first whether it can take over. Comes back when it serves, or with the reason why the old one still does (exit code 1)."
+        )
+        @OptionGroup var order: OrderOptions
+        func run() throws {
+            try order.obey(waitMilliseconds: Limits.reloadAnswerMilliseconds, { $0.upgrade = UpgradeOrder() }) {
+                "codex-lb \($0.version) serves as generation \($0.generation) with \($0.workers) workers after \($0.milliseconds) ms"
             }
         }
     }

@@ -8,7 +8,7 @@ enum HelpSignals {
         ("SIGWINCH", "all workers finish and nobody follows; the listeners stay, clients wait (codex-lb ctl drain)"),
         ("SIGTTIN", "one worker more (codex-lb ctl scale N)"),
         ("SIGTTOU", "one worker fewer"),
-        ("SIGUSR2", "nothing but a line in the log: another binary takes a restart"),
+        ("SIGUSR2", "upgrade: the program that is now where this one was goes on in this process (codex-lb ctl upgrade)"),
     ]
 
     static var text: String {

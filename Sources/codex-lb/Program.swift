@@ -1,8 +1,10 @@
 import ArgumentParser
+import ControlWire
 import Diagnostics
 import Logging
 import Platform
 import PostgresStore
+import Schema
 import Settings
 import SupervisorRole
 import Vocabulary
@@ -220,20 +222,52 @@ struct Serve: ParsableCommand {
         flags.listen = listen
         flags.workers = workers
         flags.dataDirectory = data.dataDirectory
+        let succession = try received()
         let started = Environment.current
+        if reportsSettings { return try report(try loadSettings(flags), rehearses: succession != nil) }
+        if let succession { return try goOn(succession, started, flags) }
         let settings = try loadSettings(flags)
-        if reportsSettings { return try report(settings) }
         let log = makeLog("supervisor", settings)
         for (name, nearest) in settings.unknown(in: try environmentWithDirectory()) {
             log.warning("no such setting: it does nothing", metadata: ["name": "\(name)", "nearest": "\(nearest)"])
         }
         try checkAddresses(settings)
-        let source = SettingsSource(
+        let environment = try environmentWithDirectory()
+        throw ExitCode(SupervisorRole.run(settings: settings, environment: environment, source: source(started, flags), log: log))
+    }
+
+    private func source(_ started: [String: String], _ flags: Settings.Flags) -> SettingsSource {
+        SettingsSource(
             arguments: Array(CommandLine.arguments.dropFirst()) + ["--report-settings"], environment: started,
             settings: { environment throws(SettingsError) in try settingsOf(environment, flags) },
-            logger: { makeLog("supervisor", $0) })
-        let code = SupervisorRole.run(settings: settings, environment: try environmentWithDirectory(), source: source, log: log)
-        throw ExitCode(code)
+            logger: { makeLog("supervisor", $0) }, commandLine: CommandLine.arguments, build: build)
+    }
+
+    private var build: Build { Build(schema: Schema.head.id) }
+
+    /// What another program of this process leaves us, or would leave.
+    private func received() throws -> Succession? {
+        do {
+            guard let succession = try Succession.received() else { return nil }
+            guard reportsSettings, !succession.isUsable else { return succession }
+            complain("codex-lb \(Version.text) can't go on from the state that codex-lb \(succession.versionBefore) is in")
+        } catch {
+            complain("codex-lb \(Version.text) can't go on from where the server is: \(error)")
+        }
+        throw ExitCode(1)
+    }
+
+    /// In settings that this program has checked already: no file is read that might have changed since.
+    private func goOn(_ succession: Succession, _ started: [String: String], _ flags: Settings.Flags) throws {
+        let settings: Settings
+        do { settings = try settingsOf(succession.environment, flags) } catch {
+            complain("\(error)")
+            throw ExitCode(2)
+        }
+        throw ExitCode(
+            SupervisorRole.run(
+                settings: settings, environment: succession.environment, source: source(started, flags), succeeding: succession,
+                log: makeLog("supervisor", settings)))
     }
 
     private func checkAddresses(_ settings: Settings) throws {
@@ -246,7 +280,8 @@ struct Serve: ParsableCommand {
 
     /// In the child of a server that reloads: all that can be known of the settings before anything is started with them. Then the whole
     /// environment that they are in, each `NAME=VALUE` with a NUL behind it.
-    private func report(_ settings: Settings) throws {
+    /// Who `rehearses` an upgrade says in front of it what it is.
+    private func report(_ settings: Settings, rehearses: Bool) throws {
         try checkAddresses(settings)
         var files = [("CODEX_LB_LOG_FILE", settings.logFile)]
         if case .file(let path) = settings.accessLog { files.append(("CODEX_LB_ACCESS_LOG", path)) }
@@ -266,6 +301,7 @@ struct Serve: ParsableCommand {
             }
             _ = try LocalStore.failing { try PostgresStore.server(url) }
         }
+        if rehearses { print("\(Build.variable)=\(build.text)", terminator: "\0") }
         for (name, value) in try environmentWithDirectory() { print("\(name)=\(value)", terminator: "\0") }
     }
 }

@@ -37,6 +37,9 @@ private struct World {
     var isCalm = false
     private var reloads = (ended: 0, begun: 0)
     private(set) var promoted = 0
+    /// The other program is asked whether it can take over; it may do so at the next step.
+    private var (isAsking, mayReplace) = (false, false)
+    private(set) var upgrades = 0
 
     static let stepMilliseconds = 50
 
@@ -116,8 +119,33 @@ private struct World {
         case .exit(let code):
             exit = code
             if fleet.phase == .stopped, !fleet.children.isEmpty, code == 0 { complain("children are left") }
+        case .restoreSettings(let good, let failed):
+            if good == failed || isChecking { complain("generation \(good) is to replace \(failed)") }
+            isChecking = true
+            reloads.begun += 1
+        case .checkProgram:
+            if isAsking { complain("two upgrades at a time") }
+            isAsking = true
+        case .replaceProgram:
+            if fleet.reload != .none { complain("replaced in the middle of a reload") }
+            mayReplace = random(3) == 0
+        case .upgradeFailed: (isAsking, mayReplace) = (false, false)
+        case .upgraded: upgrades += 1
         case .closeListeners, .announceReady, .tightened, .retired: break
         }
+    }
+
+    /// Another program goes on with what this one knows.
+    private mutating func replace() {
+        mayReplace = false
+        guard case .settling = fleet.upgrade, fleet.phase == .serving else { return }
+        let times = Fleet.Times(drain: 3_000, reloadDrain: 20_000, ready: 5_000)
+        let next = Fleet(
+            adopting: fleet.children, generation: fleet.generation, lastGeneration: fleet.lastGeneration, workers: fleet.workers,
+            now: instant, times: times)
+        guard let next else { return complain("it can't be adopted") }
+        fleet = next
+        perform(fleet.adopted(now: instant))
     }
 
     private mutating func died(_ pid: Int32, isOrderly: Bool) {
@@ -133,7 +161,12 @@ private struct World {
 
     mutating func step() {
         now += Self.stepMilliseconds
+        if mayReplace { replace() }
         perform(fleet.ticked(instant))
+        if isAsking, isCalm || random(4) == 0 {
+            isAsking = false
+            perform(chance(3) ? fleet.programRefused(reason: "bad") : fleet.programChecked(now: instant))
+        }
         for pid in processes.keys.sorted() {
             guard let process = processes[pid] else { continue }
             if chance(4_000) { processes[pid]!.isHung = true }
@@ -172,6 +205,7 @@ private struct World {
         guard !isCalm else { return }
         if random(30) == 0 { perform(fleet.reload(isUrgent: random(2) == 0, now: instant)) }
         if random(200) == 0, case .success(let actions) = fleet.scale(to: 1 + random(6), now: instant) { perform(actions) }
+        if random(60) == 0, case .success(let actions) = fleet.upgrade(now: instant) { perform(actions) }
         if random(200) == 0, case .success(let actions) = fleet.replace(worker: random(4), now: instant) { perform(actions) }
         if random(2_000) == 0, case .success(let actions) = fleet.drainAll(now: instant) { perform(actions, isOurs: false) }
     }
@@ -183,6 +217,7 @@ private struct World {
         let wanted = fleet.children.filter { $0.slot.role == .worker }
         if fleet.phase != .serving { complain("phase \(fleet.phase)") }
         if fleet.reload != .none { complain("reload \(fleet.reload)") }
+        if fleet.upgrade != .none { complain("upgrade \(fleet.upgrade)") }
         if reloads.begun != reloads.ended { complain("\(reloads.begun) reloads began, \(reloads.ended) ended") }
         if wanted.count != fleet.workers || !wanted.allSatisfy(\.isReady) {
             complain("\(wanted.map { "\($0.slot) of \($0.generation) \($0.state.name)" }), \(fleet.workers) are to be")
@@ -217,14 +252,15 @@ private struct World {
         #expect(world.problems == [])
     }
 
-    @Test("The simulation does change generations, or it would show nothing")
+    @Test("The simulation does change generations and programs, or it would show nothing")
     func isAlive() {
-        var promoted = 0
+        var (promoted, upgrades) = (0, 0)
         for seed in 41...44 {
             var world = World(seed: UInt64(seed))
             for _ in 0..<3_000 where world.exit == nil { world.step() }
             promoted += world.promoted
+            upgrades += world.upgrades
         }
-        #expect(promoted > 20)
+        #expect(promoted > 20 && upgrades > 5, "\(promoted) and \(upgrades)")
     }
 }

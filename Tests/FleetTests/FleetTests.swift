@@ -393,4 +393,82 @@ extension [Fleet.Action] {
             #expect(why.description.contains("reload"))
         }
     }
+
+    // MARK: Upgrade
+
+    @Test("Another program takes over when nothing is under way; its workers come first, then its writer")
+    func upgrade() throws {
+        var fleet = serving()
+        #expect(fleet.upgrade(now: at(1_000)) == .success([.checkProgram]))
+        #expect(fleet.reload(isUrgent: true, now: at(1_010)) == [], "a reload waits for the other program")
+        guard case .failure = fleet.scale(to: 3, now: at(1_020)) else { return #expect(Bool(false)) }
+        #expect(fleet.programChecked(now: at(1_100)) == [.replaceProgram])
+        #expect(fleet.ticked(at(1_150)) == [.replaceProgram], "again, if it could not be")
+
+        fleet = try #require(
+            Fleet(adopting: fleet.children, generation: 1, lastGeneration: 1, workers: 2, now: at(1_200), times: times))
+        #expect(fleet.adopted(now: at(1_200)) == [.checkSettings])
+        let spawns = fleet.settingsChecked(workers: 1, times: times, now: at(1_210))
+        guard case .spawn(let fresh)? = spawns.first else { return #expect(Bool(false), "\(spawns)") }
+        _ = fleet.spawned(fresh, pid: 40, now: at(1_220))
+        let promoted = fleet.ready(fresh, now: at(1_300))
+        #expect(promoted.contains(.reloaded(generation: 2)) && promoted.contains(.drain(writer, milliseconds: 1_000, handsOver: true)))
+        #expect(fleet.exited(pid: 10, hasRecords: false, isOrderly: true, now: at(1_310)) == [.spawn(writer)])
+        _ = fleet.spawned(writer, pid: 11, now: at(1_310))
+        #expect(fleet.ready(writer, now: at(1_400)) == [.upgraded])
+        #expect(fleet.upgrade == .none)
+    }
+
+    @Test("A program that can't take over, or processes that do not come to rest, leave everything as it is")
+    func upgradeFails() throws {
+        var fleet = serving()
+        _ = try fleet.upgrade(now: at(1_000)).get()
+        #expect(fleet.programRefused(reason: "bad") == [.upgradeFailed(reason: "bad")])
+        _ = try fleet.upgrade(now: at(2_000)).get()
+        _ = fleet.programChecked(now: at(2_000))
+        let late = fleet.ticked(at(2_000 + Limits.upgradeRestMilliseconds))
+        #expect(late.count == 1 && fleet.upgrade == .none, "\(late)")
+        _ = try fleet.upgrade(now: at(60_000)).get()
+        #expect(fleet.stop(at(60_001)).contains(.upgradeFailed(reason: "the server is stopping")))
+    }
+
+    // MARK: Return
+
+    /// All workers of the generation in charge end; the actions of the last end.
+    private func fail(_ fleet: inout Fleet, at now: Int) -> [Fleet.Action] {
+        var last: [Fleet.Action] = []
+        for child in fleet.children where child.generation == fleet.generation {
+            guard let pid = child.state.pid else { continue }
+            last = fleet.exited(pid: pid, hasRecords: false, now: at(now))
+            guard case .waiting = fleet[child.id]?.state else { continue }
+            _ = fleet.spawned(child.id, pid: pid + 100, now: at(now))
+        }
+        return last
+    }
+
+    @Test("All workers that fail again and again right after a reload have it undone, once; later, or some of them, do not")
+    func undone() {
+        func reloaded() -> Fleet {
+            var fleet = serving()
+            let spawned = reloading(&fleet, at: 20_000)
+            for id in spawned { _ = fleet.ready(id, now: at(20_100)) }
+            return fleet
+        }
+        var fleet = reloaded()
+        #expect(!fail(&fleet, at: 21_000).contains(.restoreSettings(of: 1, failed: 2)), "once may be anything")
+        #expect(fail(&fleet, at: 22_000).contains(.restoreSettings(of: 1, failed: 2)))
+        #expect(fleet.isReturning && fleet.reload == .checking)
+        for id in fleet.settingsChecked(workers: 2, times: times, now: at(22_010)).spawned {
+            _ = fleet.spawned(id, pid: Int32(500 + id.serial), now: at(22_010))
+            _ = fleet.ready(id, now: at(22_100))
+        }
+        #expect(fleet.generation == 3 && !fleet.isReturning)
+        _ = fail(&fleet, at: 22_200)
+        #expect(fleet.reload == .none && !fail(&fleet, at: 22_300).contains { if case .restoreSettings = $0 { true } else { false } })
+
+        fleet = reloaded()
+        _ = fail(&fleet, at: 20_100 + Limits.trialMilliseconds)
+        _ = fail(&fleet, at: 20_200 + Limits.trialMilliseconds)
+        #expect(fleet.reload == .none, "it had served for long enough")
+    }
 }

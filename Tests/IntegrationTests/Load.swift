@@ -133,8 +133,12 @@ final class Counter: @unchecked Sendable {  // `lock` guards the value
 
 extension Stage {
     /// What clients saw, what the upstream saw and what the store holds is the same, each of it once.
-    func expectThreeSets(_ load: SteadyLoad, account: String = "a", sourceLocation: SourceLocation = #_sourceLocation) throws {
-        let seen = load.stop()
+    ///
+    /// `others`: whole good answers of another load beside it.
+    func expectThreeSets(
+        _ load: SteadyLoad, and others: [String] = [], account: String = "a", sourceLocation: SourceLocation = #_sourceLocation
+    ) throws {
+        let seen = load.stop() + others
         #expect(
             load.failed.isEmpty, "\(load.failed.count) of \(seen.count + load.failed.count): \(load.failed.prefix(3))",
             sourceLocation: sourceLocation)

@@ -10,6 +10,12 @@
 /// Between fork and exec only async-signal-safe calls are made, all of them here.
 pid_t codexlb_spawn(const char *path, char *const argv[], char *const envp[], const int *fds, const int *targets, size_t count, int dies_with_us);
 
+/// Becomes another program in this process: `fds` stay open under their numbers, everything else but 0, 1 and 2 is closed. The signal mask and
+/// what is ignored stay. Returns only when it can't, with -errno and everything as it was.
+int codexlb_exec(const char *path, char *const argv[], char *const envp[], const int *fds, size_t count);
+/// Blocks every signal for the calling thread, or (0) lets all through.
+void codexlb_block_signals(int on);
+
 /// An anonymous file in memory of `bytes`, close-on-exec, or -errno.
 int codexlb_memfd(const char *name, size_t bytes);
 
