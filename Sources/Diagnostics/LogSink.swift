@@ -49,6 +49,13 @@ public final class LogSink: @unchecked Sendable {  // `lock` guards `state`; `dr
         pthread_condattr_destroy(&attributes)
     }
 
+    /// For a file of its own, to be opened; nil when there is no descriptor for it.
+    convenience init?() {
+        let place = Glibc.open("/dev/null", O_WRONLY | O_CLOEXEC)
+        guard place >= 0 else { return nil }
+        self.init(descriptor: place)
+    }
+
     /// Lines go to this file from now on, made with mode 0640 where there is none. Gives what is wrong when it can't be opened; then
     /// everything is as it was.
     public func open(_ path: String) -> String? {
@@ -58,7 +65,10 @@ public final class LogSink: @unchecked Sendable {  // `lock` guards `state`; `dr
         pthread_mutex_lock(lock)
         defer { pthread_mutex_unlock(lock) }
         // Both in one step: the thread may be writing. Standard error goes with it, for what others of this process write there.
-        guard dup2(fd, descriptor) >= 0 else { return "the log file \(path): \(String(cString: strerror(errno)))" }
+        guard dup2(fd, descriptor) >= 0 else {
+            return "the log file \(path): \(String(cString: strerror(errno)))"
+        }
+        if descriptor != 2 { _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC) }
         self.path = path
         return nil
     }

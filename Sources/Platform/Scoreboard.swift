@@ -134,6 +134,11 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         (0..<rows(.rowsEver)).reduce(0) { $0 &+ value(counter, worker: $1) }
     }
 
+    /// Rows of workers that serve.
+    public func forEachReady(_ body: (Int) -> Void) {
+        for slot in 0..<rows(.rowsInUse) where value(.ready, worker: slot) == 1 { body(slot) }
+    }
+
     /// Nothing is counted below zero: a cell that says so has been cleared under somebody's hands.
     private static func shown(_ cell: UInt64) -> Int { max(0, Int(Int64(bitPattern: cell))) }
     private func rows(_ fact: Fact) -> Int { min(max(0, value(fact)), Limits.rowsMax) }

@@ -10,6 +10,12 @@ public struct SettingsError: Error, Sendable, Equatable, CustomStringConvertible
 
 /// The configuration of one instance, read at start and at each reload. Flags win over the environment; docs/settings.md lists every name.
 public struct Settings: Sendable, Equatable {
+    /// Where a line for each request goes; a file's path is absolute.
+    public enum AccessLogPlace: Sendable, Equatable {
+        case off, stderr
+        case file(String)
+    }
+
     public enum LogFormat: String, Sendable, CaseIterable { case logfmt, json }
 
     /// Absolute. `CODEX_LB_DATA_DIR`, else `$STATE_DIRECTORY`, else `~/.codex-lb`.
@@ -29,6 +35,7 @@ public struct Settings: Sendable, Equatable {
     public var logLevel: String
     /// Absolute; nil: standard error.
     public var logFile: String?
+    public var accessLog: AccessLogPlace
     /// The journal's stream as systemd names it, `device:inode`; log lines carry `<N>` priorities when stderr is that stream.
     public var journalStream: String?
     public var times: TimeLimits
@@ -145,6 +152,14 @@ public struct Settings: Sendable, Equatable {
             throw SettingsError("CODEX_LB_LOG_LEVEL", "\"\(logLevel)\"; give \(Self.logLevelNames)")
         }
         logFile = try value("CODEX_LB_LOG_FILE").map { path throws(SettingsError) in try read.absolute(path, "CODEX_LB_LOG_FILE") }
+        accessLog =
+            try value("CODEX_LB_ACCESS_LOG").map { place throws(SettingsError) in
+                switch place.lowercased() {
+                case "off": .off
+                case "stderr": .stderr
+                default: .file(try read.absolute(place, "CODEX_LB_ACCESS_LOG"))
+                }
+            } ?? .off
         journalStream = value("JOURNAL_STREAM")
         keyRule = try read.choice("CODEX_LB_REQUIRE_KEYS", .auto)
         allowedOrigins = []

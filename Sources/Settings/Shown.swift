@@ -22,6 +22,7 @@ extension Settings {
             ("CODEX_LB_DATABASE_BACKUP_INTERVAL_HOURS", database.backupIntervalMilliseconds.map { String(Double($0) / 3_600_000) } ?? "0"),
             ("CODEX_LB_DATABASE_BACKUP_MAX_FILES", String(database.scheduledBackups)), ("CODEX_LB_ENCRYPTION_KEY_FILE", keyFile),
             ("CODEX_LB_LOG_FORMAT", logFormat.rawValue), ("CODEX_LB_LOG_LEVEL", logLevel), ("CODEX_LB_LOG_FILE", logFile ?? ""),
+            ("CODEX_LB_ACCESS_LOG", accessLogShown),
             ("CODEX_LB_TRUSTED_PROXIES", trustedProxies.description), ("CODEX_LB_REQUIRE_KEYS", keyRule.rawValue),
             ("CODEX_LB_ALLOWED_ORIGINS", list(allowedOrigins)), ("CODEX_LB_METRICS_TOKEN", metricsToken == nil ? "" : "***"),
             ("CODEX_LB_ACCOUNTS_PASSING_ORGANIZATION", list(accountsPassingOrganization)),
@@ -31,6 +32,14 @@ extension Settings {
         ]
         for (name, path) in Self.timeNames { out.append((name, seconds(times[keyPath: path]))) }
         return out
+    }
+
+    private var accessLogShown: String {
+        switch accessLog {
+        case .off: "off"
+        case .stderr: "stderr"
+        case .file(let path): path
+        }
     }
 
     /// Names that begin as ours do and are none, each with the nearest that is.

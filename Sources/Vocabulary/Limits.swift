@@ -263,8 +263,17 @@ public enum Limits {
     public static let addressWaitMilliseconds = 1_000
     /// Connections taken out of the backlog by one worker when it stops listening.
     public static let backlogTakenMax = 4_096
+    /// A worker with so many connections more than the mean of those that serve, and an eighth more, leaves new ones to the others: for so long
+    /// at most, then it listens for a moment whatever they have.
+    public static let balanceSlack = 8
+    public static let balancePauseMilliseconds = 1_000
+    public static let balanceFreeMilliseconds = 50
+    /// A worker whose heartbeat stands still for this long does not count among them.
+    public static let balanceSilentMilliseconds = 500
     /// A connection without a request gets this long to send one when its worker drains.
     public static let drainIdleMilliseconds = 1_000
+    /// A path that is none of ours, in the access log.
+    public static let accessPathBytesMax = 256
     /// Log lines of a process that stderr has not taken; further ones are dropped and counted.
     public static let logQueueBytesMax = 256 * 1024
     /// Lines with the same message per second and process; the others are counted, and one line says how many.

@@ -1,4 +1,6 @@
+import Admission
 import Bytes
+import Diagnostics
 import Exchange
 import HTTPWire
 import Logging
@@ -36,6 +38,8 @@ final class ClientConnection: ByteStreamDelegate {
     /// Whose body is being read.
     private var request: ClientRequest?
     private var answering: (any Answering)?
+    /// Of the request at hand, if there is an access log.
+    private var access: AccessEntry?
     /// The web page that may read the answer.
     private var pageOrigin: String?
     /// Requests are being taken from bytes at hand.
@@ -131,18 +135,29 @@ final class ClientConnection: ByteStreamDelegate {
     }
 
     private func received(_ head: RequestHead) {
+        if let log = worker.accessLog {
+            access = AccessEntry(log, start: now)
+            let trusted = worker.settings.trustedProxies
+            access?.took(head, client: Forwarding.client(peer: proxiedClient ?? peer, head.fields, trusting: trusted))
+        }
         let (reception, pageOrigin) = worker.receive(head, isLocalPeer: isLocalPeer)
         self.pageOrigin = pageOrigin
         switch reception {
         case .refused(let error, let id, let fields):
+            access?.line.requestID = id
             // A body that nobody will read ends the connection behind the answer.
             if head.framing != .none { machine.closeBehind() }
             respond(error, requestID: id, fields)
         case .options(let id):
             if head.framing != .none { machine.closeBehind() }
+            access?.line.requestID = id
             options(head, requestID: id)
         case .taken(let request):
             self.request = request
+            if let access {
+                request.access = access
+                (access.line.requestID, access.line.key) = (request.id, request.key?.name ?? "")
+            }
             if head.expectsContinue, head.framing != .none, !machine.isHTTP10 { stream.write(Self.interim) }
             switch head.framing {
             case .none, .length(0): complete()
@@ -163,6 +178,7 @@ final class ClientConnection: ByteStreamDelegate {
     private func complete() {
         guard let request else { return }
         self.request = nil
+        access?.line.bytesIn = request.receivedBytes
         guard request.route.isTurn else { return worker.answer(request, on: self) }
         request.read(on: worker.bodyWork) { [self] reading in
             guard machine.phase == .answering else { return }  // it went meanwhile
@@ -178,6 +194,12 @@ final class ClientConnection: ByteStreamDelegate {
     }
 
     private func refuse(_ error: ProxyError) {
+        if let log = worker.accessLog, access == nil {
+            // No head could be read.
+            access = AccessEntry(log, start: now)
+            access?.line.client = (proxiedClient ?? peer)?.description ?? "unix"
+        }
+        if let request { access?.line.bytesIn = request.receivedBytes }
         request = nil
         machine.refused()
         respond(error, requestID: nil)
@@ -190,6 +212,7 @@ final class ClientConnection: ByteStreamDelegate {
 
     func respond(_ error: ProxyError, requestID: String?, _ extra: [(String, String)] = []) {
         var fields = extra
+        access?.line.code = error.code
         if let seconds = error.retryAfterSeconds { fields.append(("Retry-After", String(seconds))) }
         respond(error.status, "application/json", ErrorEnvelope.body(error), requestID: requestID, fields)
     }
@@ -238,6 +261,7 @@ final class ClientConnection: ByteStreamDelegate {
             HeadWriter.field("Vary", "Origin", into: &head)
         }
         worker.count(status: status)
+        access?.answerBegan(status: status, now)
     }
 
     /// Body bytes of the answer that `flush` sends.
@@ -277,6 +301,7 @@ final class ClientConnection: ByteStreamDelegate {
         send(isLast: true)
         guard !isClosed else { return }
         answering = nil
+        endAccess()
         writer.end()
         guard machine.answerEnded(isDraining: worker.isDraining, hasUnread: stream.unreadBytes > 0, now) else { return linger() }
         if isAdvancing { return }  // it has the bytes of further requests and goes on with them
@@ -289,8 +314,15 @@ final class ClientConnection: ByteStreamDelegate {
     func abort() {
         answering = nil
         guard machine.close() else { return }
+        endAccess()
         worker.closed(self)
         stream.reset()
+    }
+
+    /// The access log has all that this connection will tell of the request.
+    private func endAccess() {
+        access?.answered(bytes: writer.bodyBytes, now)
+        access = nil
     }
 
     // MARK: The end
@@ -328,6 +360,8 @@ final class ClientConnection: ByteStreamDelegate {
     func close() {
         guard machine.close() else { return }
         let answering = self.answering
+        if let request { access?.line.bytesIn = request.receivedBytes }
+        endAccess()
         (self.answering, request) = (nil, nil)
         worker.closed(self)
         stream.close()

@@ -15,6 +15,8 @@ final class ClientRequest {
     let time: WallTime
     let start: Instant
     let key: ClientKey?
+    /// Its line in the access log.
+    var access: AccessEntry?
     /// As received; decoded once complete.
     var body: [UInt8] = []
     private(set) var receivedBytes = 0

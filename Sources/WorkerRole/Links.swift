@@ -49,7 +49,9 @@ final class SupervisorLink: ByteStreamDelegate {
                     worker.drain(milliseconds: Int(drain.milliseconds), handsOver: drain.handsOver) {
                         drain.orphanedListeners.contains(UInt32($0))
                     }
-                case .logOrder(let order): Logs.obey(order.level, reopens: order.reopen, worker.log)
+                case .logOrder(let order):
+                    Logs.obey(order.level, reopens: order.reopen, worker.log)
+                    if order.reopen { worker.accessLog?.reopen(worker.log) }
                 default: break  // a newer supervisor may say more
                 }
             }

@@ -34,6 +34,11 @@ extension Turn {
         record.requestBytes = Int64(request.receivedBytes)
         record.responseBytes = Int64(client?.bodyBytes ?? 0)
         worker.journal(record)
+        if let access = request.access {
+            logAccess(outcome.errorCode, attempts: outcome.attempts)
+            (access.line.inputTokens, access.line.outputTokens) = (record.inputTokens, record.outputTokens)
+            if access.line.status == nil { access.line.status = outcome.status }
+        }
         worker.scoreboard.add(.turnsFinished, worker: worker.slot)
         if !outcome.errorCode.isEmpty { worker.scoreboard.add(.turnsFailed, worker: worker.slot) }
         worker.scoreboard.add(.requestBytes, worker: worker.slot, request.receivedBytes)
@@ -46,6 +51,15 @@ extension Turn {
                 "code": "\(outcome.errorCode)", "account": "\(account?.value.name ?? "")", "attempts": "\(outcome.attempts)",
                 "duration_ms": "\(record.durationMilliseconds)",
             ])
+    }
+
+    /// What a turn knows of its request's line in the access log.
+    func logAccess(_ code: String, attempts: Int) {
+        guard let access = request.access else { return }
+        access.line.account = account?.value.name ?? ""
+        access.line.model = ask.model.cut(utf8: Limits.recordModelBytesMax)
+        access.line.code = code.cut(utf8: Limits.recordCodeBytesMax)
+        access.line.attempts = attempts
     }
 
     func logRefused(_ status: Int, _ code: String, attempts: Int) {

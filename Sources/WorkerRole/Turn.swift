@@ -78,7 +78,9 @@ final class Turn: UpstreamUser, Answering {
             release()
             learn(outcome)
             record(outcome)
-        case .logRefused(let status, let code): logRefused(status, code, attempts: machine.attempts)
+        case .logRefused(let status, let code):
+            logRefused(status, code, attempts: machine.attempts)
+            if request.access != nil { logAccess(code, attempts: machine.attempts) }
         case .flush: client?.flush()
         case .passRefusal(let head, let body): pass(head, body)
         case .respond(let error, let events): respond(error, events)
@@ -87,7 +89,9 @@ final class Turn: UpstreamUser, Answering {
         case .awaitUsage:
             worker.clientLeft(self)  // no connection sweeps it any more
             clientDrained()
-        case .over: worker.ended(self)
+        case .over:
+            request.access?.turnEnded()
+            worker.ended(self)
         }
     }
 

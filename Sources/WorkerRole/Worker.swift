@@ -1,6 +1,6 @@
 import Admission
 import ControlWire
-import Diagnostics
+public import Diagnostics
 import Exchange
 import HTTPWire
 public import Logging
@@ -22,6 +22,7 @@ final class Worker {
     let scoreboard: Scoreboard
     let usageJournal: Journal
     let log: Logger
+    let accessLog: AccessLog?
     let pool: UpstreamPool
     let memory: MemoryBudget
     let originPolicy: OriginPolicy
@@ -79,15 +80,18 @@ final class Worker {
     /// Client connections, and as many to upstreams.
     private let connectionsMax: Int
     private var isAcceptPaused = false
+    private var balance = AcceptBalance()
+    private lazy var others = OtherWorkers(scoreboard, own: slot)
     private var droppedTold = 0
+    private var accessDroppedTold = 0
 
     /// Deadlines are looked at this often: their precision.
     static let sweepMilliseconds = 50
     /// A stop waits this long for the next acknowledgement; what is left then is kept in a file for the next start.
     static let storeMilliseconds = 5_000
 
-    init(_ loop: EventLoop, _ settings: Settings, _ heritage: Heritage, _ log: Logger) throws {
-        (self.loop, self.settings, self.heritage, self.log) = (loop, settings, heritage, log)
+    init(_ loop: EventLoop, _ settings: Settings, _ heritage: Heritage, _ log: Logger, _ accessLog: AccessLog?) throws {
+        (self.loop, self.settings, self.heritage, self.log, self.accessLog) = (loop, settings, heritage, log, accessLog)
         doors = heritage.listeners
         scoreboard = try Scoreboard(inherited: try SharedMemory(descriptor: heritage.scoreboard, count: Scoreboard.memoryBytes))
         usageJournal = try Journal(inherited: try SharedMemory(descriptor: heritage.journal, count: Journal.memoryBytes()))
@@ -190,7 +194,7 @@ final class Worker {
 
     /// Listens wherever it does not yet; what fails is tried again at the next sweep.
     private func listen() {
-        guard isReady, !isLeaving, !isAcceptPaused else { return }
+        guard isReady, !isLeaving, !isAcceptPaused, !balance.isPaused else { return }
         takeHandovers()
         for door in doors where listeners[door] == nil {
             // The handle owns a copy: closing it must not close what we would listen on again.
@@ -232,6 +236,13 @@ final class Worker {
             stopListening()
             log.warning("connection limit reached, accepting paused", metadata: ["connections": "\(connections.count)"])
         }
+        if connections.count > Limits.balanceSlack { keepBalance(loop.now) }
+    }
+
+    /// A worker that is ahead of the others leaves them the next connections.
+    private func keepBalance(_ now: Instant) {
+        guard !isLeaving, balance.counted(own: connections.count, mean: others.mean(own: connections.count), now: now) else { return }
+        if balance.isPaused { stopListening() } else { listen() }
     }
 
     private func stopListening() {
@@ -294,6 +305,7 @@ final class Worker {
                     message: "The usage journal is full because the store does not take records. Try again in 5s", origin: .ourselves,
                     retryAfterSeconds: 5)
             }
+            request.access?.turnBegan()
             let turn = Turn(self, request, ask, client)
             turns[ObjectIdentifier(turn)] = turn
             turn.start()
@@ -344,6 +356,9 @@ final class Worker {
         let now = loop.now
         scoreboard.add(.heartbeat, worker: slot)
         droppedTold += LogSink.standard.dropped(since: droppedTold) { scoreboard.add(.logLinesDropped, worker: slot, $0) }
+        if let accessLog {
+            accessDroppedTold += accessLog.dropped(since: accessDroppedTold) { scoreboard.add(.logLinesDropped, worker: slot, $0) }
+        }
         scoreboard.set(.journalBytes, worker: slot, usageJournal.usedBytes)
         var buffered = 0
         for connection in connections.values {
@@ -356,6 +371,8 @@ final class Worker {
         catalogue.sweep(now)
         logins.sweep(now)
         store.sweep(now)
+        others.look(now)
+        keepBalance(now)
         if listeners.count < doors.count { listen() }
         if now >= drainIdleBy {
             drainIdleBy = .never
@@ -436,14 +453,14 @@ final class Worker {
 
 public enum WorkerRole {
     /// Runs a worker until it has drained. Called in the process that the supervisor started for it.
-    public static func run(heritage: Heritage, settings: Settings, log: Logger) -> Int32 {
+    public static func run(heritage: Heritage, settings: Settings, log: Logger, accessLog: AccessLog?) -> Int32 {
         Process.name("codex-lb:worker")
         Process.forbidDumps()
         Process.tuneAllocator()
         if let first = settings.pinFirstCPU { Process.pin(toCPU: first + heritage.slot) }
         let loop = EventLoop(threads: Limits.threadsMax)
         do {
-            let worker = try Worker(loop, settings, heritage, log)
+            let worker = try Worker(loop, settings, heritage, log, accessLog)
             withExtendedLifetime(worker) { loop.run() }
             return 0
         } catch {

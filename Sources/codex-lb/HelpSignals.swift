@@ -4,7 +4,7 @@ enum HelpSignals {
         ("SIGHUP", "reload: read the settings anew; new workers, then the old ones finish (codex-lb ctl reload)"),
         ("SIGTERM, SIGINT", "stop: open turns finish, up to CODEX_LB_SHUTDOWN_DRAIN_TIMEOUT_SECONDS; the second one: at once"),
         ("SIGQUIT", "stop at once: every process is killed, records go to a file for the next start"),
-        ("SIGUSR1", "open the log file anew (CODEX_LB_LOG_FILE), in every process"),
+        ("SIGUSR1", "open the log files anew (CODEX_LB_LOG_FILE, CODEX_LB_ACCESS_LOG), in every process"),
         ("SIGWINCH", "all workers finish and nobody follows; the listeners stay, clients wait (codex-lb ctl drain)"),
         ("SIGTTIN", "one worker more (codex-lb ctl scale N)"),
         ("SIGTTOU", "one worker fewer"),

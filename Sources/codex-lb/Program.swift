@@ -177,14 +177,27 @@ func complain(_ text: String) {
     log.log(level: max(.notice, log.logLevel), "\(text)")
 }
 
+/// Lines go to systemd's journal, which knows their priority by a prefix.
+private func writesJournal(_ settings: Settings) -> Bool { settings.journalStream.map { $0 == Descriptor.identity(2) } ?? false }
+
 /// A line for whoever waits for a command to go on.
 func tell(_ text: String) { LogSink.standard.write(text + "\n") }
 
 func makeLog(_ role: String, _ settings: Settings) -> Logger {
-    let toJournal = settings.journalStream.map { $0 == Descriptor.identity(2) } ?? false
+    let toJournal = writesJournal(settings)
     let log = Logs.make(role: role, json: settings.logFormat == .json, journal: toJournal, level: settings.logLevel)
     if let file = settings.logFile, let problem = LogSink.standard.open(file) { log.error("\(problem); lines go to standard error") }
     return log
+}
+
+private func makeAccessLog(_ role: String, _ settings: Settings, _ log: Logger) -> AccessLog? {
+    var path: String?
+    switch settings.accessLog {
+    case .off: return nil
+    case .stderr: break
+    case .file(let file): path = file
+    }
+    return AccessLog(file: path, role: role, json: settings.logFormat == .json, journal: writesJournal(settings), log)
 }
 
 struct Serve: ParsableCommand {
@@ -270,8 +283,10 @@ struct Serve: ParsableCommand {
     /// Who `rehearses` an upgrade says in front of it what it is.
     private func report(_ settings: Settings, rehearses: Bool) throws {
         try checkAddresses(settings)
-        if let file = settings.logFile, access(file, F_OK) == 0, access(file, W_OK) != 0 {
-            complain("CODEX_LB_LOG_FILE: \(file) can't be written: \(String(cString: strerror(errno)))")
+        var files = [("CODEX_LB_LOG_FILE", settings.logFile)]
+        if case .file(let path) = settings.accessLog { files.append(("CODEX_LB_ACCESS_LOG", path)) }
+        for case (let name, let file?) in files where access(file, F_OK) == 0 && access(file, W_OK) != 0 {
+            complain("\(name): \(file) can't be written: \(String(cString: strerror(errno)))")
             throw ExitCode(1)
         }
         if case .postgresql(let url) = settings.database.url {
@@ -308,7 +323,12 @@ struct Role: ParsableCommand {
         let settings = try loadSettings()
         switch name {
         case "worker":
-            throw ExitCode(WorkerRole.run(heritage: heritage, settings: settings, log: makeLog("worker.\(heritage.slot)", settings)))
+            let role = "worker.\(heritage.slot)"
+            let log = makeLog(role, settings)
+            let accessLog = makeAccessLog(role, settings, log)
+            let code = WorkerRole.run(heritage: heritage, settings: settings, log: log, accessLog: accessLog)
+            accessLog?.flush(milliseconds: Limits.logFlushMilliseconds)
+            throw ExitCode(code)
         case "writer": throw ExitCode(WriterRole.run(heritage: heritage, settings: settings, log: makeLog("writer", settings)))
         default:
             complain("no such role: \(name)")
