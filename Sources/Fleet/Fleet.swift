@@ -97,7 +97,7 @@ public struct Fleet: Sendable {
     /// A child that lived so long counts as healthy: its next restart is immediate.
     public static let healthyMilliseconds = 60_000
     /// A child that was told to abort gets this long to write its core.
-    static let abortMilliseconds = 2_000
+    static let abortMilliseconds = 1_500
     /// A draining child ends itself at its deadline; it is killed this much later.
     static let drainGraceMilliseconds = 5_000
     /// A stop tries so often to bring one process's records home; then they go to a file.
