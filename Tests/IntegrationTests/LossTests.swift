@@ -21,9 +21,29 @@ extension Integration {
             daemon.fleetPIDs().first { procText("/proc/\($0)/cmdline").split(separator: "\0").contains("writer") }
         }
 
+        /// An upstream that takes up to a tenth of a second for its answers, so that there is always something in flight.
+        private final class Pulse: @unchecked Sendable {  // `isOver` is a counter with a lock of its own
+            private let gate = Gate()
+            private let isOver = Counter()
+
+            init(_ stage: Stage) {
+                stage.always("a", .silence(gate))
+                Thread.detachNewThread { [gate, isOver] in
+                    while isOver.value == 0 {
+                        usleep(100_000)
+                        gate.release(gate.waitingCount)
+                    }
+                    gate.open()
+                }
+            }
+            func stop() { isOver.add() }
+        }
+
         /// 7. kill -9 of a worker, again and again: only requests that were in flight on it fail, and nobody is refused.
         @Test(arguments: Database.both) func workersKilled(_ database: Database) throws {
             let stage = try Stage("a", workers: 4, on: database)
+            let pulse = Pulse(stage)
+            defer { pulse.stop() }
             let load = OpenLoad(stage, rate: Self.rate)
             var random = Chaos.Seeded(state: 7)
             var kills: [Date] = []
@@ -40,6 +60,7 @@ extension Integration {
             try stage.expectThreeSets(load)
             let failures = load.failures
             #expect(!failures.contains { $0.isRefused }, "\(failures.filter(\.isRefused))")
+            #expect(!failures.isEmpty, "nothing was in flight: this shows nothing")
             let others = failures.filter { failure in
                 !kills.contains { failure.from <= $0 && failure.to.addingTimeInterval(0.5) >= $0 && failure.to.timeIntervalSince($0) < 2 }
             }
@@ -98,8 +119,10 @@ extension Integration {
         @Test func standStill() throws {
             let stage = try Stage("a", workers: 2)
             let (worker, writer) = (try #require(Self.workers(stage.daemon).first), try #require(Self.writer(stage.daemon)))
-            let load = OpenLoad(stage, rate: 20)
-            #expect(eventually(10) { load.count > 10 })
+            let pulse = Pulse(stage)
+            defer { pulse.stop() }
+            let load = OpenLoad(stage, rate: 40)
+            #expect(eventually(10) { load.count > 20 })
             kill(worker, SIGSTOP)
             kill(writer, SIGSTOP)
             let since = Date()
