@@ -1,6 +1,6 @@
 # make run    installs what is missing, builds, serves on 127.0.0.1:2455
 # make demo   the same with a built-in upstream, in a temporary directory
-# make soak   fuzzers and sanitizers, about 20 minutes
+# make soak   fuzzers and sanitizers (20 minutes), then reloads, upgrades and deaths under load (hours; SOAK_RATE requests per second)
 # make test   all tests         make bench  benchmarks against nginx and raw databases
 # make bench-instructions  instructions of a worker per turn and event, of the writer per record, against Benchmarks/baseline.json
 # make install, make uninstall: program, man page, completions, systemd units and sample settings, under PREFIX and DESTDIR

@@ -97,7 +97,7 @@ public struct Fleet: Sendable {
     /// A child that lived so long counts as healthy: its next restart is immediate.
     public static let healthyMilliseconds = 60_000
     /// A child that was told to abort gets this long to write its core.
-    static let abortMilliseconds = 2_000
+    static let abortMilliseconds = 1_500
     /// A draining child ends itself at its deadline; it is killed this much later.
     static let drainGraceMilliseconds = 5_000
     /// A stop tries so often to bring one process's records home; then they go to a file.
@@ -575,13 +575,15 @@ public struct Fleet: Sendable {
         for i in children.indices where isServing(children[i]) && children[i].slot.number == number { children[i].isWanted = false }
     }
 
-    /// Workers that nobody wants go when they can be spared: one of those that are wanted is there, and takes their clients.
+    /// Workers that nobody wants go when they can be spared: one of those that are wanted is there, and takes their clients; or nobody is
+    /// to serve at all.
     private mutating func shed(_ now: Instant) -> [Action] {
-        guard phase == .serving, children.contains(where: { isServing($0) && $0.isWanted && $0.isReady }) else { return [] }
+        let hasHeir = children.contains { isServing($0) && $0.isWanted && $0.isReady }
+        guard phase == .serving, hasHeir || workers == 0 else { return [] }
         var actions: [Action] = []
         for i in children.indices where children[i].slot.role == .worker && !children[i].isWanted {
             switch children[i].state {
-            case .starting, .ready: actions += drain(i, times.reloadDrain, handsOver: true, now)
+            case .starting, .ready: actions += drain(i, times.reloadDrain, handsOver: hasHeir, now)
             case .waiting, .draining: break
             }
         }

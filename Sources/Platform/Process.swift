@@ -23,6 +23,13 @@ public enum Descriptor {
         return fstat(fd, &info) == 0 ? "\(info.st_dev):\(info.st_ino)" : nil
     }
 
+    /// Changes with the file that a path leads to, and with its contents; nil: there is none.
+    public static func version(ofFile path: String) -> String? {
+        var info = stat()
+        guard stat(path, &info) == 0 else { return nil }
+        return "\(info.st_dev):\(info.st_ino):\(info.st_size):\(info.st_mtim.tv_sec).\(info.st_mtim.tv_nsec)"
+    }
+
     /// A second descriptor of the same open file, close-on-exec; -1 when there is no room.
     public static func duplicate(_ fd: Int32) -> Int32 { fcntl(fd, F_DUPFD_CLOEXEC, 3) }
 

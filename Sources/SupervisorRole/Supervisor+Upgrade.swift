@@ -30,6 +30,7 @@ extension Supervisor {
 
     private func rehearse() {
         guard let program else { return upgradeRefused("there is no program at \(source.called)") }
+        checkedFile = Descriptor.version(ofFile: program)
         do throws(SystemError) {
             let rehearsal = try MemoryFile.make("codex-lb:rehearsal", FrameCodec.bytes(of: succession([:])))
             defer { Descriptor.close(rehearsal) }
@@ -81,7 +82,10 @@ extension Supervisor {
     private func replaceNow() {
         isReplacing = false
         defer { Process.blockSignals(false) }
-        guard case .settling = fleet.upgrade, fleet.reload == .none, isAtRest, let program else { return }
+        guard case .settling = fleet.upgrade, fleet.reload == .none, isAtRest else { return }
+        guard let program, Descriptor.version(ofFile: program) == checkedFile else {
+            return upgradeRefused("\(source.called) has changed since it was asked")
+        }
         let left = succession(nextEnvironment)
         let error: SystemError
         do throws(SystemError) {

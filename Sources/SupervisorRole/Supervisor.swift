@@ -30,6 +30,8 @@ final class Supervisor {
     private var returnReason = ""
     /// Of the program that is about to replace this one.
     var nextEnvironment: [String: String] = [:]
+    /// The file that was asked, as it was then.
+    var checkedFile: String?
     var isReplacing = false
     /// Another program was here before us, and not all of its processes have followed it yet.
     var isSuccessor = false

@@ -394,6 +394,17 @@ extension [Fleet.Action] {
         }
     }
 
+    @Test("With all workers taken out of service a reload that fails leaves none of its own")
+    func drainedThenFailed() throws {
+        var fleet = serving()
+        _ = try fleet.drainAll(now: at(10_000)).get()
+        for pid in [20, 21] as [Int32] { _ = fleet.exited(pid: pid, hasRecords: false, isOrderly: true, now: at(11_000)) }
+        let ids = reloading(&fleet, at: 20_000)
+        _ = fleet.ready(ids[0], now: at(20_100))
+        let failed = fleet.exited(pid: 31, hasRecords: false, reason: "signal 9", now: at(20_200))
+        #expect(failed.contains(.drain(ids[0], milliseconds: 60_000, handsOver: false)), "\(failed)")
+    }
+
     // MARK: Upgrade
 
     @Test("Another program takes over when nothing is under way; its workers come first, then its writer")

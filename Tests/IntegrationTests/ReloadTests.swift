@@ -99,7 +99,7 @@ extension Integration {
         // MARK: Nothing is lost
 
         /// `CODEX_LB_TEST_RELOADS=200` for a longer run.
-        private static let rounds = ProcessInfo.processInfo.environment["CODEX_LB_TEST_RELOADS"].flatMap { Int($0) } ?? 10
+        private static let rounds = longRun("CODEX_LB_TEST_RELOADS", 10)
 
         /// Reloads while clients connect anew for each request: 0 failed, and three sets agree.
         @Test(arguments: Database.both) func newConnections(_ database: Database) throws {
@@ -113,6 +113,9 @@ extension Integration {
             }
             try stage.expectThreeSets(load)
             #expect(stage.daemon.status()?["generation"] as? Int == Self.rounds + 1)
+            tally(
+                1, "reloads, a new connection per request (\(database))",
+                "\(Self.rounds) reloads, \(load.count) good, \(load.failed.count) failed")
         }
 
         /// The same on keep-alive connections that carry POSTs: 0 failed, and none of the connections is closed by us.
@@ -126,6 +129,9 @@ extension Integration {
             }
             try stage.expectThreeSets(load)
             #expect(load.connections == 12, "connections were closed")
+            tally(
+                2, "reloads, kept connections (\(database))",
+                "\(Self.rounds) reloads, \(load.count) good, \(load.failed.count) failed, \(load.connections - 12) closed by us")
             // Nothing is left behind.
             #expect(eventually(10) { stage.daemon.fleetPIDs().count == stage.daemon.fleetSize(workers: 2) })
         }
@@ -152,7 +158,8 @@ extension Integration {
         @Test(arguments: [false, true]) func scale(_ keepsAlive: Bool) throws {
             let stage = try Stage("a", workers: 4)
             let load = SteadyLoad(stage, clients: 6, keepsAlive: keepsAlive)
-            for _ in 0..<2 {
+            let rounds = longRun("CODEX_LB_TEST_SCALES", 2)
+            for _ in 0..<rounds {
                 for count in [2, 8, 1, 4] {
                     let before = load.count
                     #expect(try Self.ctl(stage.daemon, ["scale", String(count)]).json["workers"] as? Int == count)
@@ -162,6 +169,9 @@ extension Integration {
             }
             try stage.expectThreeSets(load)
             if keepsAlive { #expect(load.connections == 6, "connections were closed") }
+            tally(
+                3, "workers 4, 2, 8, 1 (\(keepsAlive ? "kept" : "new") connections)",
+                "\(rounds * 4) changes, \(load.count) good, \(load.failed.count) failed")
         }
 
         /// Streams that are open across three reloads arrive byte for byte; their workers end after them.
@@ -184,6 +194,7 @@ extension Integration {
             for stream in streams { #expect(try stream.body() == expected) }
             #expect(eventually(10) { stage.daemon.fleetPIDs().count == stage.daemon.fleetSize(workers: 2) })
             for i in 0..<8 { #expect(try stage.daemon.record("stream-\(i)")["status"] as? Int == 200) }
+            tally(4, "open streams (\(database))", "8 streams over 3 reloads, 8 byte for byte")
         }
 
         /// A worker of an old generation is killed with a record that the writer has not taken: somebody brings it home.
@@ -232,6 +243,9 @@ extension Integration {
             #expect(try server.ctl("reload").result.isGood)
             #expect(daemon.status()?["reload_problem"] is NSNull)
             try server.stage.expectThreeSets(load)
+            tally(
+                6, "broken settings (\(line.prefix { $0 != "=" }))",
+                "\(load.count) good, \(load.failed.count) failed, told after \(Int(failed.seconds * 1000)) ms")
         }
 
         /// A database that can't be reached with the new settings: the same.
@@ -251,6 +265,7 @@ extension Integration {
                 #expect(failed.seconds < 2.3, "\(failed.seconds) s")
             }
             try server.stage.expectThreeSets(load)
+            tally(6, "database unreachable at reload", "\(load.count) good, \(load.failed.count) failed")
         }
 
         /// A new worker that dies before everybody is ready: the old generation stays and the reason is told.

@@ -60,7 +60,7 @@ extension Integration {
         }
 
         /// `CODEX_LB_TEST_UPGRADES=20` for a longer run.
-        private static let rounds = ProcessInfo.processInfo.environment["CODEX_LB_TEST_UPGRADES"].flatMap { Int($0) } ?? 5
+        private static let rounds = longRun("CODEX_LB_TEST_UPGRADES", 5)
 
         /// Programs that can't take over: what they do, and what is said of it.
         private static let broken = [
@@ -106,6 +106,10 @@ extension Integration {
             #expect(fresh.failed.isEmpty, "\(fresh.failed.prefix(3))")
             try server.stage.expectThreeSets(load, and: others)
             #expect(load.connections == 6, "connections were closed")
+            tally(
+                5, "upgrades under load (\(database))",
+                "\(Self.rounds), \(Self.rounds / 2) of them to a broken program, \(load.count + others.count) good, 0 failed, 0 connections closed"
+            )
             #expect(daemon.stop() == .code(0))
         }
 

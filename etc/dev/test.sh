@@ -9,7 +9,12 @@ swift build --product codex-lbPackageTests
 swift build --product codex-lb
 CODEX_LB_TEST_BINARY="$(swift build --show-bin-path)/codex-lb"
 export CODEX_LB_TEST_BINARY
-swift test --skip-build
+CODEX_LB_TEST_TALLY=$(mktemp)
+export CODEX_LB_TEST_TALLY
+swift test --skip-build || failed=1
+sh etc/dev/losses.sh "$CODEX_LB_TEST_TALLY"
+rm -f "$CODEX_LB_TEST_TALLY"
+[ "${failed:-0}" = 0 ]
 [ -x .venv-test/bin/python ] || python3 -m venv .venv-test
 .venv-test/bin/pip install --quiet --disable-pip-version-check -r Tests/SDK/requirements.txt
 .venv-test/bin/python -m pytest -q Tests/SDK
