@@ -89,6 +89,8 @@ extension Integration {
                     #expect(eventually(10) { server.identities() == [server.installed] }, "round \(round): another file runs")
                 } else {
                     let (script, clue) = Self.broken[round / 2 % Self.broken.count]
+                    // Those of the generation before have gone.
+                    #expect(eventually(10) { daemon.fleetPIDs().count == daemon.fleetSize(workers: 2) })
                     let old = Set(daemon.fleetPIDs())
                     try server.install(script: script)
                     let failed = try server.upgrade()
