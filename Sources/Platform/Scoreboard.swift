@@ -251,19 +251,50 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         if cell.pointee.load(ordering: .relaxed) != 0 { cell.pointee.store(0, ordering: .relaxed) }
     }
 
-    /// Takes the right to refresh the account's login until then, when whoever took it is taken for dead; false: somebody has it.
-    public func claimRenewal(account slot: Int, owner id: Int64, now: Instant, until: Instant) -> Bool {
+    /// Who may refresh an account's login, in one word: until when somebody has the right to it or it is left alone, and for which state of the
+    /// account. A worker that has not heard of the new tokens yet must not use the old ones again.
+    private struct RenewalClaim {
+        var isPause: Bool
+        /// Of the monotonic clock, rounded up; 31 bits.
+        var untilSeconds: UInt64
+        /// The account's `changedAt`, its low 32 bits of milliseconds: enough to tell which of two states within weeks is the newer one.
+        var changed: UInt32
+
+        init(isPause: Bool, until: Instant, changedAt: WallTime) {
+            self.isPause = isPause
+            untilSeconds = min((until.nanoseconds + 999_999_999) / 1_000_000_000, 0x7FFF_FFFF)
+            changed = UInt32(truncatingIfNeeded: changedAt.milliseconds)
+        }
+        init(cell: UInt64) {
+            (isPause, untilSeconds) = (cell >> 63 == 1, cell >> 32 & 0x7FFF_FFFF)
+            changed = UInt32(truncatingIfNeeded: cell)
+        }
+        var cell: UInt64 { (isPause ? 1 << 63 : 0) | untilSeconds << 32 | UInt64(changed) }
+
+        /// What a claim meets in the cell lets it pass.
+        func yields(to new: RenewalClaim, now: Instant) -> Bool {
+            let age = Int32(bitPattern: new.changed &- changed)
+            if age < 0 { return false }  // of a state that is over
+            if untilSeconds <= now.nanoseconds / 1_000_000_000 { return true }
+            return isPause && age > 0
+        }
+    }
+
+    /// Takes the right to refresh the login of the account as it was at `changedAt`, until whoever takes it must be dead. False: somebody has it,
+    /// it is left alone, or it was refreshed since.
+    public func claimRenewal(account slot: Int, owner id: Int64, changedAt: WallTime, now: Instant, until: Instant) -> Bool {
         let cell = accountCell(slot, 4)
         let seen = cell.pointee.load(ordering: .relaxed)
-        guard seen <= now.nanoseconds, isOwned(slot, by: id) else { return false }
-        return cell.pointee.compareExchange(expected: seen, desired: until.nanoseconds, ordering: .acquiringAndReleasing).exchanged
+        let new = RenewalClaim(isPause: false, until: until, changedAt: changedAt)
+        guard isOwned(slot, by: id), seen == 0 || RenewalClaim(cell: seen).yields(to: new, now: now) else { return false }
+        return cell.pointee.compareExchange(expected: seen, desired: new.cell, ordering: .acquiringAndReleasing).exchanged
     }
-    /// Nobody tries before that.
-    public func pauseRenewal(account slot: Int, owner id: Int64, until: Instant) {
-        if isOwned(slot, by: id) { accountCell(slot, 4).pointee.store(until.nanoseconds, ordering: .releasing) }
+    /// Nobody tries before that, unless the account has changed.
+    public func pauseRenewal(account slot: Int, owner id: Int64, changedAt: WallTime, until: Instant) {
+        guard isOwned(slot, by: id) else { return }
+        accountCell(slot, 4).pointee.store(
+            RenewalClaim(isPause: true, until: until, changedAt: changedAt).cell, ordering: .releasing)
     }
-    /// It has new credentials.
-    public func endRenewal(account slot: Int) { accountCell(slot, 4).pointee.store(0, ordering: .releasing) }
 
     /// Quota windows that upstreams tell of.
     public enum Window: Int, CaseIterable, Sendable { case primary, secondary }

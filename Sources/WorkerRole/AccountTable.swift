@@ -54,7 +54,6 @@ final class AccountTable {
             scoreboard.claim(account: account.slot, owner: account.id)
             if let before = before[account.id], before.credentials != account.credentials || before.state != account.state {
                 scoreboard.endCooldown(account: account.slot)
-                if before.credentials != account.credentials { scoreboard.endRenewal(account: account.slot) }
                 modelCooldowns.forget(account: account.id)
             }
         }

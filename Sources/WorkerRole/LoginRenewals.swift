@@ -79,7 +79,8 @@ final class LoginRenewals {
         let (value, now) = (account.value, worker.loop.now)
         guard fetches[value.id] == nil, unsaved[value.id] == nil, !isSettling(value), !worker.isDraining,
             worker.scoreboard.claimRenewal(
-                account: value.slot, owner: value.id, now: now, until: now.adding(milliseconds: Limits.renewalClaimMilliseconds))
+                account: value.slot, owner: value.id, changedAt: value.changedAt, now: now,
+                until: now.adding(milliseconds: Limits.renewalClaimMilliseconds))
         else { return }
         fetches[value.id] = .some(nil)
         worker.claimRenewal(of: value) { [weak self] isOurs in
@@ -131,7 +132,8 @@ final class LoginRenewals {
             failures[value.id] = count
             let pause = min(
                 Limits.renewalBackoffMillisecondsMax, Limits.renewalBackoffMilliseconds << min(count - 1, 16))
-            worker.scoreboard.pauseRenewal(account: value.slot, owner: value.id, until: now.adding(milliseconds: pause))
+            worker.scoreboard.pauseRenewal(
+                account: value.slot, owner: value.id, changedAt: value.changedAt, until: now.adding(milliseconds: pause))
             worker.log.warning(
                 "login was not renewed; it is tried again",
                 metadata: ["account": "\(value.name)", "why": "\(why)", "seconds": "\(pause / 1000)"])

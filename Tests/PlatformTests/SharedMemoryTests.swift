@@ -3,6 +3,33 @@ import Platform
 import Testing
 import Vocabulary
 
+@Suite struct RenewalClaimTests {
+    private let now = Instant(nanoseconds: 50_000_000_000_000)
+
+    @Test("One refresh at a time, none of a state that is over, and a pause ends with the account's change")
+    func claims() throws {
+        let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        board.claim(account: 3, owner: 7)
+        func claim(_ changed: Int64, after seconds: Int = 0, owner: Int64 = 7) -> Bool {
+            let at = now.adding(milliseconds: seconds * 1000)
+            return board.claimRenewal(
+                account: 3, owner: owner, changedAt: WallTime(milliseconds: changed), now: at, until: at.adding(milliseconds: 30_000))
+        }
+        let start: Int64 = 1_800_000_000_000
+        let asked = [
+            claim(start, owner: 8), claim(start), claim(start), claim(start + 5), claim(start, after: 29), claim(start, after: 31),
+        ]
+        #expect(asked == [false, true, false, false, false, true])
+        // A worker that has not heard of the new tokens never gets it again, however late it is.
+        let late = [claim(start + 9, after: 100), claim(start, after: 1_000), claim(start + 9, after: 1_000)]
+        #expect(late == [true, false, true])
+        board.pauseRenewal(
+            account: 3, owner: 7, changedAt: WallTime(milliseconds: start + 9), until: now.adding(milliseconds: 3_600_000))
+        let paused = [claim(start + 9, after: 2_000), claim(start + 10, after: 2_000)]
+        #expect(paused == [false, true])
+    }
+}
+
 @Suite struct JournalTests {
     private func make() throws -> (Journal, SharedMemory) {
         let memory = try SharedMemory.create("test:journal", count: Journal.memoryBytes(capacity: 64 * 1024))
