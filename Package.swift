@@ -107,7 +107,9 @@ let package = Package(
             name: "FakeUpstream", dependencies: ["Vocabulary", "HTTPWire", "Loop", "Platform"], path: "Tests/Support/FakeUpstream",
             swiftSettings: ours),
         .target(name: "DaemonHarness", path: "Tests/Support/DaemonHarness", swiftSettings: ours),
-        .testTarget(name: "IntegrationTests", dependencies: ["FakeUpstream", "DaemonHarness", "Platform", "Vocabulary", "CPlatform"], swiftSettings: ours),
+        .testTarget(
+            name: "IntegrationTests", dependencies: ["FakeUpstream", "DaemonHarness", "Platform", "Vocabulary", "CPlatform"],
+            swiftSettings: ours),
         suite("Exchange", ["Vocabulary", "Bytes", "HTTPWire", "JSONWire", "Metering", "Routing"]),
         .testTarget(name: "TidyTests", swiftSettings: ours),
         suite("Bytes", []),
