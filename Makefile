@@ -12,7 +12,7 @@ BIN := .build/release/codex-lb
 # What `make install` installs; a program that is there already spares the build: make install BINARY=path
 BINARY ?=
 PACKAGES := libuv1-dev libsqlite3-dev libpq-dev libssl-dev libzstd-dev zlib1g-dev
-TEST_PACKAGES := $(PACKAGES) postgresql pgbouncer python3-venv curl sqlite3 zstd openssl faketime mandoc
+TEST_PACKAGES := $(PACKAGES) postgresql pgbouncer python3-venv curl sqlite3 zstd openssl faketime mandoc systemd
 BENCH_PACKAGES := $(PACKAGES) nginx-light postgresql openssl gcc
 
 .PHONY: run demo build test soak bench bench-instructions format lint proto man install uninstall clean
