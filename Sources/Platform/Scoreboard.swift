@@ -257,13 +257,13 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         var isPause: Bool
         /// Of the monotonic clock, rounded up; 31 bits.
         var untilSeconds: UInt64
-        /// The account's `changedAt`, its low 32 bits of milliseconds: enough to tell which of two states within weeks is the newer one.
+        /// The account's `changedAt` in steps of 64 ms, the low 32 bits: which of two states is the newer one can be told within four years.
         var changed: UInt32
 
         init(isPause: Bool, until: Instant, changedAt: WallTime) {
             self.isPause = isPause
             untilSeconds = min((until.nanoseconds + 999_999_999) / 1_000_000_000, 0x7FFF_FFFF)
-            changed = UInt32(truncatingIfNeeded: changedAt.milliseconds)
+            changed = UInt32(truncatingIfNeeded: changedAt.milliseconds >> 6)
         }
         init(cell: UInt64) {
             (isPause, untilSeconds) = (cell >> 63 == 1, cell >> 32 & 0x7FFF_FFFF)

@@ -160,8 +160,8 @@ final class AccountTable {
     }
 
     /// A good answer says by what its conversation will come back.
-    func learn(_ affinity: Affinity?, responseID: String?, turnState: String?, of account: RoutedAccount, now: Instant) {
-        guard affinity != nil || isSticky && all.count > 1 else { return }
+    func learn(responseID: String?, turnState: String?, of account: RoutedAccount, now: Instant) {
+        guard isSticky, all.count > 1 else { return }
         if let responseID {
             scoreboard.pins.pin(Affinity.response(responseID, hash), to: account.value.id, seconds: Limits.pinSeconds, now: now)
         }

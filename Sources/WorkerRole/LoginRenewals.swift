@@ -18,7 +18,7 @@ final class LoginRenewals {
     /// Turns that wait for other credentials than these.
     private var waiting: [(account: Account, by: Instant, done: (Bool) -> Void)] = []
     /// New tokens that the store has not taken yet: their old ones work no more.
-    private var unsaved: [Int64: (account: Account, new: Account.Credentials, nextTry: Instant)] = [:]
+    private var unsaved: [Int64: (old: Account.Credentials, new: Account.Credentials, nextTry: Instant)] = [:]
     private var failures: [Int64: Int] = [:]
     /// Until when new tokens that are refused too are not renewed again.
     private var settlesBy: [Int64: Instant] = [:]
@@ -41,7 +41,8 @@ final class LoginRenewals {
 
     /// The snapshot has changed.
     func accountsChanged(_ accounts: [RoutedAccount]) {
-        unsaved = unsaved.filter { id, mine in accounts.contains { $0.value.id == id && $0.value.changedAt == mine.account.changedAt } }
+        // A pause or a new address is no reason to lose them: only other credentials, or the account's end.
+        unsaved = unsaved.filter { id, mine in accounts.contains { $0.value.id == id && $0.value.credentials == mine.old } }
         let before = waiting
         waiting = []
         for wait in before {
@@ -118,7 +119,7 @@ final class LoginRenewals {
         case .renewed(let new):
             failures[value.id] = nil
             settlesBy[value.id] = now.adding(milliseconds: Limits.renewalSpacingMilliseconds)
-            unsaved[value.id] = (value, new, now)
+            unsaved[value.id] = (value.credentials, new, now)
             save(value.id, now)
             worker.log.notice("login renewed", metadata: ["account": "\(value.name)"])
         case .refused(let code):
@@ -142,9 +143,9 @@ final class LoginRenewals {
     }
 
     private func save(_ id: Int64, _ now: Instant) {
-        guard let mine = unsaved[id] else { return }
+        guard let mine = unsaved[id], let today = worker.accounts.all.first(where: { $0.value.id == id }) else { return }
         unsaved[id]?.nextTry = now.adding(milliseconds: Limits.renewalLookMilliseconds)
-        worker.saveLogin(mine.account, mine.new)
+        worker.saveLogin(today.value, mine.new)
     }
 
     /// Those that wait for this account go elsewhere.

@@ -98,7 +98,6 @@ final class Turn: UpstreamUser, Answering {
     /// Lets the machine write into what its client gets at the next flush.
     private func perform(_ step: (inout TurnMachine, inout [UInt8]) -> [TurnAction]) {
         if let client {
-            worker.spares.take(&client.pending)
             perform(step(&machine, &client.pending))
         } else {
             var nobody: [UInt8] = []
@@ -154,7 +153,7 @@ final class Turn: UpstreamUser, Answering {
     private func learn(_ outcome: TurnOutcome) {
         guard outcome.errorCode.isEmpty, let account else { return }
         worker.accounts.learn(
-            affinity, responseID: request.route.isResponses ? outcome.findings.responseID : nil,
+            responseID: request.route.isResponses ? outcome.findings.responseID : nil,
             turnState: machine.responseHead?.fields.first(.turnState), of: account, now: now)
     }
 
@@ -242,13 +241,8 @@ final class Turn: UpstreamUser, Answering {
 
     func upstreamSent(_ bytes: RawSpan) {
         let now = now
-        if let client {
-            worker.spares.take(&client.pending)
-            perform(machine.received(bytes, now, into: &client.pending))
-        } else {
-            var nobody: [UInt8] = []
-            perform(machine.received(bytes, now, into: &nobody))
-        }
+        if let client { worker.spares.take(&client.pending) }
+        perform { $0.received(bytes, now, into: &$1) }
         makeRoomForKept()
     }
 

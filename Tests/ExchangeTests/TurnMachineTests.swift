@@ -178,10 +178,10 @@ private struct World {
 
     // MARK: Events
 
-    mutating func step() {
+    mutating func step() throws {
         if isRenewing, random.next() % 4 == 0 { return renewed() }
         switch random.next() % 20 {
-        case 0..<11: network()
+        case 0..<11: try network()
         case 11..<16:
             now = now.adding(milliseconds: Int(random.next() % 1_500))
             perform(machine.timePassed(now, into: &out))
@@ -198,7 +198,7 @@ private struct World {
         }
     }
 
-    mutating func network() {
+    mutating func network() throws {
         guard isOpen else { return }
         if random.next() % 25 == 0 {
             isOpen = false
@@ -212,7 +212,8 @@ private struct World {
             var head = Array("HTTP/1.1 \(status) OK\r\nContent-Type: ".utf8)
             head += "\(script.first == 0x7B ? "application/json" : "text/event-stream")\r\n\r\n".utf8
             var scanned = 0
-            return machine.responded(try! ResponseHead.parse(head.span.bytes, scanned: &scanned)!.head, now)
+            let parsed = try #require(try ResponseHead.parse(head.span.bytes, scanned: &scanned))
+            return machine.responded(parsed.head, now)
         }
         if script.isEmpty {
             isOpen = false
@@ -240,7 +241,7 @@ private struct World {
             var steps = 0
             while !world.isOver, world.problems.isEmpty, steps < 2_000 {
                 steps += 1
-                world.step()
+                try world.step()
             }
             world.expect(world.isOver, "it does not end")
             world.expect(world.machine.isFinished, "over, and not finished")

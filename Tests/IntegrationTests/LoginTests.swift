@@ -65,6 +65,24 @@ extension Integration {
             #expect(issuer.refreshes == 1 && issuer.reuses == 0)
         }
 
+        /// An operator who pauses and resumes an account in the middle of its refresh loses nothing: the old token works no more.
+        @Test(arguments: [Database.sqlite, .postgresql]) func changedMeanwhile(_ database: Database) throws {
+            let (stage, issuer) = try Self.stage(database, workers: 1)
+            let gate = Gate()
+            issuer.hold(gate)
+            try Self.bring(stage, issuer.login("me", ageSeconds: 100, lifeSeconds: 90, isGood: false))
+            #expect(eventually(10) { issuer.refreshes == 1 })
+            for order in ["pause", "resume"] { #expect(try stage.daemon.run("accounts", order, "me").isGood) }
+            // The worker has heard of both before the tokens come.
+            #expect(
+                try eventually(5) {
+                    try Self.state(stage) == ["me": "active"] && stage.metric("codex_lb_account_available{account=\"me\"}") == 1
+                })
+            gate.open()
+            #expect(try eventually(10) { try stage.turn(stream: false).status == 200 })
+            #expect(issuer.refreshes == 1 && issuer.reuses == 0)
+        }
+
         /// Two instances on one database: the token is refreshed by one of them.
         @Test func oneOfTwoInstances() throws {
             let (stage, issuer) = try Self.stage(.postgresql, workers: 1)

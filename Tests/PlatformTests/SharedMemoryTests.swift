@@ -17,16 +17,18 @@ import Vocabulary
         }
         let start: Int64 = 1_800_000_000_000
         let asked = [
-            claim(start, owner: 8), claim(start), claim(start), claim(start + 5), claim(start, after: 29), claim(start, after: 31),
+            claim(start, owner: 8), claim(start), claim(start), claim(start + 500), claim(start, after: 29), claim(start, after: 31),
         ]
         #expect(asked == [false, true, false, false, false, true])
         // A worker that has not heard of the new tokens never gets it again, however late it is.
-        let late = [claim(start + 9, after: 100), claim(start, after: 1_000), claim(start + 9, after: 1_000)]
+        let late = [claim(start + 900, after: 100), claim(start, after: 1_000), claim(start + 900, after: 1_000)]
         #expect(late == [true, false, true])
         board.pauseRenewal(
-            account: 3, owner: 7, changedAt: WallTime(milliseconds: start + 9), until: now.adding(milliseconds: 3_600_000))
-        let paused = [claim(start + 9, after: 2_000), claim(start + 10, after: 2_000)]
+            account: 3, owner: 7, changedAt: WallTime(milliseconds: start + 900), until: now.adding(milliseconds: 3_600_000))
+        let paused = [claim(start + 900, after: 2_000), claim(start + 1_000, after: 2_000)]
         #expect(paused == [false, true])
+        // Resumed after two months of pause.
+        #expect(claim(start + 60 * 86_400_000, after: 60 * 86_400))
     }
 }
 

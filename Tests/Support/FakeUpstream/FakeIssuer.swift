@@ -8,6 +8,7 @@ public final class FakeIssuer: @unchecked Sendable {  // every access holds `loc
     private var refreshTokens: Set<String> = []
     private var counts = (refreshes: 0, reuses: 0)
     private var answer: Behaviour?
+    private var gate: Gate?
     private var lifeSeconds: Double = 3_600
     private var device = (name: "", pending: 0)
 
@@ -20,6 +21,9 @@ public final class FakeIssuer: @unchecked Sendable {  // every access holds `loc
                 self?.read { $0.valid.contains(request.bearer) } ?? false ? .ok : .error(401, code: "token_expired")
             })
     }
+
+    /// New tokens are made, and their answer waits for this.
+    public func hold(_ gate: Gate) { read { $0.gate = gate } }
 
     /// Device codes: the first `pending` polls find nobody; then the code is entered, and may be changed for tokens once.
     public func enableDevices(_ upstream: FakeUpstream, name: String, pending: Int) {
@@ -112,7 +116,8 @@ public final class FakeIssuer: @unchecked Sendable {  // every access holds `loc
             let (access, next) = (Self.token("renewed", age: 0, life: me.lifeSeconds), "r-\(UUID().uuidString)")
             me.valid = [access]
             me.refreshTokens.insert(next)
-            return .status(200, "{\"access_token\":\"\(access)\",\"refresh_token\":\"\(next)\",\"id_token\":\"\(access)\"}")
+            let tokens = Behaviour.status(200, "{\"access_token\":\"\(access)\",\"refresh_token\":\"\(next)\",\"id_token\":\"\(access)\"}")
+            return me.gate.map { gate in Behaviour { [.gate(gate)] + tokens.steps($0) } } ?? tokens
         }
     }
 }
