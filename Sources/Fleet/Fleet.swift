@@ -103,28 +103,28 @@ public struct Fleet: Sendable {
     /// A stop tries so often to bring one process's records home; then they go to a file.
     static let homecomingsMax = 5
 
-    public private(set) var phase = Phase.starting
-    public private(set) var children: [Child] = []
+    public internal(set) var phase = Phase.starting
+    public internal(set) var children: [Child] = []
     /// The generation in charge.
-    public private(set) var generation: UInt64 = 1
-    public private(set) var reload = Reload.none
+    public internal(set) var generation: UInt64 = 1
+    public internal(set) var reload = Reload.none
     /// The workers of the generation in charge that are to be; 0: all were told to go.
-    public private(set) var workers: Int
-    public private(set) var upgrade = Upgrade.none
-    public private(set) var lastGeneration: UInt64 = 1
+    public internal(set) var workers: Int
+    public internal(set) var upgrade = Upgrade.none
+    public internal(set) var lastGeneration: UInt64 = 1
     /// The last one whose workers did not fail right after its reload, other than the one in charge; nil: nobody knows one.
-    public private(set) var lastGood: UInt64?
+    public internal(set) var lastGood: UInt64?
     /// Until when the one in charge may fail as a whole, and its reload is undone.
-    private var trialBy = Instant(nanoseconds: 0)
+    var trialBy = Instant(nanoseconds: 0)
     /// The reload under way brings the last good settings back.
-    public private(set) var isReturning = false
+    public internal(set) var isReturning = false
     /// When another reload is to begin.
-    private var reloadDue = Instant.never
-    private var reloadBegunAt: Instant?
-    private var rows = RowPool()
-    private var times: Times
+    var reloadDue = Instant.never
+    var reloadBegunAt: Instant?
+    var rows = RowPool()
+    var times: Times
     /// Those of the candidate, once it is in charge.
-    private var nextTimes: Times?
+    var nextTimes: Times?
     private var exitCode: Int32 = 0
     private var nextSerial = 0
     private var tickedAt: Instant
@@ -159,16 +159,16 @@ public struct Fleet: Sendable {
     public var drainingGenerations: [UInt64] {
         Set(children.lazy.map(\.generation).filter { $0 != 0 && $0 != generation && $0 != candidate }).sorted()
     }
-    private var candidate: UInt64? { reload == .starting ? lastGeneration : nil }
+    var candidate: UInt64? { reload == .starting ? lastGeneration : nil }
 
-    private mutating func add(_ slot: ChildSlot, _ generation: UInt64, startAt: Instant, _ now: Instant) {
+    mutating func add(_ slot: ChildSlot, _ generation: UInt64, startAt: Instant, _ now: Instant) {
         children.append(
             Child(id: ChildID(serial: nextSerial), slot: slot, generation: generation, state: .waiting(until: startAt), since: now))
         nextSerial += 1
     }
 
-    private func index(_ id: ChildID) -> Int? { children.firstIndex { $0.id == id } }
-    private func isServing(_ child: Child) -> Bool { child.slot.role == .worker && child.generation == generation }
+    func index(_ id: ChildID) -> Int? { children.firstIndex { $0.id == id } }
+    func isServing(_ child: Child) -> Bool { child.slot.role == .worker && child.generation == generation }
 
     // MARK: Time
 
@@ -199,7 +199,7 @@ public struct Fleet: Sendable {
         return actions
     }
 
-    private mutating func overdue(_ now: Instant) -> [Action] {
+    mutating func overdue(_ now: Instant) -> [Action] {
         var actions: [Action] = []
         var late: Child?
         for i in children.indices {
@@ -226,7 +226,7 @@ public struct Fleet: Sendable {
         return actions
     }
 
-    private func milliseconds(_ count: Int) -> String { count % 1000 == 0 ? "\(count / 1000) s" : "\(count) ms" }
+    func milliseconds(_ count: Int) -> String { count % 1000 == 0 ? "\(count / 1000) s" : "\(count) ms" }
 
     // MARK: Children
 
@@ -291,7 +291,7 @@ public struct Fleet: Sendable {
         return gone(i, hasRecords: hasRecords, isOrderly: isOrderly, reason: reason, now)
     }
 
-    private mutating func gone(_ i: Int, hasRecords: Bool, isOrderly: Bool, reason: String, _ now: Instant) -> [Action] {
+    mutating func gone(_ i: Int, hasRecords: Bool, isOrderly: Bool, reason: String, _ now: Instant) -> [Action] {
         let child = children[i]
         let isHealthy = now.milliseconds(since: child.since) >= Self.healthyMilliseconds
         children[i].failures = isHealthy ? 1 : child.failures + 1
@@ -326,7 +326,7 @@ public struct Fleet: Sendable {
     }
 
     /// The last reload is undone when all its workers fail at once, again and again.
-    private mutating func undo(_ now: Instant) -> [Action] {
+    mutating func undo(_ now: Instant) -> [Action] {
         guard phase == .serving, reload == .none, upgrade == .none, now < trialBy, let lastGood else { return [] }
         let wanted = children.filter { isServing($0) && $0.isWanted }
         guard !wanted.isEmpty, wanted.allSatisfy({ $0.restarts >= Limits.trialExits }) else { return [] }
@@ -335,7 +335,7 @@ public struct Fleet: Sendable {
     }
 
     /// 0 for the first starts, then 0.5, 1, 2, 4, 5, 5 … s until it is healthy.
-    private mutating func backOff(_ i: Int, _ now: Instant) -> Int {
+    mutating func backOff(_ i: Int, _ now: Instant) -> Int {
         let starts = children[i].starts
         if children[i].backOffs == 0 {
             guard starts.count == Limits.startsMax, now.milliseconds(since: starts[0]) < Limits.startsMilliseconds else { return 0 }
@@ -345,7 +345,7 @@ public struct Fleet: Sendable {
     }
 
     /// The last process of a generation that drains has gone: there is room for another.
-    private mutating func retire(_ number: UInt64, _ now: Instant) -> [Action] {
+    mutating func retire(_ number: UInt64, _ now: Instant) -> [Action] {
         guard number != 0, number != generation, number != candidate, !children.contains(where: { $0.generation == number }) else {
             return []
         }
@@ -370,224 +370,6 @@ public struct Fleet: Sendable {
             return [.abort(pid)]
         }
         return []
-    }
-
-    // MARK: Reload
-
-    /// The operator wants the settings to be read anew. During a reload another one follows it, however many ask. `isUrgent`: somebody
-    /// waits for it; else it keeps `Limits.reloadSpacingMilliseconds` from the one before.
-    public mutating func reload(isUrgent: Bool = false, now: Instant) -> [Action] {
-        switch phase {
-        case .stoppingWorkers, .stoppingWriter, .stopped: return [.reloadFailed(reason: "the server is stopping")]
-        case .starting, .serving: break
-        }
-        let earliest = reloadBegunAt?.adding(milliseconds: Limits.reloadSpacingMilliseconds) ?? now
-        reloadDue = min(reloadDue, isUrgent ? now : max(now, earliest))
-        return phase == .serving && reload == .none && mayReload && reloadDue <= now ? begin(now) : []
-    }
-
-    /// Before another program takes over nothing begins that it would have to end.
-    private var mayReload: Bool {
-        switch upgrade {
-        case .none, .replacing: true
-        case .checking, .settling: false
-        }
-    }
-
-    private mutating func begin(_ now: Instant) -> [Action] {
-        (reload, reloadDue, reloadBegunAt) = (.checking, .never, now)
-        return [.checkSettings]
-    }
-
-    /// The settings are good, and this is what they want.
-    public mutating func settingsChecked(workers: Int, times: Times, now: Instant) -> [Action] {
-        guard reload == .checking else { return [] }
-        nextTimes = times
-        let draining = drainingGenerations
-        guard draining.count >= Limits.drainingGenerationsMax else { return startCandidate(workers, now) + ticked(now) }
-        reload = .waitingForRoom(workers: workers)
-        var actions: [Action] = [.tightened(generation: draining[0], milliseconds: self.times.drain)]
-        for i in children.indices where children[i].generation == draining[0] {
-            actions += drain(i, self.times.drain, handsOver: true, now)
-        }
-        return actions
-    }
-
-    /// They can't be used.
-    public mutating func settingsRefused(reason: String, now: Instant) -> [Action] {
-        guard reload == .checking else { return [] }
-        return endReload(.reloadFailed(reason: reason), now)
-    }
-
-    private mutating func startCandidate(_ workers: Int, _ now: Instant) -> [Action] {
-        reload = .starting
-        lastGeneration += 1
-        for number in 0..<workers { add(ChildSlot(.worker, number), lastGeneration, startAt: now, now) }
-        return []
-    }
-
-    /// Everybody of the candidate is ready: it is in charge, and the one before drains.
-    private mutating func promote(_ now: Instant) -> [Action] {
-        let before = generation
-        if upgrade == .replacing {
-            lastGood = nil  // its settings were the other program's
-        } else if trialBy <= now, !isReturning {
-            lastGood = before
-        }
-        trialBy = lastGood == nil || isReturning ? now : now.adding(milliseconds: Limits.trialMilliseconds)
-        generation = lastGeneration
-        workers = children.count { isServing($0) }
-        if let nextTimes { times = nextTimes }
-        var actions = endReload(.reloaded(generation: generation), now)
-        actions += leave(before, now) + retire(before, now)
-        if upgrade == .replacing { actions += replaceWriter(now) }
-        return actions + ticked(now)
-    }
-
-    /// The candidate can't be what it should: it goes, and everything is as it was.
-    private mutating func discard(_ reason: String, _ now: Instant) -> [Action] {
-        guard let number = candidate else { return [] }
-        let actions = endReload(.reloadFailed(reason: reason), now)
-        return actions + leave(number, now) + retire(number, now)
-    }
-
-    private mutating func endReload(_ end: Action, _ now: Instant) -> [Action] {
-        (reload, nextTimes, isReturning) = (.none, nil, false)
-        if case .reloadFailed = end, upgrade == .replacing { upgrade = .none }
-        return [end]
-    }
-
-    /// A generation's workers finish, as soon as they can be spared. Those that have not begun yet never do.
-    private mutating func leave(_ number: UInt64, _ now: Instant) -> [Action] {
-        for i in children.indices where children[i].generation == number && children[i].slot.role == .worker {
-            children[i].isWanted = false
-        }
-        drop(number)
-        return shed(now)
-    }
-
-    /// Children of a generation that nobody wants, without a process and without records.
-    private mutating func drop(_ number: UInt64) {
-        children.removeAll { child in
-            guard child.generation == number, !child.isWanted, child.state.pid == nil, !child.hasRecords else { return false }
-            if let row = child.row { rows.giveBack(row) }
-            return true
-        }
-    }
-
-    // MARK: Upgrade
-
-    /// Another program is to go on in this process.
-    public mutating func upgrade(now: Instant) -> Result<[Action], FleetRefusal> {
-        if let why = busy() { return .failure(why) }
-        upgrade = .checking
-        return .success([.checkProgram])
-    }
-
-    /// It can go on from here.
-    public mutating func programChecked(now: Instant) -> [Action] {
-        guard upgrade == .checking else { return [] }
-        upgrade = .settling(by: now.adding(milliseconds: Limits.upgradeRestMilliseconds))
-        return ticked(now)
-    }
-
-    /// It can't, or can't be started.
-    public mutating func programRefused(reason: String) -> [Action] {
-        switch upgrade {
-        case .checking, .settling: endUpgrade(reason)
-        case .none, .replacing: []
-        }
-    }
-
-    private mutating func endUpgrade(_ reason: String) -> [Action] {
-        upgrade = .none
-        return [.upgradeFailed(reason: reason)]
-    }
-
-    /// This is the other program, and it has what the first one left: its workers come first, then its writer.
-    public mutating func adopted(now: Instant) -> [Action] { reload(isUrgent: true, now: now) }
-
-    private mutating func replaceWriter(_ now: Instant) -> [Action] {
-        guard let i = children.firstIndex(where: { $0.slot.role == .writer }) else {
-            upgrade = .none
-            return [.upgraded]
-        }
-        return drain(i, times.drain, handsOver: true, now)
-    }
-
-    // MARK: Scale
-
-    /// There shall be so many workers. A reason why not, or what is to be done: further ones are started, or those that are too many
-    /// leave as soon as another one is ready.
-    public mutating func scale(to count: Int, now: Instant) -> Result<[Action], FleetRefusal> {
-        if let why = busy() { return .failure(why) }
-        guard (1...Limits.workersMax).contains(count) else {
-            return .failure(FleetRefusal("\(count) workers; give 1 to \(Limits.workersMax)"))
-        }
-        workers = count
-        var numbers = Set(children.filter { isServing($0) && $0.isWanted }.map(\.slot.number))
-        while numbers.count < count {
-            let number = (0...).first { !numbers.contains($0) }!
-            numbers.insert(number)
-            add(ChildSlot(.worker, number), generation, startAt: now, now)
-        }
-        for number in numbers.sorted().suffix(numbers.count - count) { unwant(number) }
-        drop(generation)
-        return .success(ticked(now))
-    }
-
-    /// One worker, by its number, gives way to a fresh one.
-    public mutating func replace(worker number: Int, now: Instant) -> Result<[Action], FleetRefusal> {
-        if let why = busy() { return .failure(why) }
-        guard children.contains(where: { isServing($0) && $0.isWanted && $0.slot.number == number }) else {
-            return .failure(FleetRefusal("there is no worker.\(number); see codex-lb ctl status"))
-        }
-        unwant(number)
-        drop(generation)
-        add(ChildSlot(.worker, number), generation, startAt: now, now)
-        return .success(ticked(now))
-    }
-
-    /// All workers finish and nobody follows them; clients wait in the listeners' backlog until a reload or more workers.
-    public mutating func drainAll(now: Instant) -> Result<[Action], FleetRefusal> {
-        if let why = busy() { return .failure(why) }
-        workers = 0
-        var actions: [Action] = []
-        for i in children.indices where children[i].slot.role == .worker {
-            children[i].isWanted = false
-            actions += drain(i, times.reloadDrain, handsOver: false, now)
-        }
-        drop(generation)
-        return .success(actions)
-    }
-
-    private func busy() -> FleetRefusal? {
-        switch phase {
-        case .starting: return FleetRefusal("the server is still starting; try again in a moment")
-        case .stoppingWorkers, .stoppingWriter, .stopped: return FleetRefusal("the server is stopping")
-        case .serving:
-            if upgrade != .none { return FleetRefusal("an upgrade is under way; try again when it is over") }
-            return reload == .none ? nil : FleetRefusal("a reload is under way; try again when it is over")
-        }
-    }
-
-    private mutating func unwant(_ number: Int) {
-        for i in children.indices where isServing(children[i]) && children[i].slot.number == number { children[i].isWanted = false }
-    }
-
-    /// Workers that nobody wants go when they can be spared: one of those that are wanted is there, and takes their clients; or nobody is
-    /// to serve at all.
-    private mutating func shed(_ now: Instant) -> [Action] {
-        let hasHeir = children.contains { isServing($0) && $0.isWanted && $0.isReady }
-        guard phase == .serving, hasHeir || workers == 0 else { return [] }
-        var actions: [Action] = []
-        for i in children.indices where children[i].slot.role == .worker && !children[i].isWanted {
-            switch children[i].state {
-            case .starting, .ready: actions += drain(i, times.reloadDrain, handsOver: hasHeir, now)
-            case .waiting, .draining: break
-            }
-        }
-        return actions
     }
 
     // MARK: The end
@@ -616,7 +398,7 @@ public struct Fleet: Sendable {
     }
 
     /// Told again, it ends sooner, never later.
-    private mutating func drain(_ i: Int, _ milliseconds: Int, handsOver: Bool, _ now: Instant) -> [Action] {
+    mutating func drain(_ i: Int, _ milliseconds: Int, handsOver: Bool, _ now: Instant) -> [Action] {
         guard let pid = children[i].state.pid else { return [] }
         var by = now.adding(milliseconds: milliseconds + Self.drainGraceMilliseconds)
         if case .draining(_, let before) = children[i].state { by = min(by, before) } else { children[i].heartbeatAt = now }
@@ -624,7 +406,7 @@ public struct Fleet: Sendable {
         return [.drain(children[i].id, milliseconds: milliseconds, handsOver: handsOver)]
     }
 
-    private mutating func advanceStop(_ now: Instant) -> [Action] {
+    mutating func advanceStop(_ now: Instant) -> [Action] {
         if phase == .stoppingWorkers, !children.contains(where: { $0.slot.role == .worker }) {
             phase = .stoppingWriter
             if let i = children.firstIndex(where: { $0.slot.role == .writer }) {

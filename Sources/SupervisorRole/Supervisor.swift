@@ -14,20 +14,20 @@ import Vocabulary
 /// Performs the fleet's actions: owns the listeners, the shared memory and the children. Parses no client byte and opens no database.
 final class Supervisor {
     let loop: EventLoop
-    private(set) var log: Logger
+    var log: Logger
     var fleet: Fleet
     let source: SettingsSource
     private let lock: InstanceLock
-    private let started: Instant
+    let started: Instant
     /// What the generation in charge works by. Its doors are gone from the order to stop on.
-    private var plan: Plan
-    private var planGeneration: UInt64
+    var plan: Plan
+    var planGeneration: UInt64
     /// Of the generations that have a process, and of the candidate.
-    private var plans: [UInt64: Plan] = [:]
+    var plans: [UInt64: Plan] = [:]
     /// Of the last generation that did not fail right after its reload (`Fleet.lastGood`).
-    private var goodPlan: Plan?
+    var goodPlan: Plan?
     /// Why the reload under way brings older settings back; empty when it does not.
-    private var returnReason = ""
+    var returnReason = ""
     /// Of the program that is about to replace this one.
     var nextEnvironment: [String: String] = [:]
     /// The file that was asked, as it was then.
@@ -40,16 +40,17 @@ final class Supervisor {
     /// Of the reload under way, once its settings are known to be good.
     var nextPlan: Plan?
     private let scoreboardMemory: SharedMemory
-    private let scoreboard: Scoreboard
+    let scoreboard: Scoreboard
     /// By the row whose process appends to it.
-    private var journals: [Int: SharedMemory] = [:]
+    var journals: [Int: SharedMemory] = [:]
     private let handover: (taking: Int32, giving: Int32)
-    private var links: [ChildID: ChildLink] = [:]
+    var links: [ChildID: ChildLink] = [:]
     private var exitCode: Int32?
-    private var upgrade: Int32?
+    /// The one-shot child that makes the database ready, before the fleet.
+    private var migration: Int32?
     /// One-shot children beside the fleet: the check after the start, the scheduled backup.
-    private var check: Int32?
-    private var backup: Int32?
+    var check: Int32?
+    var backup: Int32?
     /// Settings being read for a reload. The last one counts; those before were late, and have not been reaped yet.
     var readings: [SettingsReading] = []
     /// How many reloads have begun, and who waits for one of which number.
@@ -57,27 +58,27 @@ final class Supervisor {
     var waiting: [ReloadWaiter] = []
     /// Why the last reload failed; empty when it did not.
     var reloadProblem = ""
-    private var backupAt = Instant.never
+    var backupAt = Instant.never
     private var extendAt = Instant(nanoseconds: 0)
     private let watchdogMilliseconds = ServiceManager.watchdogMilliseconds(Environment.current)
     private var aliveAt = Instant(nanoseconds: 0)
     private var droppedTold = 0
     private var lookAt = Instant(nanoseconds: 0)
     /// The one-shot child that stores what orphans of an earlier supervisor left as files; for SQLite the writer does it.
-    private var homecoming: Int32?
-    private var homecomingAt = Instant(nanoseconds: 0)
+    var homecoming: Int32?
+    var homecomingAt = Instant(nanoseconds: 0)
     /// One line about the database that an operator should know; empty when all is well.
-    private var databaseProblem = ""
+    var databaseProblem = ""
     private var timer: LoopTimer!
     private var door: ControlDoor!
     private var readyFacts: Ready?
-    private var stopSignals = 0
+    var stopSignals = 0
     private var refusedFiles: [String] = []
     /// What the service manager was told last.
-    private var statusTold = ""
+    var statusTold = ""
 
-    private var settings: Settings { plan.settings }
-    private var listenerNames: [String] { plan.doors.map(\.name) }
+    var settings: Settings { plan.settings }
+    var listenerNames: [String] { plan.doors.map(\.name) }
 
     static let tickMilliseconds = 50
     /// A scheduled backup's child looks itself whether one is due; this is how often it is asked at most.
@@ -200,7 +201,7 @@ final class Supervisor {
     /// Upgrades the database in a child, then starts the fleet.
     func start() {
         do throws(SystemError) {
-            upgrade = try Process.spawnSelf(["db", "upgrade", "--at-start"], heritage: nil, environment: plan.environment)
+            migration = try Process.spawnSelf(["db", "upgrade", "--at-start"], heritage: nil, environment: plan.environment)
         } catch {
             log.critical("cannot start", metadata: ["error": "\(error)"])
             return end(1)
@@ -272,7 +273,7 @@ final class Supervisor {
         if isLookDue { lookAt = now.adding(milliseconds: Limits.lookMilliseconds) }
         door.sweep(now, isLookDue: isLookDue)
         droppedTold += LogSink.standard.dropped(since: droppedTold) { scoreboard.add(.logLinesDropped, $0) }
-        guard upgrade == nil else { return extendStart(now) }
+        guard migration == nil else { return extendStart(now) }
         if now >= backupAt, backup == nil, stopSignals == 0 { backup = oneShot(["db", "backup", "--scheduled"]) }
         perform(fleet.ticked(now))
         for child in fleet.children {
@@ -305,15 +306,6 @@ final class Supervisor {
         guard text != statusTold else { return }
         statusTold = text
         ServiceManager.notify("STATUS=\(text)")
-    }
-
-    /// On a shared database no process of ours lives that could store an orphan's records: a child does it when there are any.
-    private func bringHome(_ now: Instant) {
-        guard settings.database.sqlitePath == nil, fleet.phase == .serving, homecoming == nil, now >= homecomingAt,
-            !Spool.files(directories: settings.spoolDirectories).isEmpty
-        else { return }
-        homecomingAt = now.adding(milliseconds: Self.homecomingMilliseconds)
-        homecoming = oneShot(["db", "bring-home"])
     }
 
     func perform(_ actions: [Fleet.Action]) {
@@ -399,61 +391,10 @@ final class Supervisor {
         }
     }
 
-    private func oneShot(_ arguments: [String]) -> Int32? {
-        do throws(SystemError) {
-            return try Process.spawnSelf(arguments, heritage: nil, environment: plan.environment)
-        } catch {
-            log.error("child cannot be started", metadata: ["child": "\(arguments.joined(separator: " "))", "error": "\(error)"])
-            return nil
-        }
-    }
-
-    private func startJobs() {
-        if settings.database.sqlitePath != nil, settings.database.startupCheck != .off {
-            scoreboard.set(.checkResult, Scoreboard.CheckResult.running.rawValue)
-            check = oneShot(["db", "check", "--at-start"] + (settings.database.startupCheck == .quick ? ["--quick"] : []))
-        }
-        scheduleBackup()
-    }
-
-    private func scheduleBackup() {
-        guard let interval = settings.database.backupIntervalMilliseconds else { return }
-        backupAt = loop.now.adding(milliseconds: min(interval, Self.backupLookMilliseconds))
-    }
-
-    private func reapJobs() {
-        if let pid = check, let exit = Process.reap(pid) {
-            check = nil
-            let result: Scoreboard.CheckResult =
-                exit == .code(0) ? .good : exit == .code(OneShotExit.damaged) ? .damaged : .failed
-            scoreboard.set(.checkResult, result.rawValue)
-            switch result {
-            case .good: log.info("the database is sound")
-            case .damaged:
-                databaseProblem = "damaged: see the log, then codex-lb db check, db recover, db restore"
-                log.critical(
-                    "the database is damaged; the lines above say where. Stop the server, then codex-lb db recover or codex-lb db restore")
-            default: log.warning("the database could not be checked, or its schema is not as expected", metadata: ["exit": "\(exit)"])
-            }
-        }
-        if let pid = homecoming, let exit = Process.reap(pid) {
-            homecoming = nil
-            if exit != .code(0) {
-                log.warning("usage records of an earlier run could not all be stored yet", metadata: ["exit": "\(exit)"])
-            }
-        }
-        if let pid = backup, let exit = Process.reap(pid) {
-            backup = nil
-            let interval = settings.database.backupIntervalMilliseconds ?? Self.backupLookMilliseconds
-            backupAt = loop.now.adding(milliseconds: min(interval, Self.backupLookMilliseconds))
-            if exit != .code(0) { log.error("the scheduled backup failed; the lines above say why", metadata: ["exit": "\(exit)"]) }
-        }
-    }
-
     func reap() {
         reapJobs()
-        if let pid = upgrade, let exit = Process.reap(pid) {
-            upgrade = nil
+        if let pid = migration, let exit = Process.reap(pid) {
+            migration = nil
             switch exit {
             case .code(0): break
             case .code(OneShotExit.oldSchemaUsable):
@@ -509,16 +450,16 @@ final class Supervisor {
         log.notice("stopping: open turns are finished first", metadata: ["signal": "\(number == SIGINT ? "SIGINT" : "SIGTERM")"])
         ServiceManager.notify("STOPPING=1\nSTATUS=stopping: open turns are finished first")
         // It ends while it only waits for the database. A migration is never cut: the end comes after it.
-        if let upgrade {
+        if let migration {
             closeListeners()
-            return Process.signal(upgrade, SIGTERM)
+            return Process.signal(migration, SIGTERM)
         }
         perform(fleet.stop(loop.now))
     }
 
     func stopAtOnce() {
         stopSignals = max(1, stopSignals)
-        if let upgrade { Process.signal(upgrade, SIGKILL) }
+        if let migration { Process.signal(migration, SIGKILL) }
         perform(fleet.stopNow())
     }
 
@@ -531,126 +472,13 @@ final class Supervisor {
                 "milliseconds": "\(loop.now.milliseconds(since: started))",
             ])
         if readyFacts?.accounts == 0 {
-            log.notice("no account yet; add one with: codex-lb accounts add NAME --base-url https://api.openai.com/v1 --key-file FILE")
+            log.notice(
+                "no account yet; add one with: codex-lb accounts add NAME --base-url https://api.openai.com/v1 --key-file FILE, or log in with: codex-lb accounts login"
+            )
         }
         startJobs()
         statusTold = "serving on \(names.joined(separator: ", "))"
         ServiceManager.notify("READY=1\nSTATUS=\(statusTold)")
-    }
-
-    // MARK: Reload
-
-    /// The candidate is in charge: its settings are ours, and where nobody listens any more the doors close.
-    private func reloaded(_ generation: UInt64) {
-        guard let next = plans[generation] else { return }
-        let before = plan
-        if fleet.lastGood == planGeneration { goodPlan = before } else if fleet.lastGood == nil { goodPlan = nil }
-        (plan, planGeneration) = (next, generation)
-        nextPlan = nil
-        for door in before.doors where !plan.doors.contains(door) { door.close() }
-        log = source.logger(settings)
-        tell { $0.level = settings.logLevel }
-        if let interval = settings.database.backupIntervalMilliseconds {
-            let due = loop.now.adding(milliseconds: min(interval, Self.backupLookMilliseconds))
-            if backup == nil { backupAt = min(backupAt, due) }
-        } else {
-            backupAt = .never
-        }
-        (reloadProblem, returnReason) = (returnReason, "")
-        log.notice(
-            "reloaded",
-            metadata: [
-                "generation": "\(generation)", "workers": "\(settings.workers)", "listen": "\(listenerNames.joined(separator: " "))",
-            ])
-        if fleet.upgrade == .none { reloadEnded(error: "") }  // else when the writer is of this program too
-        statusTold = "serving on \(listenerNames.joined(separator: ", "))"
-        ServiceManager.notify("READY=1\nSTATUS=\(statusTold)")
-    }
-
-    private func reloadFailed(_ reason: String) {
-        for door in nextPlan?.doors ?? [] where !plan.doors.contains(door) { door.close() }
-        nextPlan = nil
-        for reading in readings where reading.exit == nil { Process.signal(reading.pid, SIGKILL) }  // they only read
-        var reason = reason
-        if isSuccessor {
-            // The supervisor is of another program than those that serve; a reload tries again.
-            reason = "codex-lb \(Version.text) supervises, but the workers of the program before it go on: \(reason)"
-            isSuccessor = false
-        }
-        if !returnReason.isEmpty { reason = "\(returnReason); they could not be put back: \(reason)" }
-        returnReason = ""
-        if fleet.phase == .serving { reloadProblem = reason }
-        log.error("the reload failed, nothing has changed", metadata: ["reason": "\(reason)", "generation": "\(fleet.generation)"])
-        reloadEnded(error: reason)
-        guard fleet.phase == .serving else { return }
-        statusTold = ""
-        ServiceManager.notify("READY=1\nSTATUS=the last reload failed: \(reason)")
-    }
-
-    /// The settings are good; what they want of us is done before anything else changes.
-    func settingsRead(_ environment: [String: String]) {
-        guard fleet.reload == .checking else { return }
-        do throws(SettingsError) {
-            let new = try source.settings(environment)
-            if let obstacle = plan.obstacle(to: new) { return perform(fleet.settingsRefused(reason: obstacle, now: loop.now)) }
-            adopt(new, environment)
-        } catch {
-            perform(fleet.settingsRefused(reason: "\(error)", now: loop.now))
-        }
-    }
-
-    private func adopt(_ new: Settings, _ environment: [String: String]) {
-        let doors: [Door]
-        do throws(SystemError) { doors = try open(new.listen) } catch {
-            return perform(fleet.settingsRefused(reason: "\(error)", now: loop.now))
-        }
-        nextPlan = Plan(settings: new, environment: environment, doors: doors)
-        perform(fleet.settingsChecked(workers: new.workers, times: Fleet.Times(new), now: loop.now))
-    }
-
-    /// All workers of a reload fail: what it changed is undone.
-    private func restore(_ good: UInt64, _ failed: UInt64) {
-        reloads += 1
-        returnReason =
-            "all workers of generation \(failed) failed right after its reload: the settings of generation \(good) are in charge again"
-        log.critical("\(returnReason)", metadata: ["failed": "\(failed)", "good": "\(good)"])
-        guard let goodPlan else { return perform(fleet.settingsRefused(reason: "they are not known any more", now: loop.now)) }
-        adopt(goodPlan.settings, goodPlan.environment)
-    }
-
-    /// Those that are open stay; those of systemd are all there is.
-    private func open(_ addresses: [String]) throws(SystemError) -> [Door] {
-        guard !plan.doors.contains(where: { $0.spec == nil }) else { return plan.doors }
-        var doors: [Door] = []
-        do throws(SystemError) {
-            for text in addresses {
-                let spec = try Door.spec(text)
-                if let door = plan.doors.lazy.compactMap({ $0.serves(spec) }).first {
-                    if !doors.contains(door) { doors.append(door) }
-                } else {
-                    doors.append(try Door.bound(spec))
-                }
-            }
-        } catch {
-            for door in doors where !plan.doors.contains(door) { door.close() }
-            throw error
-        }
-        return doors
-    }
-
-    /// Says to every child how to log.
-    func tell(_ fill: (inout LogOrder) -> Void) {
-        var order = LogOrder()
-        fill(&order)
-        for link in links.values { link.send { $0.logOrder = order } }
-    }
-
-    /// After a change of the number of workers: what is started from now on knows it.
-    func countWorkers() {
-        guard fleet.workers > 0 else { return }
-        plan.settings.workers = fleet.workers
-        plan.environment["CODEX_LB_WORKERS"] = String(fleet.workers)
-        plans[fleet.generation] = plan
     }
 
     // MARK: What children say

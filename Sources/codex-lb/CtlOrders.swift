@@ -80,7 +80,7 @@ extension Ctl {
             }
         }
         func run() throws {
-            try order.obey({ $0.scale.workers = UInt32(workers) }) { "there will be \($0.workers) workers" }
+            try order.obey({ $0.scale.workers = UInt32(workers) }) { "there will be \($0.workers) worker\($0.workers == 1 ? "" : "s")" }
         }
     }
 
