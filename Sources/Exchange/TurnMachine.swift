@@ -53,8 +53,6 @@ public struct TurnMachine: Sendable {
     public var isFinished: Bool { exchange.isFinished }
     /// The client sees this answer.
     public var isVisible: Bool { exchange.state == .visible }
-    /// The request is still of use: another account may get it.
-    public var mayAskAgain: Bool { exchange.isInvisible }
     public var isPaused: Bool { deadlines.isPaused }
     /// Accounts that were tried, in order.
     public var tried: [Int64] { exchange.tried }

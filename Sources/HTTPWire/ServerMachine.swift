@@ -221,22 +221,22 @@ public struct ServerMachine: Sendable {
     /// follows; `hasUnread`: the kernel has bytes that may be one.
     public mutating func answerBegins(hasLength: Bool, isDraining: Bool, hasUnread: @autoclosure () -> Bool) {
         if !hasLength, isHTTP10 { keepsAlive = false }
-        if isDraining, !isFollowed(isDraining: true, hasUnread()) { keepsAlive = false }
+        if isDraining, !isFollowed(hasUnread()) { keepsAlive = false }
     }
 
     /// The answer has been given to the socket. True: another request may come; false: `linger` is due.
     public mutating func answerEnded(isDraining: Bool, hasUnread: @autoclosure () -> Bool, _ now: Instant) -> Bool {
-        guard keepsAlive, !isDraining || isFollowed(isDraining: true, hasUnread()) else { return false }
+        guard keepsAlive, !isDraining || isFollowed(hasUnread()) else { return false }
         move(.idle)
         deadline = now.adding(milliseconds: times.idle)
         return true
     }
 
-    /// Behind the present request there is more: a client that pipelines gets all of its answers, also of a worker that drains, until its
-    /// deadline. What a worker that drains has not read yet counts too.
-    private func isFollowed(isDraining: Bool, _ hasUnread: @autoclosure () -> Bool) -> Bool {
+    /// Of a worker that drains: behind the present request there is more. A client that pipelines gets all of its answers, until the worker's
+    /// deadline; what has not been read yet counts too.
+    private func isFollowed(_ hasUnread: @autoclosure () -> Bool) -> Bool {
         guard !isCut else { return false }
-        return behind > 0 || hasInput || isDraining && !isHalfClosed && hasUnread()
+        return behind > 0 || hasInput || !isHalfClosed && hasUnread()
     }
 
     // MARK: The end

@@ -224,7 +224,8 @@ final class AccountTable {
                 "account needs a new login",
                 metadata: [
                     "account": "\(account.value.name)",
-                    "mend": account.value.kind == .chatGPT ? "codex-lb accounts import" : "codex-lb accounts add --replace",
+                    "mend": account.value.kind == .chatGPT
+                        ? "codex-lb accounts login, or accounts import" : "codex-lb accounts add --replace",
                     "request_id": "\(requestID)",
                 ])
         }

@@ -51,12 +51,6 @@ final class ClientRequest {
         return true
     }
 
-    /// The body is needed no more.
-    func forgetBody() {
-        body = []
-        memory.set(0)
-    }
-
     // MARK: Reading the body
 
     typealias Reading = Result<TurnRequest, ProxyError>

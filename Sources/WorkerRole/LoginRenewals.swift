@@ -126,7 +126,7 @@ final class LoginRenewals {
             worker.accounts.needsLogin(value)
             worker.log.error(
                 "login can't be renewed: the account needs a new one",
-                metadata: ["account": "\(value.name)", "code": "\(code)", "mend": "codex-lb accounts import"])
+                metadata: ["account": "\(value.name)", "code": "\(code)", "mend": "codex-lb accounts login, or accounts import"])
             giveUp(value)
         case .failed(let why):
             let count = (failures[value.id] ?? 0) + 1

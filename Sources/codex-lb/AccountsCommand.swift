@@ -35,6 +35,15 @@ struct Accounts: ParsableCommand {
         }
     }
 
+    /// Where a ChatGPT login is used and whose place it takes.
+    struct LoginPlace: ParsableArguments {
+        @Option(
+            name: .customLong("base-url"), help: "The ChatGPT backend (default: https://chatgpt.com/backend-api, or as the account has it)."
+        )
+        var baseURL: String?
+        @Flag(name: .long, help: "Put this login in the place of the account of this name, whoever's it is.") var replace = false
+    }
+
     struct Import: ParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Import a ChatGPT login from Codex CLI's auth.json, or renew one that is known.",
@@ -44,17 +53,14 @@ struct Accounts: ParsableCommand {
                 """)
         @Argument(help: "The file.") var file: String
         @Option(name: .long, help: "A name of your choice (default: the login's e-mail address).") var name: String?
-        @Option(
-            name: .customLong("base-url"), help: "The ChatGPT backend (default: https://chatgpt.com/backend-api, or as the account has it)."
-        )
-        var baseURL: String?
-        @Flag(name: .long, help: "Put this login in the place of the account of this name, whoever's it is.") var replace = false
+        @OptionGroup var place: LoginPlace
         @OptionGroup var data: DataOptions
 
         func run() throws {
             let login = try AuthFile(readFile(file, what: "auth.json", bytesMax: 1 << 20), file: file)
             try Accounts.store(
-                login, name: name, baseURL: baseURL, replace: replace, settings: data.settings(), said: "imported", from: file)
+                login, name: name, place, settings: data.settings(), said: "imported",
+                mend: "give one with --name")
         }
     }
 
@@ -67,11 +73,7 @@ struct Accounts: ParsableCommand {
                 """)
         @Argument(help: "A name of your choice (default: the login's e-mail address).") var name: String?
         @Option(name: .long, help: "The issuer (default: CODEX_LB_AUTH_BASE_URL, or https://auth.openai.com).") var issuer: String?
-        @Option(
-            name: .customLong("base-url"), help: "The ChatGPT backend (default: https://chatgpt.com/backend-api, or as the account has it)."
-        )
-        var baseURL: String?
-        @Flag(name: .long, help: "Put this login in the place of the account of this name, whoever's it is.") var replace = false
+        @OptionGroup var place: LoginPlace
         @OptionGroup var data: DataOptions
 
         func run() throws {
@@ -79,23 +81,24 @@ struct Accounts: ParsableCommand {
             let tokens = try DeviceLogin(settings, issuer: issuer).run { tell($0) }
             let login = AuthFile(access: tokens.access, refresh: tokens.refresh, id: tokens.id)
             try Accounts.store(
-                login, name: name, baseURL: baseURL, replace: replace, settings: settings, said: "logged in", from: "the login")
+                login, name: name, place, settings: settings, said: "logged in",
+                mend: "give one: codex-lb accounts login NAME")
         }
     }
 
-    /// Gives the store a login that somebody has made; `from` says where to look when it can't be named.
+    /// Gives the store a login that somebody has made; `mend` says what to do when it can't be named.
     private static func store(
-        _ login: AuthFile, name: String?, baseURL: String?, replace: Bool, settings: Settings, said: String, from: String
+        _ login: AuthFile, name: String?, _ place: LoginPlace, settings: Settings, said: String, mend: String
     ) throws {
         guard let called = name ?? login.email else {
-            complain("\(from) tells no e-mail address to name the account by; give a name")
+            complain("the login tells no e-mail address to name the account by; \(mend)")
             throw ExitCode(2)
         }
         var command = StoreCommand()
         command.addAccount.name = called
         command.addAccount.kind = Account.Kind.chatGPT.rawValue
-        command.addAccount.baseURL = try baseURL.map { try BaseURL.checked($0, .chatGPT, listen: settings.listen) } ?? ""
-        (command.addAccount.renews, command.addAccount.nameGiven, command.addAccount.replaces) = (true, name != nil, replace)
+        command.addAccount.baseURL = try place.baseURL.map { try BaseURL.checked($0, .chatGPT, listen: settings.listen) } ?? ""
+        (command.addAccount.renews, command.addAccount.nameGiven, command.addAccount.replaces) = (true, name != nil, place.replace)
         command.addAccount.bearer = login.accessToken
         command.addAccount.refreshToken = login.refreshToken
         command.addAccount.idToken = login.idToken
