@@ -136,5 +136,6 @@ let package = Package(
         suite("Inflate"),
         suite("Loop", []),
         suite("Metering"),
+        suite("Upstream"),
     ]
 )

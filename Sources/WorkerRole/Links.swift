@@ -52,6 +52,7 @@ final class SupervisorLink: ByteStreamDelegate {
                 case .logOrder(let order):
                     Logs.obey(order.level, reopens: order.reopen, worker.log)
                     if order.reopen { worker.accessLog?.reopen(worker.log) }
+                case .keptSnapshot(let kept): worker.keptSnapshotArrived(kept)
                 default: break  // a newer supervisor may say more
                 }
             }
@@ -68,8 +69,8 @@ final class SupervisorLink: ByteStreamDelegate {
 
 /// A worker's way to the store: takes the journal there and brings snapshots back.
 protocol StoreLink: AnyObject {
-    /// Called at the end of each turn of the loop.
-    func turnEnded()
+    /// Called at the end of each iteration of the loop.
+    func iterationEnded()
     /// To be called some times a second.
     func sweep(_ now: Instant)
     func totals(ofKey key: Int64?, _ done: @escaping (Result<UsageTotals, StoreError>) -> Void)
@@ -79,6 +80,8 @@ protocol StoreLink: AnyObject {
     func claimRenewal(of account: Account, _ done: @escaping (Bool) -> Void)
     /// The account has these credentials now, unless it has changed meanwhile. To be called again until the snapshot has them.
     func saveLogin(_ account: Account, _ new: Account.Credentials)
+    /// What another worker served by, sealed: to begin with while the store is away.
+    func keptSnapshotArrived(_ kept: KeptSnapshot)
     /// The worker takes nothing new any more.
     func draining()
     /// What it has to say at its end is still on its way.
@@ -125,12 +128,12 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
         connect()
     }
 
-    /// Called at the end of each turn of the loop.
-    func turnEnded() {
+    /// Called at the end of each iteration of the loop.
+    func iterationEnded() {
         let waiting = worker.usageJournal.head &- sent
         guard waiting > 0, isConnected else { return }
         if isGathering, waiting < Self.gatherBytes { return }
-        if waiting >= Self.gatherBytes || worker.loop.turnTime.milliseconds(since: flushedAt) >= Self.gatherMilliseconds {
+        if waiting >= Self.gatherBytes || worker.loop.iterationTime.milliseconds(since: flushedAt) >= Self.gatherMilliseconds {
             flush()
         } else {
             isGathering = true
@@ -192,6 +195,7 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
         reads.first(Queries.totals(ofKey: key), done)
     }
 
+    func keptSnapshotArrived(_ kept: KeptSnapshot) {}  // the writer is of this machine, as we are
     func draining() {}
     let isLeaving = false
 
@@ -221,7 +225,7 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
     /// Sends what the journal holds beyond what was sent.
     func flush() {
         guard isConnected, let stream, stream.queuedBytes < 1 << 20 else { return }
-        flushedAt = worker.loop.turnTime
+        flushedAt = worker.loop.iterationTime
         while sent < worker.usageJournal.head {
             var records: [UInt8] = []
             let (count, end, damaged) = worker.usageJournal.visit(from: sent, count: Limits.batchRecordsMax) {
@@ -254,6 +258,7 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
                     retryMilliseconds = 10
                     do {
                         worker.snapshotArrived(try Snapshot(message))
+                        worker.storeSeen()
                     } catch {
                         worker.log.error("unreadable snapshot", metadata: ["error": "\(error)"])
                     }
