@@ -72,7 +72,7 @@ let package = Package(
         part("Sealing", ["Bytes", "COpenSSL", "CPlatform"]),
         part("Inflate", ["CZlib", "CZstd"]),
         part("Diagnostics", ["Vocabulary", log]),
-        part("Store", ["Vocabulary", "Bytes", "ControlWire", "Schema", "JSONWire", "Sealing", "CPlatform"]),
+        part("Store", ["Vocabulary", "Bytes", "ControlWire", "Settings", "Schema", "JSONWire", "Sealing", "CPlatform"]),
         part("SQLiteStore", ["Vocabulary", "ControlWire", "Schema", "Store", "CSQLite", "CPlatform"]),
         part("PostgresStore", ["Vocabulary", "Schema", "Settings", "Store", "Loop", "CPostgres"]),
         // 5  roles
