@@ -286,6 +286,17 @@ import Vocabulary
     }
 }
 
+/// How many are in, and were at most.
+private final class Count: Sendable {
+    private let inside = Atomic<Int>(0)
+    let highest = Atomic<Int>(0)
+    func enter() {
+        let now = inside.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
+        highest.max(now, ordering: .sequentiallyConsistent)
+    }
+    func leave() { inside.wrappingSubtract(1, ordering: .sequentiallyConsistent) }
+}
+
 @Suite struct AccountCapTests {
     private func board(rows: Int) throws -> Scoreboard {
         let board = Scoreboard(fresh: try SharedMemory.create("test:caps", count: Scoreboard.memoryBytes))
@@ -297,16 +308,14 @@ import Vocabulary
     @Test("However many take at once, no more than the cap are in; at the end nobody is")
     func cap() async throws {
         let board = try board(rows: 4)
-        let inside = Atomic<Int>(0)
-        let highest = Atomic<Int>(0)
+        let count = Count()
         await withTaskGroup(of: Void.self) { group in
             for row in 0..<4 {
                 group.addTask {
                     for turn in 0..<20_000 {
                         guard board.acquire(account: 9, worker: row, cap: 3, now: Instant(nanoseconds: UInt64(turn))) else { continue }
-                        let now = inside.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
-                        highest.max(now, ordering: .sequentiallyConsistent)
-                        inside.wrappingSubtract(1, ordering: .sequentiallyConsistent)
+                        count.enter()
+                        count.leave()
                         board.release(account: 9, worker: row)
                     }
                 }
@@ -314,7 +323,7 @@ import Vocabulary
             // The supervisor compares meanwhile and finds nothing.
             group.addTask { for _ in 0..<200 { #expect(board.reconcile() == 0) } }
         }
-        #expect((1...3).contains(highest.load(ordering: .relaxed)) && board.inFlight(account: 9) == 0)
+        #expect((1...3).contains(count.highest.load(ordering: .relaxed)) && board.inFlight(account: 9) == 0)
     }
 
     @Test("A worker that is killed between two counts leaves one turn too many, until it is compared")
