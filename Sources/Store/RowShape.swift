@@ -21,7 +21,9 @@ struct RowShape: Sendable {
 
     /// The tables that the first `revision` revisions make.
     static func all(revision: Int) -> [RowShape] {
-        [accounts(revision: revision), clientKeys, settings, state, revisionHistory] + (revision >= 2 ? [leases] : []) + [usage(revision: revision)]
+        [accounts(revision: revision), clientKeys, settings, state, revisionHistory] + (revision >= 2 ? [leases] : []) + [
+            usage(revision: revision)
+        ]
     }
 
     var columnList: String { columns.map(\.name).joined(separator: ", ") }

@@ -15,7 +15,10 @@ final class ControlDoor {
     private var file: SocketFile?
     private var visitors: [ObjectIdentifier: Visitor] = [:]
     /// Who answers a question that is passed on.
-    private enum Answerer { case writer, worker(ChildID) }
+    private enum Answerer {
+        case writer
+        case worker(ChildID)
+    }
     /// Whose question went to a child under which number of ours, and what the visitor called it.
     private var asked: [UInt64: (visitor: Visitor, correlation: UInt64, by: Instant, answerer: Answerer)] = [:]
     private var next: UInt64 = 1

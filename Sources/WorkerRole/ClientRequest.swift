@@ -72,7 +72,8 @@ final class ClientRequest {
 
     /// What a packed body unpacks to has its room before it is unpacked: more is tried with more.
     private func unpack(
-        _ body: [UInt8], _ encodings: [String], room: Int, _ aliases: [String: String], on lane: WorkLane, _ done: @escaping (Reading) -> Void
+        _ body: [UInt8], _ encodings: [String], room: Int, _ aliases: [String: String], on lane: WorkLane,
+        _ done: @escaping (Reading) -> Void
     ) {
         let route = route
         let room = min(room, route.bodyBytesMax)

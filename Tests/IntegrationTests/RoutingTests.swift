@@ -26,7 +26,8 @@ extension Integration {
             let stage = try Stage("a", "b", workers: 2, on: kind)
             let daemon = stage.daemon
             for (arguments, word) in [
-                (["routing.stratgy", "x"], "did you mean routing.strategy"), (["routing.strategy", "roundrobin"], "did you mean round_robin"),
+                (["routing.stratgy", "x"], "did you mean routing.strategy"),
+                (["routing.strategy", "roundrobin"], "did you mean round_robin"),
                 (["models.alias.", "x"], "models.alias.NAME"), (["models.alias.x", "x"], "stand for itself"),
                 (["routing.single_account", "nobody"], "no account \"nobody\""),
             ] {
@@ -89,17 +90,21 @@ extension Integration {
                     return row?["weight"] as? Int == 7 && row?["policy"] as? String == "burn_first" && row?["streams_max"] as? Int == 3
                         && row?["verdict"] as? String == "limited"
                 }, "it is still out of quota")
-            #expect(try daemon.run("accounts", "set", "a", "--streams-max", "0", "--overflow").output.contains("no cap, any model, overflow"))
+            #expect(
+                try daemon.run("accounts", "set", "a", "--streams-max", "0", "--overflow").output.contains("no cap, any model, overflow"))
             for (arguments, word) in [
                 (["b", "--policy", "sometimes"], "burn_first"), (["b", "--weight", "1001"], "1 to 1000"), (["b"], "nothing to change"),
                 (["nobody", "--weight", "5"], "no account"), (["b", "--models", "a b"], "ab"),
             ] {
                 let result = try daemon.run(["accounts", "set"] + arguments)
-                #expect(!result.isGood && result.errors.contains(word) || word == "ab" && result.output.contains(word), "\(arguments): \(result)")
+                #expect(
+                    !result.isGood && result.errors.contains(word) || word == "ab" && result.output.contains(word),
+                    "\(arguments): \(result)")
             }
             // No account may be asked for it: told at once, with what it may have meant.
             for name in ["a", "b"] { #expect(try daemon.run("accounts", "set", name, "--models", "gpt-5.4-mini,o9").isGood) }
-            #expect(eventually(5) { (try? turn(stage, model: "gpt-5.4-mimi").status) == 404 })
+            // Eight in a row: both workers have heard of it.
+            #expect(eventually(5) { (0..<8).allSatisfy { _ in (try? turn(stage, model: "gpt-5.4-mimi").status) == 404 } })
             let calls = stage.calls("b")
             let missing = try turn(stage, model: "gpt-5.4-mimi")
             #expect(missing.errorCode == "model_not_found" && missing.text.contains("Did you mean gpt-5.4-mini?"), "\(missing.text)")
