@@ -139,5 +139,6 @@ let package = Package(
         suite("Inflate"),
         suite("Loop", []),
         suite("Metering"),
+        suite("Upstream"),
     ]
 )

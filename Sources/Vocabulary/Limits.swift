@@ -144,7 +144,7 @@ public enum Limits {
     public static let dnsCacheMilliseconds = 30_000
     public static let dnsCacheEntriesMax = 256
 
-    /// What a packed answer gives in one turn of the loop, and in all; then it fails.
+    /// What a packed answer gives in one iteration of the loop, and in all; then it fails.
     public static let unpackedPassBytes = 256 * 1024
     public static let unpackedAnswerBytesMax = 1 << 30
 
@@ -281,7 +281,9 @@ public enum Limits {
     public static let backOffMillisecondsMax = 5_000
     /// A service manager is told this often that a drain goes on, and gives it twice as long.
     public static let extendMilliseconds = 10_000
-    /// Idle connections that a worker hands over, or takes, in one turn of its loop.
+    /// How long the last word of a supervisor waits for the service manager to hear it.
+    public static let barrierMilliseconds = 500
+    /// Idle connections that a worker hands over, or takes, in one iteration of its loop.
     public static let handoversPerTurn = 64
     /// From spawn to READY.
     public static let readyMilliseconds = 30_000

@@ -29,7 +29,7 @@ struct DeviceLogin {
         }
         (self.origin, self.prefix, issuer, clientID) = (origin, prefix, text, settings.issuerClientID)
         pool = UpstreamPool(
-            loop, proxy: OutboundProxy(url: settings.httpsProxy, exceptions: settings.noProxy), connectMilliseconds: settings.times.connect,
+            loop, proxy: settings.httpsProxy, connectMilliseconds: settings.times.connect,
             connectionsMax: 16)
     }
 

@@ -6,7 +6,7 @@ import Platform
 import Vocabulary
 
 /// The Unix socket that the command line talks to. Only our own user and root may.
-final class ControlDoor {
+final class ControlServer {
     private let loop: EventLoop
     private let path: String
     private unowned let supervisor: Supervisor
@@ -180,13 +180,13 @@ final class ControlDoor {
 
 private final class Visitor: ByteStreamDelegate {
     private let stream: ByteStream
-    private unowned let door: ControlDoor
+    private unowned let server: ControlServer
     private var reader = FrameReader()
     /// An order that is not answered yet.
     var question: (correlation: UInt64, since: Instant)?
 
-    init(_ stream: ByteStream, _ door: ControlDoor, unfinished: [UInt8] = []) {
-        (self.stream, self.door) = (stream, door)
+    init(_ stream: ByteStream, _ server: ControlServer, unfinished: [UInt8] = []) {
+        (self.stream, self.server) = (stream, server)
         reader.unfinished = unfinished
         stream.delegate = self
         stream.startReading()
@@ -218,7 +218,7 @@ private final class Visitor: ByteStreamDelegate {
 
     func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
         do throws(FrameError) {
-            try reader.feed(bytes.bytes) { frame throws(FrameError) in door.received(frame, from: self) }
+            try reader.feed(bytes.bytes) { frame throws(FrameError) in server.received(frame, from: self) }
         } catch {
             end()
         }
@@ -229,6 +229,6 @@ private final class Visitor: ByteStreamDelegate {
 
     private func end() {
         stream.close()
-        door.gone(self)
+        server.gone(self)
     }
 }

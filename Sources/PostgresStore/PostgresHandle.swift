@@ -162,7 +162,7 @@ struct PostgresStatement {
 /// libpq's connection to one host, never blocking: whoever drives it waits for `socket` and calls again.
 ///
 /// Not thread-safe. Owner of the PGconn and its socket.
-final class PostgresLink {
+final class PostgresHandle {
     enum Wants { case readable, writable }
 
     let host: PostgresURL.Host
