@@ -37,6 +37,16 @@ public struct PinTable: @unchecked Sendable {  // atomics only
         return nil
     }
 
+    /// Calls `body` with what is remembered now, and for how many seconds yet.
+    func forEach(now: Instant, _ body: (_ key: UInt64, _ account: Int64, _ seconds: Int) -> Void) {
+        let today = now.nanoseconds / 1_000_000_000
+        for entry in 0..<Limits.pinsMax {
+            let word = cell(entry, 1).pointee.load(ordering: .relaxed)
+            guard word != 0, Self.seconds(word) > today else { continue }
+            body(cell(entry, 0).pointee.load(ordering: .relaxed) ^ word, Int64(word >> 32), Int(Self.seconds(word) - today))
+        }
+    }
+
     /// Account ids beyond 32 bits are not pinned.
     public func pin(_ key: UInt64, to account: Int64, seconds: Int, now: Instant) {
         guard account > 0, account <= Int64(UInt32.max) else { return }

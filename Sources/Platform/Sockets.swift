@@ -335,7 +335,8 @@ public enum ServiceManager {
     /// Waits until the manager has taken all that was said (`BARRIER=1`, sd_notify(3)), or for so long: whom a message is from it can tell only
     /// while that process lives. False: it has not. Blocks.
     @discardableResult public static func barrier(milliseconds: Int) -> Bool {
-        guard getenv("NOTIFY_SOCKET") != nil, let (ours, theirs) = try? Descriptor.socketPair() else { return true }
+        guard getenv("NOTIFY_SOCKET") != nil else { return true }
+        guard let (ours, theirs) = try? Descriptor.socketPair() else { return false }  // no descriptor is left for it
         notify("BARRIER=1", theirs)
         Descriptor.close(theirs)
         defer { Descriptor.close(ours) }

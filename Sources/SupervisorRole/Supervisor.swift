@@ -40,6 +40,8 @@ final class Supervisor {
     /// Of the reload under way, once its settings are known to be good.
     var nextPlan: Plan?
     private let scoreboardMemory: SharedMemory
+    /// When the pins are written next, and how many turns had been finished when they were last.
+    var pinsSaveAt = Instant(nanoseconds: 0), pinsTurns = 0
     let scoreboard: Scoreboard
     /// By the row whose process appends to it.
     var journals: [Int: SharedMemory] = [:]
@@ -102,6 +104,7 @@ final class Supervisor {
         scoreboard = Scoreboard(fresh: scoreboardMemory)
         handover = try HandoverSocket.pair()
         control = try ControlServer(loop, path: settings.controlSocket, supervisor: self)
+        loadPins()
         obeySignals()
         timer = LoopTimer(loop) { [unowned self] in tick() }
     }
@@ -223,6 +226,7 @@ final class Supervisor {
         for reading in readings where reading.exit == nil { Process.signal(reading.pid, SIGKILL) }  // they only read
         closeListeners()
         spool()
+        savePins(.never)
         ServiceManager.notify("STOPPING=1")
         ServiceManager.barrier(milliseconds: Limits.barrierMilliseconds)
         control.close()
@@ -290,6 +294,7 @@ final class Supervisor {
         guard isLookDue else { return }
         mendTurns()
         bringHome(now)
+        savePins(now)
         countRefused()
         tellStatus(now)
     }

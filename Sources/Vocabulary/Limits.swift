@@ -72,6 +72,8 @@ public enum Limits {
     public static let pinsMax = 128 * 1024
     /// A response, a turn's state or a session stays with its account for so long after its last turn.
     public static let pinSeconds = 24 * 3600
+    /// How often the pins are written to a file while there are turns: what a sudden end of the instance forgets.
+    public static let pinFileMilliseconds = 30_000
     /// A prompt's cache is worth returning to for so long (`prompt_cache_key`, or the conversation's beginning).
     public static let cachePinSeconds = 1_800
     /// A conversation leaves its account when that has so many turns more in flight than the least busy one.
