@@ -72,7 +72,7 @@ let package = Package(
         part("Sealing", ["Bytes", "COpenSSL", "CPlatform"]),
         part("Inflate", ["CZlib", "CZstd"]),
         part("Diagnostics", ["Vocabulary", log]),
-        part("Store", ["Vocabulary", "Bytes", "ControlWire", "Schema", "JSONWire", "Sealing", "CPlatform"]),
+        part("Store", ["Vocabulary", "Bytes", "ControlWire", "Settings", "Schema", "JSONWire", "Sealing", "CPlatform"]),
         part("SQLiteStore", ["Vocabulary", "ControlWire", "Schema", "Store", "CSQLite", "CPlatform"]),
         part("PostgresStore", ["Vocabulary", "Schema", "Settings", "Store", "Loop", "CPostgres"]),
         // 5  roles
@@ -102,6 +102,9 @@ let package = Package(
             name: "codex-lb-store-bench",
             dependencies: ["Vocabulary", "ControlWire", "Loop", "Settings", "Store", "PostgresStore", arguments],
             path: "Benchmarks/StoreBench", swiftSettings: ours),
+        .executableTarget(
+            name: "codex-lb-routing-bench", dependencies: ["Vocabulary", "Routing", "Platform", arguments],
+            path: "Benchmarks/RoutingBench", swiftSettings: ours),
         // tests
         .target(
             name: "FakeUpstream", dependencies: ["Vocabulary", "HTTPWire", "Loop", "Platform"], path: "Tests/Support/FakeUpstream",

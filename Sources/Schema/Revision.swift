@@ -34,7 +34,7 @@ public enum Schema {
     /// SQLite's `application_id` of our databases: "CLB1".
     public static let applicationID: Int32 = 0x434C_4231
 
-    public static let revisions: [Revision] = [revision0001, revision0002, revision0003]
+    public static let revisions: [Revision] = [revision0001, revision0002, revision0003, revision0004]
     public static var head: Revision { revisions[revisions.count - 1] }
 
     /// All tables that the revisions make.
@@ -46,6 +46,9 @@ public enum Schema {
 
     /// The revision that gives usage records their checksum.
     public static let checksumRevision = 3
+
+    /// The revision that gives accounts their options.
+    public static let optionsRevision = 4
 
     /// A revision's number as it is written: `0007`.
     public static func name(_ number: Int) -> String {

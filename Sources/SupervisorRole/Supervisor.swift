@@ -292,10 +292,17 @@ final class Supervisor {
         for reading in readings where now >= reading.by { reading.isLate() }
         extendStop(now)
         guard isLookDue else { return }
+        mendTurns()
         bringHome(now)
         savePins(now)
         countRefused()
         tellStatus(now)
+    }
+
+    /// A worker that was killed between two counts of a turn has left one that nobody else takes back.
+    private func mendTurns() {
+        let count = scoreboard.reconcile()
+        if count > 0 { log.notice("turns of a dead worker are taken back", metadata: ["accounts": "\(count)"]) }
     }
 
     /// Records that the store has refused lie in files until an operator has them tried again.
@@ -443,7 +450,7 @@ final class Supervisor {
         }
         links[child.id]?.close()
         links[child.id] = nil
-        if child.slot.role == .writer { control.writerGone() }
+        if child.slot.role == .writer { control.writerGone() } else { control.workerGone(child.id) }
         if let row = child.row { scoreboard.close(row: row) }
         if !hasRecords { journal?.rest() }
         let actions = fleet.exited(pid: pid, hasRecords: hasRecords, isOrderly: isOrderly, reason: "\(exit)", now: loop.now)
@@ -513,7 +520,9 @@ final class Supervisor {
             if let kept = keptSnapshot, fleet[id]?.generation == fleet.generation { links[id]?.send { $0.keptSnapshot = kept } }
         case .keptSnapshot(let snapshot): keptSnapshot = snapshot
         case .storeReply(let reply):
-            control.answered(frame.correlation, reply)
+            control.answered(frame.correlation) { $0.storeReply = reply }
+        case .explainReply(let reply):
+            control.answered(frame.correlation) { $0.explainReply = reply }
         default: break
         }
     }
@@ -537,6 +546,16 @@ final class Supervisor {
         }
         return true
     }
+
+    /// A worker of the generation in charge that serves.
+    func servingWorker() -> ChildID? {
+        for child in fleet.children where child.slot.role == .worker && child.generation == fleet.generation {
+            if child.isReady, child.isWanted, links[child.id] != nil { return child.id }
+        }
+        return nil
+    }
+
+    func send(to child: ChildID, _ fill: (inout Frame) -> Void) { links[child]?.send(fill) }
 
     func status() -> StatusReply {
         var reply = StatusReply()

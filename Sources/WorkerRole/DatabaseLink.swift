@@ -144,7 +144,7 @@ final class DatabaseLink: StoreLink {
 
     private func loadSnapshot() {
         var vault: Vault?
-        pool.snapshot({ [self] fingerprint throws(StoreError) in
+        pool.snapshot(revision: Int(revision) ?? 0, { [self] fingerprint throws(StoreError) in
             let loaded = try self.vault(fingerprint)
             vault = loaded
             return loaded

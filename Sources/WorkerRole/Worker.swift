@@ -71,6 +71,7 @@ final class Worker {
     private var random = IDGenerator()
     var prices = PriceBook()
     lazy var catalogue = ModelCatalogue(self)
+    lazy var capLine = CapLine(self)
     lazy var logins = LoginRenewals(self)
     private var store: (any StoreLink)!
     private var supervisor: SupervisorLink!
@@ -106,7 +107,7 @@ final class Worker {
         originPolicy = OriginPolicy(allowed: settings.allowedOrigins)
         bodyWork = WorkQueue(loop, threadsMax: Limits.bodyThreadsMax)
         accounts = AccountTable(
-            scoreboard, passingOrganization: settings.accountsPassingOrganization, isSticky: settings.isSticky, log)
+            scoreboard, row: heritage.row, passingOrganization: settings.accountsPassingOrganization, isSticky: settings.isSticky, log)
         gate = ClientGate(
             settings, isExposed: heritage.listeners.contains { !Sockets.isLocal($0) }, tells: heritage.slot == 0, log)
         pool.counted = { [scoreboard] reused in scoreboard.add(reused ? .upstreamReused : .upstreamConnects, worker: heritage.row) }
@@ -131,7 +132,7 @@ final class Worker {
     func snapshotArrived(_ new: Snapshot) {
         let previous = snapshot
         snapshot = new
-        accounts.replace(with: new.accounts, previous: previous?.accounts ?? [], pepper: new.pepper)
+        accounts.replace(with: new.accounts, previous: previous?.accounts ?? [], pepper: new.pepper, StoredSettings(new.settings))
         pool.expect(accounts.all.lazy.map(\.origin))
         gate.replace(with: new.clientKeys, pepper: new.pepper)
         if previous?.accounts != new.accounts {

@@ -11,19 +11,31 @@ import Vocabulary
 struct Accounts: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Add, list, pause and remove upstream accounts.",
-        subcommands: [Add.self, Import.self, Login.self, List.self, Pause.self, Resume.self, Remove.self])
+        subcommands: [
+            Add.self, Import.self, Login.self, List.self, Set.self, Explain.self, Pause.self, Resume.self, Remove.self,
+        ])
 
     struct Add: ParsableCommand {
         static let configuration = CommandConfiguration(abstract: "Add an OpenAI-compatible upstream with its API key.")
         @Argument(help: "A name of your choice.") var name: String
         @Option(name: .customLong("base-url"), help: "For example https://api.openai.com/v1") var baseURL: String
-        @Option(name: .customLong("key-file"), help: "File with the API key, or - for standard input.") var keyFile: String
+        @Option(
+            name: .customLong("key-file"), help: "File with the API key, or - for standard input; not needed where a --header has the key.")
+        var keyFile: String?
         @Flag(name: .long, help: "Give the account of this name, if there is one, this key and base URL.") var replace = false
+        @OptionGroup var options: AccountOptions
         @OptionGroup var data: DataOptions
 
+        func validate() throws {
+            guard keyFile != nil || !options.header.isEmpty else {
+                throw ValidationError("give the API key with --key-file FILE, or a field that has it with --header NAME=@FILE")
+            }
+        }
+
         func run() throws {
-            let key = try readSecret(keyFile, what: "API key")
+            let key = try keyFile.map { try readSecret($0, what: "API key") } ?? ""
             var command = StoreCommand()
+            command.addAccount.change = try options.change()
             command.addAccount.name = name
             command.addAccount.kind = Account.Kind.apiKey.rawValue
             let settings = try data.settings()

@@ -120,7 +120,7 @@ struct DeviceLogin {
     // MARK: The loop, one request at a time
 
     private func post(_ path: String, _ type: String, _ body: [UInt8]) throws -> Fetch.Answer {
-        let fields: [(name: StaticString, value: String)] = [("Content-Type", type), ("Accept", "application/json")]
+        let fields: [(name: String, value: String)] = [("Content-Type", type), ("Accept", "application/json")]
         let fetch = Fetch(
             pool, Fetch.Request(.post, origin, prefix + path, fields: fields, body: body),
             bytesMax: Limits.renewalAnswerBytesMax, milliseconds: Limits.loginRequestMilliseconds)
