@@ -49,6 +49,15 @@ final class RoutedAccount {
         headFields = fields
     }
 
+    /// A field of this name is the account's own: a client's would be a second one.
+    func owns(_ name: RawSpan) -> Bool {
+        value.credentials.headers.contains { header in
+            let bytes = header.name.utf8
+            guard bytes.count == name.byteCount else { return false }
+            return zip(bytes, 0..<name.byteCount).allSatisfy { $0 == name[$1] || $0 ^ 0x20 == name[$1] && $0 | 0x20 >= UInt8(ascii: "a") }
+        }
+    }
+
     /// Where a path below the base URL is.
     func target(_ path: String) -> String {
         guard !query.isEmpty else { return prefix + path }
