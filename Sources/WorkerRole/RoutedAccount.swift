@@ -1,4 +1,5 @@
 import Admission
+import Bytes
 import HTTPWire
 import Upstream
 import Vocabulary
@@ -54,7 +55,7 @@ final class RoutedAccount {
         value.credentials.headers.contains { header in
             let bytes = header.name.utf8
             guard bytes.count == name.byteCount else { return false }
-            return zip(bytes, 0..<name.byteCount).allSatisfy { $0 == name[$1] || $0 ^ 0x20 == name[$1] && $0 | 0x20 >= UInt8(ascii: "a") }
+            return zip(bytes, 0..<name.byteCount).allSatisfy { lowered($0) == lowered(name[$1]) }
         }
     }
 
