@@ -72,6 +72,16 @@ public enum Limits {
     public static let pinsMax = 128 * 1024
     /// A response, a turn's state or a session stays with its account for so long after its last turn.
     public static let pinSeconds = 24 * 3600
+    /// Pins that one statement tells other instances of, and reads from them. The second is the larger: what one transaction told comes whole.
+    public static let pinsToldMax = 1_000
+    public static let pinNewsMax = 4_000
+    /// Pins that wait to be told; beyond that they are not.
+    public static let pinsUntoldMax = 16 * 1024
+    /// Between two looks at what other instances have told, and between what is learned and told.
+    public static let pinNewsMilliseconds = 400
+    public static let pinTellMilliseconds = 200
+    /// How often the table of told pins is cut to its size.
+    public static let pinTrimMilliseconds = 60_000
     /// How often the pins are written to a file while there are turns: what a sudden end of the instance forgets.
     public static let pinFileMilliseconds = 30_000
     /// A prompt's cache is worth returning to for so long (`prompt_cache_key`, or the conversation's beginning).
