@@ -1,4 +1,5 @@
 import Admission
+import Bytes
 import HTTPWire
 import Upstream
 import Vocabulary
@@ -49,6 +50,15 @@ final class RoutedAccount {
             if let id = Self.accountID(account) { HeadWriter.field("chatgpt-account-id", id, into: &fields) }
         }
         headFields = fields
+    }
+
+    /// A field of this name is the account's own: a client's would be a second one.
+    func owns(_ name: RawSpan) -> Bool {
+        value.credentials.headers.contains { header in
+            let bytes = header.name.utf8
+            guard bytes.count == name.byteCount else { return false }
+            return zip(bytes, 0..<name.byteCount).allSatisfy { lowered($0) == lowered(name[$1]) }
+        }
     }
 
     /// Where a path below the base URL is.
