@@ -46,6 +46,8 @@ public enum Schema {
 
     /// The revision that gives usage records their checksum.
     public static let checksumRevision = 3
+    /// The one in which instances tell each other whose conversations are whose.
+    public static let pinsRevision = 6
 
     /// The revision that gives accounts their options.
     public static let optionsRevision = 4

@@ -29,7 +29,9 @@ final class RoutedAccount {
     }
 
     init?(_ account: Account, passesOrganization: Bool) {
-        guard let (origin, prefix, query) = Origin.parse(base: account.baseURL) else { return nil }
+        guard let (address, prefix, query) = Origin.parse(base: account.baseURL) else { return nil }
+        var origin = address
+        origin.proxy = account.credentials.proxy
         value = account
         (self.origin, self.prefix, self.query) = (origin, prefix, query)
         renewsAt = LoginAge.renewal(of: account)

@@ -7,6 +7,7 @@ public import Logging
 import Loop
 import Metering
 public import Platform
+import PostgresStore
 import Routing
 import Sealing
 public import Settings
@@ -116,6 +117,7 @@ final class Worker {
         case .sqlite(let path): store = WriterLink(self, database: path)
         case .postgresql(let url): store = DatabaseLink(self, url)
         }
+        accounts.pinned = { [unowned self] key, account, seconds in store.learned(SharedPin(key: key, account: account, seconds: seconds)) }
         accounts.needsLogin = { [unowned self] in store.needsLogin($0) }
         accounts.modelRefused = { [unowned self] in catalogue.refresh() }
         sweepTimer = LoopTimer(loop) { [unowned self] in sweep() }

@@ -134,7 +134,8 @@ struct Accounts: ParsableCommand {
                         + reply.accounts.map { a in
                             JSONText.object([
                                 ("id", .int(a.id)), ("name", .string(a.name)), ("kind", .string(a.kind)), ("state", .string(a.state)),
-                                ("base_url", .string(a.baseURL)), ("created_at", .string(WallTime(milliseconds: a.createdAtMs).rfc3339)),
+                                ("base_url", .string(a.baseURL)), ("proxy", .optional(a.proxy.isEmpty ? nil : a.proxy)),
+                                ("created_at", .string(WallTime(milliseconds: a.createdAtMs).rfc3339)),
                             ])
                         }.joined(separator: ",") + "]")
             } else if reply.accounts.isEmpty {
