@@ -76,7 +76,8 @@ let package = Package(
         part("SQLiteStore", ["Vocabulary", "ControlWire", "Schema", "Store", "CSQLite", "CPlatform"]),
         part("PostgresStore", ["Vocabulary", "Schema", "Settings", "Store", "Loop", "CPostgres"]),
         // 5  roles
-        part("SupervisorRole", ["Vocabulary", "ControlWire", "Settings", "Fleet", "Platform", "Loop", "Diagnostics", log]),
+        part(
+            "SupervisorRole", ["Vocabulary", "ControlWire", "Settings", "Routing", "Fleet", "Platform", "Loop", "Diagnostics", log]),
         part("WriterRole", ["Vocabulary", "ControlWire", "Settings", "Platform", "Loop", "Diagnostics", "Store", "SQLiteStore", log]),
         part(
             "WorkerRole",

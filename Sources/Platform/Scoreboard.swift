@@ -29,7 +29,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
 
     private static let workerCells = 64  // counters, then the histogram, rounded up
     private static let histogramStart = 40
-    private static let accountCells = 7  // owner, cooldown, last used, failures, renewal, two quota windows
+    private static let accountCells = AccountCell.modelQuotas.rawValue + Limits.modelQuotasMax
     private static let workersOffset = 128  // the layout's version and fifteen facts before it
     private static let accountsOffset = workersOffset + Limits.rowsMax * workerCells * 8
     /// Row by row, so that a process counts in cache lines, and pages, of its own.
@@ -38,7 +38,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     public static let memoryBytes = pinsOffset + PinTable.memoryBytes
 
     /// What lies where. To be counted up with every change of it: builds of two versions never write one memory.
-    public static let layoutVersion = 5
+    public static let layoutVersion = 6
 
     private let base: UnsafeMutableRawPointer
 
@@ -64,12 +64,30 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         base = memory.bytes.baseAddress!
     }
 
-    private typealias Cell = UnsafeMutablePointer<Atomic<UInt64>>
+    typealias Cell = UnsafeMutablePointer<Atomic<UInt64>>
     private func workerCell(_ slot: Int, _ index: Int) -> Cell {
         (base + Self.workersOffset + (slot * Self.workerCells + index) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
     }
-    private func accountCell(_ slot: Int, _ index: Int) -> Cell {
-        (base + Self.accountsOffset + (slot * Self.accountCells + index) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
+    /// What stands in an account's cells, one word each.
+    enum AccountCell: Int {
+        case owner, cooldown, lastUsed
+        /// Failures to connect in a row.
+        case failures
+        case renewal
+        case primaryQuota, secondaryQuota, monthlyQuota, credits, plan
+        /// When the figures before it were learned, milliseconds since 1970.
+        case quotaAt
+        /// When cooldown and trouble were.
+        case healthAt
+        case trouble
+        /// Errors of its upstream: `AccountHealth`'s word.
+        case health
+        /// The first of `Limits.modelQuotasMax`.
+        case modelQuotas
+    }
+
+    func accountCell(_ slot: Int, _ cell: AccountCell, _ index: Int = 0) -> Cell {
+        (base + Self.accountsOffset + (slot * Self.accountCells + cell.rawValue + index) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
     }
     private func inFlightCell(_ account: Int, _ row: Int) -> Cell {
         (base + Self.inFlightOffset + (row * Limits.accountsMax + account) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
@@ -97,6 +115,8 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         case recordsRefused
         /// Bytes of SQLite's log while a reader keeps it from being emptied and it is beyond its limit; else 0.
         case logHeldBytes
+        /// 1 once some account has a quota of a single model.
+        case modelQuotas
     }
     public enum CheckResult: Int, Sendable { case none, running, good, damaged, failed }
 
@@ -177,9 +197,9 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     /// Gives a slot to `account`; a slot that had another owner forgets its cooldown.
     public func claim(account slot: Int, owner id: Int64) {
         let now = UInt64(bitPattern: id)
-        let before = accountCell(slot, 0).pointee.exchange(now, ordering: .acquiringAndReleasing)
+        let before = accountCell(slot, .owner).pointee.exchange(now, ordering: .acquiringAndReleasing)
         if before != now {
-            for index in 1...6 { accountCell(slot, index).pointee.store(0, ordering: .relaxed) }
+            for index in 1..<Self.accountCells { accountCell(slot, .owner, index).pointee.store(0, ordering: .relaxed) }
         }
     }
     /// Turns that all workers have open on the account.
@@ -188,65 +208,23 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     }
     public func turnStarted(account slot: Int, worker: Int, now: Instant) {
         inFlightCell(slot, worker).pointee.wrappingAdd(1, ordering: .relaxed)
-        accountCell(slot, 2).pointee.store(now.nanoseconds, ordering: .relaxed)
+        accountCell(slot, .lastUsed).pointee.store(now.nanoseconds, ordering: .relaxed)
     }
     public func turnEnded(account slot: Int, worker: Int) {
         inFlightCell(slot, worker).pointee.wrappingSubtract(1, ordering: .relaxed)
     }
-    public func lastUsed(account slot: Int) -> Instant { Instant(nanoseconds: accountCell(slot, 2).pointee.load(ordering: .relaxed)) }
-    /// A cooldown in one cell, so that no reader sees half of one: until when (monotonic, milliseconds), why, and whose it is. A turn may
-    /// outlive its account: what it says then counts for nobody else.
-    private struct Cooldown {
-        var until: UInt64
-        var isLimit: Bool
-        var tag: UInt64
-
-        static func tag(_ owner: Int64) -> UInt64 { UInt64(bitPattern: owner) & 0xFFFF }
-        init(until: Instant, isLimit: Bool, owner: Int64) {
-            // Rounded up: a cooldown never ends early.
-            self.until = min(until.nanoseconds / 1_000_000 + (until.nanoseconds % 1_000_000 == 0 ? 0 : 1), UInt64.max / 1_000_000)
-            (self.isLimit, tag) = (isLimit, Self.tag(owner))
-        }
-        init(cell: UInt64) { (until, isLimit, tag) = (cell >> 17, cell >> 16 & 1 == 1, cell & 0xFFFF) }
-        var cell: UInt64 { until << 17 | (isLimit ? 1 << 16 : 0) | tag }
-    }
-
-    /// The account is skipped until then; a shorter cooldown never replaces a longer one. `isLimit`: it has no quota left, so it
-    /// is not to be tried even when no other is there. Nothing happens when the slot has another owner by now.
-    public func coolDown(account slot: Int, owner id: Int64, until: Instant, isLimit: Bool) {
-        let new = Cooldown(until: until, isLimit: isLimit, owner: id)
-        let cell = accountCell(slot, 1)
-        var seen = cell.pointee.load(ordering: .relaxed)
-        while isOwned(slot, by: id) {
-            let old = Cooldown(cell: seen)
-            if old.tag == new.tag, old.until >= new.until { return }
-            let (isDone, now) = cell.pointee.compareExchange(expected: seen, desired: new.cell, ordering: .relaxed)
-            if isDone { return }
-            seen = now
-        }
-    }
-    /// Until when the account is skipped, and whether for its quota; nil when it is not.
-    public func cooldown(account slot: Int, owner id: Int64, now: Instant) -> (until: Instant, isLimit: Bool)? {
-        let cooldown = Cooldown(cell: accountCell(slot, 1).pointee.load(ordering: .relaxed))
-        let until = Instant(nanoseconds: cooldown.until &* 1_000_000)
-        return cooldown.tag == Cooldown.tag(id) && until > now ? (until, cooldown.isLimit) : nil
-    }
-    /// The operator resumed it, or it has new credentials.
-    public func endCooldown(account slot: Int) {
-        for index in [1, 3] { accountCell(slot, index).pointee.store(0, ordering: .relaxed) }
-    }
-
+    public func lastUsed(account slot: Int) -> Instant { Instant(nanoseconds: accountCell(slot, .lastUsed).pointee.load(ordering: .relaxed)) }
     /// It could not be reached; how often in a row by now. Turns that fail together while it cools down already count once.
     public func unreachable(account slot: Int, owner id: Int64, now: Instant) -> Int {
-        let cell = accountCell(slot, 3)
+        let cell = accountCell(slot, .failures)
         guard isOwned(slot, by: id) else { return 1 }
         guard cooldown(account: slot, owner: id, now: now) == nil else { return max(1, failures(account: slot)) }
         return Int(clamping: cell.pointee.wrappingAdd(1, ordering: .relaxed).newValue)
     }
     /// Failures to connect since it was reached last.
-    public func failures(account slot: Int) -> Int { Int(clamping: accountCell(slot, 3).pointee.load(ordering: .relaxed)) }
+    public func failures(account slot: Int) -> Int { Int(clamping: accountCell(slot, .failures).pointee.load(ordering: .relaxed)) }
     public func reached(account slot: Int) {
-        let cell = accountCell(slot, 3)
+        let cell = accountCell(slot, .failures)
         // Read first: a write each turn would pull the line from cache to cache.
         if cell.pointee.load(ordering: .relaxed) != 0 { cell.pointee.store(0, ordering: .relaxed) }
     }
@@ -283,7 +261,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     /// Takes the right to refresh the login of the account as it was at `changedAt`, until whoever takes it must be dead. False: somebody has it,
     /// it is left alone, or it was refreshed since.
     public func claimRenewal(account slot: Int, owner id: Int64, changedAt: WallTime, now: Instant, until: Instant) -> Bool {
-        let cell = accountCell(slot, 4)
+        let cell = accountCell(slot, .renewal)
         let seen = cell.pointee.load(ordering: .relaxed)
         let new = RenewalClaim(isPause: false, until: until, changedAt: changedAt)
         guard isOwned(slot, by: id), seen == 0 || RenewalClaim(cell: seen).yields(to: new, now: now) else { return false }
@@ -292,28 +270,11 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     /// Nobody tries before that, unless the account has changed.
     public func pauseRenewal(account slot: Int, owner id: Int64, changedAt: WallTime, until: Instant) {
         guard isOwned(slot, by: id) else { return }
-        accountCell(slot, 4).pointee.store(
+        accountCell(slot, .renewal).pointee.store(
             RenewalClaim(isPause: true, until: until, changedAt: changedAt).cell, ordering: .releasing)
     }
 
-    /// Quota windows that upstreams tell of.
-    public enum Window: Int, CaseIterable, Sendable { case primary, secondary }
-
-    /// So much of the window is used up, in thousandths, until it begins anew; in one word, so that no reader sees half of it.
-    public func setQuota(account slot: Int, owner id: Int64, _ window: Window, usedPermille: Int, resetsAt: WallTime) {
-        guard isOwned(slot, by: id) else { return }
-        let word = UInt64(clamping: resetsAt.seconds) << 16 | UInt64(min(max(usedPermille, 0), 1000) + 1)
-        let cell = accountCell(slot, 5 + window.rawValue)
-        if cell.pointee.load(ordering: .relaxed) != word { cell.pointee.store(word, ordering: .relaxed) }
-    }
-    /// Nil when nobody has told of it, or it has begun anew since.
-    public func quota(account slot: Int, _ window: Window, now: WallTime) -> (usedPermille: Int, resetsAt: WallTime)? {
-        let word = accountCell(slot, 5 + window.rawValue).pointee.load(ordering: .relaxed)
-        let resetsAt = WallTime(milliseconds: Int64(clamping: word >> 16) * 1000)
-        return word != 0 && resetsAt > now ? (Int(word & 0xFFFF) - 1, resetsAt) : nil
-    }
-
-    private func isOwned(_ slot: Int, by id: Int64) -> Bool {
-        accountCell(slot, 0).pointee.load(ordering: .acquiring) == UInt64(bitPattern: id)
+    func isOwned(_ slot: Int, by id: Int64) -> Bool {
+        accountCell(slot, .owner).pointee.load(ordering: .acquiring) == UInt64(bitPattern: id)
     }
 }

@@ -125,29 +125,18 @@ public final class PostgresPool {
         rows(query, done)
     }
 
-    /// Takes an account out of routing whose credentials its upstream refuses for good, if it is still active and as it was at `changedAt`;
-    /// gives its id if so. One statement, for a worker that shares the database: the version is counted up first, as in every change.
-    public func needsLogin(account id: Int64, changedAt: WallTime, now: WallTime, _ done: @escaping (Result<[Int64], StoreError>) -> Void) {
-        let query = Query<Int64>(
-            """
-            WITH v AS (
-                UPDATE state SET value = CAST(CAST(value AS BIGINT) + 1 AS TEXT) WHERE key = 'snapshot_version' RETURNING value
-            )
-            UPDATE accounts SET state = $1, changed_at_ms = $2
-            WHERE id = $3 AND state = $4 AND changed_at_ms = $5 AND removed_at_ms IS NULL AND EXISTS (SELECT 1 FROM v) RETURNING id
-            """,
-            [
-                .text(Account.State.reauthRequired.rawValue), .int(now.milliseconds), .int(id), .text(Account.State.active.rawValue),
-                .int(changedAt.milliseconds),
-            ]
-        ) { $0.int(0) }
-        rows(query, done)
+    /// Keeps facts of accounts, each unless a later one is there.
+    public func learn(_ facts: [AccountFact], _ done: @escaping (Result<Void, StoreError>) -> Void) {
+        run(facts.map { PostgresStatement(Queries.learn($0)) }, milliseconds: Self.statementMilliseconds) { answer in
+            done(answer.map { _ in })
+        }
     }
 
-    /// Takes the right to refresh an account's login for `Limits.renewalClaimMilliseconds`: one row, if nobody has it and the account is as it
-    /// was at `changedAt`.
-    public func claimRenewal(
-        account id: Int64, changedAt: WallTime, holder: String, _ done: @escaping (Result<[Int64], StoreError>) -> Void
+    /// Takes the right to a job for an account, which is called `name`, for so long: one row, if nobody has it and the account is as it was at
+    /// `changedAt`.
+    public func claim(
+        _ name: String, account: Int64, changedAt: WallTime, holder: String, milliseconds: Int,
+        _ done: @escaping (Result<[Int64], StoreError>) -> Void
     ) {
         let now = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
         let query = Query<Int64>(
@@ -158,9 +147,7 @@ public final class PostgresPool {
               WHERE leases.expires_at_ms < \(now)
             RETURNING epoch
             """,
-            [
-                .text("renewal:\(id)"), .text(holder), .int(Int64(Limits.renewalClaimMilliseconds)), .int(id), .int(changedAt.milliseconds),
-            ]
+            [.text(name), .text(holder), .int(Int64(milliseconds)), .int(account), .int(changedAt.milliseconds)]
         ) { $0.int(0) }
         rows(query, done)
     }
@@ -219,9 +206,9 @@ public final class PostgresPool {
 
     /// A snapshot of one moment. Every change raises the version in its own transaction: what is read between two equal versions belongs
     /// together, without a transaction that an error would leave open on a pooled connection. `vault` gets the fingerprint of the key that
-    /// the database is sealed with.
+    /// the database is sealed with. Facts have no version: they are as they were a moment later.
     public func snapshot(
-        _ vault: @escaping (_ fingerprint: String) throws(StoreError) -> Vault, tries: Int = snapshotTriesMax,
+        _ vault: @escaping (_ fingerprint: String) throws(StoreError) -> Vault, withFacts: Bool, tries: Int = snapshotTriesMax,
         _ done: @escaping (Result<Snapshot, StoreError>) -> Void
     ) {
         let (accounts, keys) = (Queries.accounts(), Queries.clientKeys(validOnly: false))
@@ -230,20 +217,23 @@ public final class PostgresPool {
             PostgresStatement(keys), PostgresStatement(Queries.pepper), PostgresStatement(Queries.settings),
             PostgresStatement(Queries.version),
         ]
-        run(statements, milliseconds: Self.statementMilliseconds) { [self] answer in
+        let facts = Queries.facts()
+        let all = statements + (withFacts ? [PostgresStatement(facts)] : [])
+        run(all, milliseconds: Self.statementMilliseconds) { [self] answer in
             do throws(StoreError) {
                 let r = try answer.get()
                 let version = try r[0].rows(Queries.version.decode).first
                 guard try r[6].rows(Queries.version.decode).first == version else {
                     guard tries > 1 else { throw StoreError(.conflict, "\(target.url): accounts and keys change all the time") }
-                    return snapshot(vault, tries: tries - 1, done)
+                    return snapshot(vault, withFacts: withFacts, tries: tries - 1, done)
                 }
                 let fingerprint = try r[1].rows(Queries.keyFingerprint.decode).first ?? ""
                 done(
                     .success(
                         try vault(fingerprint).snapshot(
                             version: version, accounts: r[2].rows(accounts.decode), keys: r[3].rows(keys.decode),
-                            pepper: r[4].rows(Queries.pepper.decode).first, settings: r[5].rows(Queries.settings.decode))))
+                            pepper: r[4].rows(Queries.pepper.decode).first, settings: r[5].rows(Queries.settings.decode),
+                            facts: withFacts ? r[7].rows(facts.decode).compactMap { $0 } : [])))
             } catch {
                 done(.failure(error))
             }

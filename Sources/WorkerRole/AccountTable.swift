@@ -6,6 +6,7 @@ import Logging
 import Platform
 import Routing
 import Sealing
+import Store
 import Vocabulary
 
 /// Which account a turn got.
@@ -21,16 +22,18 @@ enum AccountChoice {
 /// The accounts of the snapshot, with what the scoreboard and this worker's own turns know of them.
 final class AccountTable {
     private(set) var all: [RoutedAccount] = []
-    private let scoreboard: Scoreboard
-    private let log: Logger
+    let scoreboard: Scoreboard
+    let log: Logger
     /// Names of accounts whose clients may choose whom a request is charged to.
     private let passingOrganization: Set<String>
     private let isSticky: Bool
     /// Of this worker alone: the others learn of a model's limit by a refusal of their own.
-    private var modelCooldowns = ModelCooldowns()
+    var modelCooldowns = ModelCooldowns()
     var modelOffers = ModelOffers()
-    /// An account's login is dead.
-    var needsLogin: (Account) -> Void = { _ in }
+    /// An account can't be used any more before somebody has seen to it.
+    var takeOut: (AccountRemoval) -> Void = { _ in }
+    /// Quotas of single models by account, with the names that the scoreboard has no room for.
+    var modelQuotas: [Int64: [ModelQuota]] = [:]
     /// Under which conversations are remembered.
     private var hash = SipHash(key: (0, 0))
     /// Some account does not offer a model: its list is worth asking for.
@@ -43,7 +46,7 @@ final class AccountTable {
     }
 
     /// The accounts are these now. One whose credentials or state have changed starts clean.
-    func replace(with accounts: [Account], previous: [Account], pepper: [UInt8]) {
+    func replace(with accounts: [Account], previous: [Account], facts: [AccountFact], pepper: [UInt8]) {
         let secret = HMAC.sha256(key: pepper, message: Array("conversations".utf8))
         hash = secret.withUnsafeBytes {
             SipHash(key: ($0.loadUnaligned(as: UInt64.self), $0.loadUnaligned(fromByteOffset: 8, as: UInt64.self)))
@@ -53,9 +56,19 @@ final class AccountTable {
         for account in all.lazy.map(\.value) {
             scoreboard.claim(account: account.slot, owner: account.id)
             if let before = before[account.id], before.credentials != account.credentials || before.state != account.state {
-                scoreboard.endCooldown(account: account.slot)
-                modelCooldowns.forget(account: account.id)
+                // A login that was renewed has the quota that it had.
+                let isSameQuota =
+                    account.kind == .chatGPT && before.state == account.state
+                    && before.credentials.chatGPTAccountID == account.credentials.chatGPTAccountID
+                scoreboard.endCooldown(account: account.slot, keepsLimits: isSameQuota, at: Clock.wall)
+                if !isSameQuota { modelCooldowns.forget(account: account.id) }
             }
+        }
+        let ids = Set(all.lazy.map(\.value.id))
+        modelQuotas = modelQuotas.filter { ids.contains($0.key) }
+        restore(facts)
+        for account in all where account.value.kind == .chatGPT && scoreboard.plan(account: account.value.slot) == .unknown {
+            if let plan = account.plan { scoreboard.setPlan(account: account.value.slot, owner: account.value.id, plan) }
         }
     }
 
@@ -75,6 +88,7 @@ final class AccountTable {
     func choose(for route: Route, model: String, _ affinity: Affinity?, excluding tried: [Int64], now: Instant) -> AccountChoice {
         let pin = affinity.flatMap { self.pin($0, now) }
         let hasModelLimits = !modelCooldowns.isEmpty
+        let quotaKey = scoreboard.hasModelQuotas ? QuotaKey.of(model: model) : nil
         func serves(_ account: RoutedAccount) -> Bool {
             account.value.state == .active && route.upstreamPath(account.value.kind) != nil
         }
@@ -89,18 +103,30 @@ final class AccountTable {
         let candidates = all.lazy.map { [self] account in
             let slot = account.value.slot
             var cooldown = scoreboard.cooldown(account: slot, owner: account.value.id, now: now)
+            let ownQuota = quotaKey.flatMap { scoreboard.modelQuota(account: slot, $0, now: wall) }
+            if let ownQuota {
+                // A model with a quota of its own is not held up by the account's.
+                if cooldown?.isQuota == true { cooldown = nil }
+                if ownQuota.usedPermille >= 1000 {
+                    let wait = ownQuota.resetsAt.milliseconds - wall.milliseconds
+                    cooldown = (now.adding(milliseconds: Int(clamping: wait)), isLimit: true, isQuota: true)
+                }
+            }
+            let tier = AccountHealth(word: scoreboard.health(account: slot)).tier(now: now)
             if hasModelLimits, let until = modelCooldowns.until(account: account.value.id, model: model, now: now),
                 until > cooldown?.until ?? now
             {
-                cooldown = (until, isLimit: true)
+                cooldown = (until, isLimit: true, isQuota: false)
             }
             return Candidate(
                 accountID: account.value.id,
                 isEligible: serves(account) && (lacking.isEmpty || !lacking.contains(account.value.id)),
                 inFlight: scoreboard.inFlight(account: slot), lastUsed: scoreboard.lastUsed(account: slot),
                 cooldownUntil: cooldown?.until ?? now, isLimited: cooldown?.isLimit ?? false,
-                isDoubtful: scoreboard.failures(account: slot) > 0,
-                isTight: account.value.kind == .chatGPT && isTight(slot, wall))
+                isDoubtful: scoreboard.failures(account: slot) > 0 || tier == .probing,
+                isTight: tier == .draining
+                    || account.value.kind == .chatGPT
+                        && (ownQuota.map { $0.usedPermille >= Limits.tightPermille } ?? isTight(slot, wall)))
         }
         switch Routing.choose(candidates, excluding: tried, pin: pin, now: now) {
         case .account(let index):
@@ -117,21 +143,9 @@ final class AccountTable {
         }
     }
 
-    // MARK: Quotas
-
     private func isTight(_ slot: Int, _ wall: WallTime) -> Bool {
         Scoreboard.Window.allCases.contains {
             scoreboard.quota(account: slot, $0, now: wall).map { $0.usedPermille >= Limits.tightPermille } ?? false
-        }
-    }
-
-    /// Any answer of a login's upstream, good or not, says how much of its quotas is used up.
-    func learnQuota(_ fields: HeaderFields, of account: RoutedAccount) {
-        guard account.value.kind == .chatGPT, let reading = QuotaReading(fields, now: Clock.wall) else { return }
-        for (window, told) in [(Scoreboard.Window.primary, reading.primary), (.secondary, reading.secondary)] {
-            guard let told else { continue }
-            scoreboard.setQuota(
-                account: account.value.slot, owner: account.value.id, window, usedPermille: told.usedPermille, resetsAt: told.resetsAt)
         }
     }
 
@@ -191,67 +205,4 @@ final class AccountTable {
 
     /// The account as it is now.
     func today(_ account: RoutedAccount) -> RoutedAccount? { all.first { $0.value.id == account.value.id } }
-
-    /// What a turn met counts against its account, for all workers or, where it is about one model, for this one.
-    func penalise(
-        _ account: RoutedAccount, _ model: String, _ penalty: Verdict.Penalty, _ failure: Failure, requestID: String, now: Instant
-    ) {
-        let owner = account.value.id
-        // What the old key met says nothing of the new one.
-        guard let today = all.first(where: { $0.value.id == owner })?.value, today.credentials == account.value.credentials,
-            today.baseURL == account.value.baseURL
-        else { return }
-        var isOfModel = false
-        var (milliseconds, isLimit): (Int, Bool)
-        switch penalty {
-        case .none: return
-        case .lacksModel:
-            modelOffers.refused(
-                account: owner, model: model, until: now.adding(milliseconds: Limits.modelRefusedMilliseconds), now: now)
-            log.notice(
-                "account does not offer the model",
-                metadata: ["account": "\(account.value.name)", "model": "\(model)", "request_id": "\(requestID)"])
-            return modelRefused()
-        case .errors(let ms): (milliseconds, isLimit) = (ms, false)
-        case .limited(let ms, let scope):
-            (milliseconds, isLimit) = (ms, true)
-            isOfModel = scope == .model
-        case .unauthorized(let ms), .reauthRequired(let ms): (milliseconds, isLimit) = (ms, false)
-        }
-        if case .reauthRequired = penalty {
-            needsLogin(account.value)
-            log.error(
-                "account needs a new login",
-                metadata: [
-                    "account": "\(account.value.name)",
-                    "mend": account.value.kind == .chatGPT
-                        ? "codex-lb accounts login, or accounts import" : "codex-lb accounts add --replace",
-                    "request_id": "\(requestID)",
-                ])
-        }
-        switch failure {
-        case .notConnected, .untrusted:
-            // The longer it can't be reached, the less often a turn has to find that out.
-            milliseconds = Backoff.milliseconds(failures: scoreboard.unreachable(account: account.value.slot, owner: owner, now: now))
-        default: break
-        }
-        let until = now.adding(milliseconds: milliseconds)
-        if isOfModel {
-            modelCooldowns.coolDown(account: owner, model: model, until: until, now: now)
-        } else {
-            scoreboard.coolDown(account: account.value.slot, owner: owner, until: until, isLimit: isLimit)
-        }
-        let why: String
-        switch failure {
-        case .refused(let r), .failedEvent(let r): why = "status \(r.status) \(r.code)"
-        case .notConnected(let text), .untrusted(let text), .exhausted(let text), .broken(let text): why = text
-        case .timedOut: why = "no answer in time"
-        }
-        log.notice(
-            "account cools down",
-            metadata: [
-                "account": "\(account.value.name)", "why": "\(why)", "seconds": "\(milliseconds / 1000)",
-                "model": "\(isOfModel ? model : "")", "request_id": "\(requestID)",
-            ])
-    }
 }

@@ -130,13 +130,15 @@ import Vocabulary
         #expect(board.inFlight(account: 5) == 1 && board.inFlight(account: 4) == 0)
     }
 
+    private let wall = WallTime(milliseconds: 1_800_000_000_000)
+
     @Test("A cooldown is never shortened, tells its reason, and is not inherited by the slot's next account")
     func cooldown() throws {
         let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
         func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
         board.claim(account: 1, owner: 11)
-        board.coolDown(account: 1, owner: 11, until: at(500), isLimit: true)
-        board.coolDown(account: 1, owner: 11, until: at(400), isLimit: false)
+        board.coolDown(account: 1, owner: 11, until: at(500), isLimit: true, at: wall)
+        board.coolDown(account: 1, owner: 11, until: at(400), isLimit: false, at: wall)
         let cooldown = try #require(board.cooldown(account: 1, owner: 11, now: at(100)))
         #expect(cooldown.until == at(500) && cooldown.isLimit)
         #expect(board.cooldown(account: 1, owner: 11, now: at(500)) == nil)
@@ -152,11 +154,11 @@ import Vocabulary
         func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
         board.claim(account: 1, owner: 11)
         board.claim(account: 1, owner: 12)
-        board.coolDown(account: 1, owner: 11, until: at(900), isLimit: true)
+        board.coolDown(account: 1, owner: 11, until: at(900), isLimit: true, at: wall)
         #expect(board.cooldown(account: 1, owner: 12, now: at(100)) == nil)
         #expect(board.unreachable(account: 1, owner: 11, now: at(100)) == 1)
         #expect(board.failures(account: 1) == 0)
-        board.coolDown(account: 1, owner: 12, until: at(300), isLimit: false)
+        board.coolDown(account: 1, owner: 12, until: at(300), isLimit: false, at: wall)
         let cooldown = try #require(board.cooldown(account: 1, owner: 12, now: at(100)))
         #expect(cooldown.until == at(300) && !cooldown.isLimit)
     }
@@ -167,7 +169,7 @@ import Vocabulary
         func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
         board.claim(account: 1, owner: 11)
         #expect(board.unreachable(account: 1, owner: 11, now: at(1)) == 1)
-        board.coolDown(account: 1, owner: 11, until: at(100), isLimit: false)
+        board.coolDown(account: 1, owner: 11, until: at(100), isLimit: false, at: wall)
         for _ in 0..<50 { #expect(board.unreachable(account: 1, owner: 11, now: at(50)) == 1) }
         #expect(board.unreachable(account: 1, owner: 11, now: at(100)) == 2)
         board.reached(account: 1)
