@@ -282,14 +282,26 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
     /// By name, without credentials.
     public func accounts() throws(StoreError) -> [Account] { try connection.rows(Queries.accounts()).map(\.account) }
 
+    /// One with its credentials, for a session without the key.
+    public func account(named name: String, keyPath: String) throws(StoreError) -> Account {
+        guard let entry = try connection.rows(Queries.accounts(named: name)).first else { throw unknownAccount(name) }
+        let vault = try Vault.load(
+            sealedWith: connection.rows(Queries.keyFingerprint).first ?? "", keyPath: keyPath, place: place)
+        var account = entry.account
+        account.credentials = try vault.credentials(of: entry)
+        return account
+    }
+
+    private func unknownAccount(_ name: String) -> StoreError {
+        StoreError(.notFound, "there is no account \"\(name)\"; codex-lb accounts list shows them")
+    }
+
     private func liveAccount(_ name: String) throws(StoreError) -> Account? {
         try connection.rows(Queries.accounts(named: name)).first?.account
     }
 
     private func existingAccount(_ name: String) throws(StoreError) -> Account {
-        guard let account = try liveAccount(name) else {
-            throw StoreError(.notFound, "there is no account \"\(name)\"; codex-lb accounts list shows them")
-        }
+        guard let account = try liveAccount(name) else { throw unknownAccount(name) }
         return account
     }
 

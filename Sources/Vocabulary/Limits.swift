@@ -59,6 +59,10 @@ public enum Limits {
     public static let renewalSpacingMilliseconds = 60_000
     /// One request of `accounts login` to the issuer.
     public static let loginRequestMilliseconds = 30_000
+    /// A login by browser ends after so long without one.
+    public static let browserLoginMilliseconds = 900_000
+    /// Connections of browsers that such a login has open at a time.
+    public static let browserVisitorsMax = 16
     /// Which logins are due is looked at this often.
     public static let renewalLookMilliseconds = 1_000
     public static let renewalAnswerBytesMax = 256 * 1024
