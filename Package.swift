@@ -72,7 +72,7 @@ let package = Package(
         part("Sealing", ["Bytes", "COpenSSL", "CPlatform"]),
         part("Inflate", ["CZlib", "CZstd"]),
         part("Diagnostics", ["Vocabulary", log]),
-        part("Store", ["Vocabulary", "Bytes", "ControlWire", "Schema", "JSONWire", "Sealing", "CPlatform"]),
+        part("Store", ["Vocabulary", "Bytes", "ControlWire", "Settings", "Schema", "JSONWire", "Sealing", "CPlatform"]),
         part("SQLiteStore", ["Vocabulary", "ControlWire", "Schema", "Store", "CSQLite", "CPlatform"]),
         part("PostgresStore", ["Vocabulary", "Schema", "Settings", "Store", "Loop", "CPostgres"]),
         // 5  roles
@@ -92,7 +92,8 @@ let package = Package(
             name: "codex-lb",
             dependencies: [
                 "Vocabulary", "HTTPWire", "ControlWire", "Settings", "Platform", "Loop", "Upstream", "Diagnostics", "Store", "SQLiteStore",
-                "PostgresStore", "SupervisorRole", "WorkerRole", "WriterRole", "DemoUpstream", "JSONWire", "Schema", log, arguments,
+                "PostgresStore", "SupervisorRole", "WorkerRole", "WriterRole", "DemoUpstream", "JSONWire", "Schema", "Bytes", "Sealing",
+                "Exchange", log, arguments,
             ],
             swiftSettings: ours),
         .executableTarget(

@@ -38,6 +38,35 @@ extension Account {
                 bearer: m.bearer, refreshToken: m.hasRefreshToken ? m.refreshToken : nil, idToken: m.hasIDToken ? m.idToken : nil,
                 chatGPTAccountID: m.hasChatgptAccountID ? m.chatgptAccountID : nil),
             createdAt: WallTime(milliseconds: m.createdAtMs), changedAt: WallTime(milliseconds: m.changedAtMs))
+        credentials.headers = m.headers.map { Header($0.name, $0.value) }
+        if m.hasOptions { options = try Options(m.options, of: m.name) }
+    }
+}
+
+extension Account.Options {
+    init(_ m: AccountOptionsMessage, of name: String) throws(MappingError) {
+        self.init()
+        guard let policy = Account.Policy(rawValue: m.policy) else { throw MappingError("account \(name): unknown policy \"\(m.policy)\"") }
+        guard Limits.accountWeights.contains(Int(m.weight)) else { throw MappingError("account \(name): weight \(m.weight)") }
+        (self.policy, weight, isOverflow) = (policy, Int(m.weight), m.overflow)
+        streamsMax = m.streamsMax == 0 ? nil : Int(m.streamsMax)
+        models = m.limitsModels ? m.models : nil
+    }
+}
+
+extension AccountOptionsMessage {
+    init(_ o: Account.Options) {
+        self.init()
+        (policy, weight, overflow) = (o.policy.rawValue, UInt32(o.weight), o.isOverflow)
+        streamsMax = UInt32(clamping: o.streamsMax ?? 0)
+        (limitsModels, models) = (o.models != nil, o.models ?? [])
+    }
+}
+
+extension HeaderMessage {
+    public init(_ header: Account.Header) {
+        self.init()
+        (name, value) = (header.name, header.value)
     }
 }
 
@@ -48,6 +77,7 @@ extension AccountMessage {
         bearer = a.credentials.bearer
         if let token = a.credentials.refreshToken { refreshToken = token }
         if let token = a.credentials.idToken { idToken = token }
+        headers = a.credentials.headers.map { HeaderMessage($0) }
     }
 
     /// For the eyes of an operator: bearer and tokens stay empty.
@@ -56,6 +86,7 @@ extension AccountMessage {
         (id, slot, name, baseURL, createdAtMs) = (a.id, UInt32(a.slot), a.name, a.baseURL, a.createdAt.milliseconds)
         (kind, state, changedAtMs) = (a.kind.rawValue, a.state.rawValue, a.changedAt.milliseconds)
         if let id = a.credentials.chatGPTAccountID { chatgptAccountID = id }
+        options = AccountOptionsMessage(a.options)
     }
 }
 

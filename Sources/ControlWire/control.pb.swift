@@ -161,6 +161,23 @@ public nonisolated struct Frame: Sendable {
     set {body = .logOrder(newValue)}
   }
 
+  /// command line → supervisor → a worker, and the answer the same way back.
+  public var explainRequest: ExplainRequest {
+    get {
+      if case .explainRequest(let v)? = body {return v}
+      return ExplainRequest()
+    }
+    set {body = .explainRequest(newValue)}
+  }
+
+  public var explainReply: ExplainReply {
+    get {
+      if case .explainReply(let v)? = body {return v}
+      return ExplainReply()
+    }
+    set {body = .explainReply(newValue)}
+  }
+
   /// command line → supervisor: what the scoreboard knows of accounts.
   public var liveAccountsRequest: LiveAccountsRequest {
     get {
@@ -206,6 +223,9 @@ public nonisolated struct Frame: Sendable {
     case fleetReply(FleetReply)
     /// supervisor → child: how to log from now on.
     case logOrder(LogOrder)
+    /// command line → supervisor → a worker, and the answer the same way back.
+    case explainRequest(ExplainRequest)
+    case explainReply(ExplainReply)
     /// command line → supervisor: what the scoreboard knows of accounts.
     case liveAccountsRequest(LiveAccountsRequest)
     case liveAccountsReply(LiveAccountsReply)
@@ -641,64 +661,204 @@ public nonisolated struct UsageRecordMessage: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct AccountMessage: Sendable {
+public nonisolated struct AccountMessage: @unchecked Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
-  public var id: Int64 = 0
+  public var id: Int64 {
+    get {_storage._id}
+    set {_uniqueStorage()._id = newValue}
+  }
 
-  public var slot: UInt32 = 0
+  public var slot: UInt32 {
+    get {_storage._slot}
+    set {_uniqueStorage()._slot = newValue}
+  }
 
-  public var name: String = String()
+  public var name: String {
+    get {_storage._name}
+    set {_uniqueStorage()._name = newValue}
+  }
 
-  public var kind: String = String()
+  public var kind: String {
+    get {_storage._kind}
+    set {_uniqueStorage()._kind = newValue}
+  }
 
-  public var state: String = String()
+  public var state: String {
+    get {_storage._state}
+    set {_uniqueStorage()._state = newValue}
+  }
 
-  public var baseURL: String = String()
+  public var baseURL: String {
+    get {_storage._baseURL}
+    set {_uniqueStorage()._baseURL = newValue}
+  }
 
-  public var bearer: String = String()
+  public var bearer: String {
+    get {_storage._bearer}
+    set {_uniqueStorage()._bearer = newValue}
+  }
 
   public var refreshToken: String {
-    get {_refreshToken ?? String()}
-    set {_refreshToken = newValue}
+    get {_storage._refreshToken ?? String()}
+    set {_uniqueStorage()._refreshToken = newValue}
   }
   /// Returns true if `refreshToken` has been explicitly set.
-  public var hasRefreshToken: Bool {self._refreshToken != nil}
+  public var hasRefreshToken: Bool {_storage._refreshToken != nil}
   /// Clears the value of `refreshToken`. Subsequent reads from it will return its default value.
-  public mutating func clearRefreshToken() {self._refreshToken = nil}
+  public mutating func clearRefreshToken() {_uniqueStorage()._refreshToken = nil}
 
   public var idToken: String {
-    get {_idToken ?? String()}
-    set {_idToken = newValue}
+    get {_storage._idToken ?? String()}
+    set {_uniqueStorage()._idToken = newValue}
   }
   /// Returns true if `idToken` has been explicitly set.
-  public var hasIDToken: Bool {self._idToken != nil}
+  public var hasIDToken: Bool {_storage._idToken != nil}
   /// Clears the value of `idToken`. Subsequent reads from it will return its default value.
-  public mutating func clearIDToken() {self._idToken = nil}
+  public mutating func clearIDToken() {_uniqueStorage()._idToken = nil}
 
   public var chatgptAccountID: String {
-    get {_chatgptAccountID ?? String()}
-    set {_chatgptAccountID = newValue}
+    get {_storage._chatgptAccountID ?? String()}
+    set {_uniqueStorage()._chatgptAccountID = newValue}
   }
   /// Returns true if `chatgptAccountID` has been explicitly set.
-  public var hasChatgptAccountID: Bool {self._chatgptAccountID != nil}
+  public var hasChatgptAccountID: Bool {_storage._chatgptAccountID != nil}
   /// Clears the value of `chatgptAccountID`. Subsequent reads from it will return its default value.
-  public mutating func clearChatgptAccountID() {self._chatgptAccountID = nil}
+  public mutating func clearChatgptAccountID() {_uniqueStorage()._chatgptAccountID = nil}
 
-  public var createdAtMs: Int64 = 0
+  public var createdAtMs: Int64 {
+    get {_storage._createdAtMs}
+    set {_uniqueStorage()._createdAtMs = newValue}
+  }
 
   /// Of its credentials, state or place.
-  public var changedAtMs: Int64 = 0
+  public var changedAtMs: Int64 {
+    get {_storage._changedAtMs}
+    set {_uniqueStorage()._changedAtMs = newValue}
+  }
+
+  public var options: AccountOptionsMessage {
+    get {_storage._options ?? AccountOptionsMessage()}
+    set {_uniqueStorage()._options = newValue}
+  }
+  /// Returns true if `options` has been explicitly set.
+  public var hasOptions: Bool {_storage._options != nil}
+  /// Clears the value of `options`. Subsequent reads from it will return its default value.
+  public mutating func clearOptions() {_uniqueStorage()._options = nil}
+
+  /// Values are empty but in a snapshot.
+  public var headers: [HeaderMessage] {
+    get {_storage._headers}
+    set {_uniqueStorage()._headers = newValue}
+  }
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
-  fileprivate var _refreshToken: String? = nil
-  fileprivate var _idToken: String? = nil
-  fileprivate var _chatgptAccountID: String? = nil
+  fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+public nonisolated struct AccountOptionsMessage: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var policy: String = String()
+
+  public var weight: UInt32 = 0
+
+  /// 0: no limit.
+  public var streamsMax: UInt32 = 0
+
+  public var limitsModels: Bool = false
+
+  public var models: [String] = []
+
+  public var overflow: Bool = false
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+public nonisolated struct HeaderMessage: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var name: String = String()
+
+  public var value: String = String()
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+/// What an operator changes of an account; what is not there stays.
+public nonisolated struct AccountChangeMessage: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var policy: String {
+    get {_policy ?? String()}
+    set {_policy = newValue}
+  }
+  /// Returns true if `policy` has been explicitly set.
+  public var hasPolicy: Bool {self._policy != nil}
+  /// Clears the value of `policy`. Subsequent reads from it will return its default value.
+  public mutating func clearPolicy() {self._policy = nil}
+
+  public var weight: UInt32 {
+    get {_weight ?? 0}
+    set {_weight = newValue}
+  }
+  /// Returns true if `weight` has been explicitly set.
+  public var hasWeight: Bool {self._weight != nil}
+  /// Clears the value of `weight`. Subsequent reads from it will return its default value.
+  public mutating func clearWeight() {self._weight = nil}
+
+  /// 0: no limit.
+  public var streamsMax: UInt32 {
+    get {_streamsMax ?? 0}
+    set {_streamsMax = newValue}
+  }
+  /// Returns true if `streamsMax` has been explicitly set.
+  public var hasStreamsMax: Bool {self._streamsMax != nil}
+  /// Clears the value of `streamsMax`. Subsequent reads from it will return its default value.
+  public mutating func clearStreamsMax() {self._streamsMax = nil}
+
+  public var setsModels: Bool = false
+
+  /// Empty: any.
+  public var models: [String] = []
+
+  public var overflow: Bool {
+    get {_overflow ?? false}
+    set {_overflow = newValue}
+  }
+  /// Returns true if `overflow` has been explicitly set.
+  public var hasOverflow: Bool {self._overflow != nil}
+  /// Clears the value of `overflow`. Subsequent reads from it will return its default value.
+  public mutating func clearOverflow() {self._overflow = nil}
+
+  public var setsHeaders: Bool = false
+
+  /// Empty: none.
+  public var headers: [HeaderMessage] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _policy: String? = nil
+  fileprivate var _weight: UInt32? = nil
+  fileprivate var _streamsMax: UInt32? = nil
+  fileprivate var _overflow: Bool? = nil
 }
 
 public nonisolated struct ClientKeyMessage: Sendable {
@@ -868,6 +1028,38 @@ public nonisolated struct StoreCommand: Sendable {
     set {body = .renewLogin(newValue)}
   }
 
+  public var setAccount: SetAccount {
+    get {
+      if case .setAccount(let v)? = body {return v}
+      return SetAccount()
+    }
+    set {body = .setAccount(newValue)}
+  }
+
+  public var setSetting: SetSetting {
+    get {
+      if case .setSetting(let v)? = body {return v}
+      return SetSetting()
+    }
+    set {body = .setSetting(newValue)}
+  }
+
+  public var unsetSetting: UnsetSetting {
+    get {
+      if case .unsetSetting(let v)? = body {return v}
+      return UnsetSetting()
+    }
+    set {body = .unsetSetting(newValue)}
+  }
+
+  public var listSettings: ListSettings {
+    get {
+      if case .listSettings(let v)? = body {return v}
+      return ListSettings()
+    }
+    set {body = .listSettings(newValue)}
+  }
+
   public var learnFacts: LearnFacts {
     get {
       if case .learnFacts(let v)? = body {return v}
@@ -888,6 +1080,10 @@ public nonisolated struct StoreCommand: Sendable {
     case listClientKeys(ListClientKeys)
     case listUsage(ListUsage)
     case renewLogin(RenewLogin)
+    case setAccount(SetAccount)
+    case setSetting(SetSetting)
+    case unsetSetting(UnsetSetting)
+    case listSettings(ListSettings)
     case learnFacts(LearnFacts)
 
   }
@@ -895,61 +1091,148 @@ public nonisolated struct StoreCommand: Sendable {
   public init() {}
 }
 
-public nonisolated struct AddAccount: Sendable {
+public nonisolated struct AddAccount: @unchecked Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var name: String {
+    get {_storage._name}
+    set {_uniqueStorage()._name = newValue}
+  }
+
+  public var kind: String {
+    get {_storage._kind}
+    set {_uniqueStorage()._kind = newValue}
+  }
+
+  public var baseURL: String {
+    get {_storage._baseURL}
+    set {_uniqueStorage()._baseURL = newValue}
+  }
+
+  public var bearer: String {
+    get {_storage._bearer}
+    set {_uniqueStorage()._bearer = newValue}
+  }
+
+  public var refreshToken: String {
+    get {_storage._refreshToken ?? String()}
+    set {_uniqueStorage()._refreshToken = newValue}
+  }
+  /// Returns true if `refreshToken` has been explicitly set.
+  public var hasRefreshToken: Bool {_storage._refreshToken != nil}
+  /// Clears the value of `refreshToken`. Subsequent reads from it will return its default value.
+  public mutating func clearRefreshToken() {_uniqueStorage()._refreshToken = nil}
+
+  public var idToken: String {
+    get {_storage._idToken ?? String()}
+    set {_uniqueStorage()._idToken = newValue}
+  }
+  /// Returns true if `idToken` has been explicitly set.
+  public var hasIDToken: Bool {_storage._idToken != nil}
+  /// Clears the value of `idToken`. Subsequent reads from it will return its default value.
+  public mutating func clearIDToken() {_uniqueStorage()._idToken = nil}
+
+  public var chatgptAccountID: String {
+    get {_storage._chatgptAccountID ?? String()}
+    set {_uniqueStorage()._chatgptAccountID = newValue}
+  }
+  /// Returns true if `chatgptAccountID` has been explicitly set.
+  public var hasChatgptAccountID: Bool {_storage._chatgptAccountID != nil}
+  /// Clears the value of `chatgptAccountID`. Subsequent reads from it will return its default value.
+  public mutating func clearChatgptAccountID() {_uniqueStorage()._chatgptAccountID = nil}
+
+  /// A login that is known already gets these credentials; without name_given whatever its account is called.
+  public var renews: Bool {
+    get {_storage._renews}
+    set {_uniqueStorage()._renews = newValue}
+  }
+
+  public var nameGiven: Bool {
+    get {_storage._nameGiven}
+    set {_uniqueStorage()._nameGiven = newValue}
+  }
+
+  /// The account of this name, whoever's it is, gets them.
+  public var replaces: Bool {
+    get {_storage._replaces}
+    set {_uniqueStorage()._replaces = newValue}
+  }
+
+  public var change: AccountChangeMessage {
+    get {_storage._change ?? AccountChangeMessage()}
+    set {_uniqueStorage()._change = newValue}
+  }
+  /// Returns true if `change` has been explicitly set.
+  public var hasChange: Bool {_storage._change != nil}
+  /// Clears the value of `change`. Subsequent reads from it will return its default value.
+  public mutating func clearChange() {_uniqueStorage()._change = nil}
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _storage = _StorageClass.defaultInstance
+}
+
+public nonisolated struct SetAccount: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
 
   public var name: String = String()
 
-  public var kind: String = String()
-
-  public var baseURL: String = String()
-
-  public var bearer: String = String()
-
-  public var refreshToken: String {
-    get {_refreshToken ?? String()}
-    set {_refreshToken = newValue}
+  public var change: AccountChangeMessage {
+    get {_change ?? AccountChangeMessage()}
+    set {_change = newValue}
   }
-  /// Returns true if `refreshToken` has been explicitly set.
-  public var hasRefreshToken: Bool {self._refreshToken != nil}
-  /// Clears the value of `refreshToken`. Subsequent reads from it will return its default value.
-  public mutating func clearRefreshToken() {self._refreshToken = nil}
-
-  public var idToken: String {
-    get {_idToken ?? String()}
-    set {_idToken = newValue}
-  }
-  /// Returns true if `idToken` has been explicitly set.
-  public var hasIDToken: Bool {self._idToken != nil}
-  /// Clears the value of `idToken`. Subsequent reads from it will return its default value.
-  public mutating func clearIDToken() {self._idToken = nil}
-
-  public var chatgptAccountID: String {
-    get {_chatgptAccountID ?? String()}
-    set {_chatgptAccountID = newValue}
-  }
-  /// Returns true if `chatgptAccountID` has been explicitly set.
-  public var hasChatgptAccountID: Bool {self._chatgptAccountID != nil}
-  /// Clears the value of `chatgptAccountID`. Subsequent reads from it will return its default value.
-  public mutating func clearChatgptAccountID() {self._chatgptAccountID = nil}
-
-  /// A login that is known already gets these credentials; without name_given whatever its account is called.
-  public var renews: Bool = false
-
-  public var nameGiven: Bool = false
-
-  /// The account of this name, whoever's it is, gets them.
-  public var replaces: Bool = false
+  /// Returns true if `change` has been explicitly set.
+  public var hasChange: Bool {self._change != nil}
+  /// Clears the value of `change`. Subsequent reads from it will return its default value.
+  public mutating func clearChange() {self._change = nil}
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
-  fileprivate var _refreshToken: String? = nil
-  fileprivate var _idToken: String? = nil
-  fileprivate var _chatgptAccountID: String? = nil
+  fileprivate var _change: AccountChangeMessage? = nil
+}
+
+public nonisolated struct SetSetting: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var name: String = String()
+
+  public var value: String = String()
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+public nonisolated struct UnsetSetting: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var name: String = String()
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+public nonisolated struct ListSettings: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
 }
 
 public nonisolated struct SetAccountState: Sendable {
@@ -1027,6 +1310,8 @@ public nonisolated struct RenewLogin: Sendable {
   public var hasChatgptAccountID: Bool {self._chatgptAccountID != nil}
   /// Clears the value of `chatgptAccountID`. Subsequent reads from it will return its default value.
   public mutating func clearChatgptAccountID() {self._chatgptAccountID = nil}
+
+  public var headers: [HeaderMessage] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1143,9 +1428,126 @@ public nonisolated struct StoreReply: Sendable {
   /// list_accounts only: what is known of them beside their rows.
   public var facts: [AccountFactMessage] = []
 
+  /// list_settings: what is set.
+  public var settings: Dictionary<String,String> = [:]
+
+  /// unset_setting: it was set.
+  public var wasSet: Bool = false
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
+}
+
+/// Which account a turn would get now, and why.
+public nonisolated struct ExplainRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// Of a route, as docs/protocol.md has them; empty: /v1/responses.
+  public var route: String = String()
+
+  public var model: String = String()
+
+  /// The value of session-id.
+  public var session: String = String()
+
+  /// The name of a client key.
+  public var key: String = String()
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+public nonisolated struct ExplainReply: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// Empty when it worked; else one line.
+  public var error: String = String()
+
+  public var strategy: String = String()
+
+  /// What the model is upstream.
+  public var model: String = String()
+
+  /// The account's name; empty when there is none.
+  public var chosen: String = String()
+
+  /// What a turn would get, in words.
+  public var outcome: String = String()
+
+  public var worker: UInt32 = 0
+
+  public var rows: [ExplainRow] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+public nonisolated struct ExplainRow: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var account: String = String()
+
+  /// chosen, eligible, spare, or why it is not: …
+  public var verdict: String = String()
+
+  /// In words, with its numbers.
+  public var reason: String = String()
+
+  public var inFlight: UInt32 = 0
+
+  public var streamsMax: UInt32 = 0
+
+  public var weight: UInt32 = 0
+
+  public var policy: String = String()
+
+  /// Of accounts of one class the ones with the lowest load; classes come first.
+  public var rank: UInt32 = 0
+
+  public var load: Double = 0
+
+  /// Its part of the turns among those with its rank and load, in thousandths.
+  public var sharePermille: UInt32 = 0
+
+  public var primaryUsedPermille: UInt32 {
+    get {_primaryUsedPermille ?? 0}
+    set {_primaryUsedPermille = newValue}
+  }
+  /// Returns true if `primaryUsedPermille` has been explicitly set.
+  public var hasPrimaryUsedPermille: Bool {self._primaryUsedPermille != nil}
+  /// Clears the value of `primaryUsedPermille`. Subsequent reads from it will return its default value.
+  public mutating func clearPrimaryUsedPermille() {self._primaryUsedPermille = nil}
+
+  public var secondaryUsedPermille: UInt32 {
+    get {_secondaryUsedPermille ?? 0}
+    set {_secondaryUsedPermille = newValue}
+  }
+  /// Returns true if `secondaryUsedPermille` has been explicitly set.
+  public var hasSecondaryUsedPermille: Bool {self._secondaryUsedPermille != nil}
+  /// Clears the value of `secondaryUsedPermille`. Subsequent reads from it will return its default value.
+  public mutating func clearSecondaryUsedPermille() {self._secondaryUsedPermille = nil}
+
+  public var cooldownMs: UInt64 = 0
+
+  public var overflow: Bool = false
+
+  public var pinned: Bool = false
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _primaryUsedPermille: UInt32? = nil
+  fileprivate var _secondaryUsedPermille: UInt32? = nil
 }
 
 /// A usage record with the names that belong to its ids.
@@ -1601,7 +2003,7 @@ fileprivate nonisolated let _protobuf_package = "codexlb.control.v1"
 
 nonisolated extension Frame: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".Frame"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}correlation\0\u{1}hello\0\u{1}ready\0\u{1}refused\0\u{1}drain\0\u{3}usage_batch\0\u{3}usage_ack\0\u{1}snapshot\0\u{3}store_command\0\u{3}store_reply\0\u{3}status_request\0\u{3}status_reply\0\u{3}fleet_order\0\u{3}fleet_reply\0\u{3}log_order\0\u{4}\u{f}live_accounts_request\0\u{3}live_accounts_reply\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}correlation\0\u{1}hello\0\u{1}ready\0\u{1}refused\0\u{1}drain\0\u{3}usage_batch\0\u{3}usage_ack\0\u{1}snapshot\0\u{3}store_command\0\u{3}store_reply\0\u{3}status_request\0\u{3}status_reply\0\u{3}fleet_order\0\u{3}fleet_reply\0\u{3}log_order\0\u{4}\u{5}explain_request\0\u{3}explain_reply\0\u{4}\u{9}live_accounts_request\0\u{3}live_accounts_reply\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -1792,6 +2194,32 @@ nonisolated extension Frame: SwiftProtobuf.Message, SwiftProtobuf._MessageImplem
           self.body = .logOrder(v)
         }
       }()
+      case 20: try {
+        var v: ExplainRequest?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .explainRequest(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .explainRequest(v)
+        }
+      }()
+      case 21: try {
+        var v: ExplainReply?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .explainReply(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .explainReply(v)
+        }
+      }()
       case 30: try {
         var v: LiveAccountsRequest?
         var hadOneofValue = false
@@ -1887,6 +2315,14 @@ nonisolated extension Frame: SwiftProtobuf.Message, SwiftProtobuf._MessageImplem
     case .logOrder?: try {
       guard case .logOrder(let v)? = self.body else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 15)
+    }()
+    case .explainRequest?: try {
+      guard case .explainRequest(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 20)
+    }()
+    case .explainReply?: try {
+      guard case .explainReply(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 21)
     }()
     case .liveAccountsRequest?: try {
       guard case .liveAccountsRequest(let v)? = self.body else { preconditionFailure() }
@@ -2708,7 +3144,168 @@ nonisolated extension UsageRecordMessage: SwiftProtobuf.Message, SwiftProtobuf._
 
 nonisolated extension AccountMessage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".AccountMessage"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}slot\0\u{1}name\0\u{1}kind\0\u{1}state\0\u{3}base_url\0\u{1}bearer\0\u{3}refresh_token\0\u{3}id_token\0\u{3}chatgpt_account_id\0\u{3}created_at_ms\0\u{3}changed_at_ms\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}slot\0\u{1}name\0\u{1}kind\0\u{1}state\0\u{3}base_url\0\u{1}bearer\0\u{3}refresh_token\0\u{3}id_token\0\u{3}chatgpt_account_id\0\u{3}created_at_ms\0\u{3}changed_at_ms\0\u{2}\u{8}options\0\u{1}headers\0")
+
+  fileprivate class _StorageClass {
+    var _id: Int64 = 0
+    var _slot: UInt32 = 0
+    var _name: String = String()
+    var _kind: String = String()
+    var _state: String = String()
+    var _baseURL: String = String()
+    var _bearer: String = String()
+    var _refreshToken: String? = nil
+    var _idToken: String? = nil
+    var _chatgptAccountID: String? = nil
+    var _createdAtMs: Int64 = 0
+    var _changedAtMs: Int64 = 0
+    var _options: AccountOptionsMessage? = nil
+    var _headers: [HeaderMessage] = []
+
+      // This property is used as the initial default value for new instances of the type.
+      // The type itself is protecting the reference to its storage via CoW semantics.
+      // This will force a copy to be made of this reference when the first mutation occurs;
+      // hence, it is safe to mark this as `nonisolated(unsafe)`.
+      static nonisolated(unsafe) let defaultInstance = _StorageClass()
+
+    private init() {}
+
+    init(copying source: _StorageClass) {
+      _id = source._id
+      _slot = source._slot
+      _name = source._name
+      _kind = source._kind
+      _state = source._state
+      _baseURL = source._baseURL
+      _bearer = source._bearer
+      _refreshToken = source._refreshToken
+      _idToken = source._idToken
+      _chatgptAccountID = source._chatgptAccountID
+      _createdAtMs = source._createdAtMs
+      _changedAtMs = source._changedAtMs
+      _options = source._options
+      _headers = source._headers
+    }
+  }
+
+  fileprivate mutating func _uniqueStorage() -> _StorageClass {
+    if !isKnownUniquelyReferenced(&_storage) {
+      _storage = _StorageClass(copying: _storage)
+    }
+    return _storage
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    _ = _uniqueStorage()
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      while let fieldNumber = try decoder.nextFieldNumber() {
+        // The use of inline closures is to circumvent an issue where the compiler
+        // allocates stack space for every case branch when no optimizations are
+        // enabled. https://github.com/apple/swift-protobuf/issues/1034
+        switch fieldNumber {
+        case 1: try { try decoder.decodeSingularInt64Field(value: &_storage._id) }()
+        case 2: try { try decoder.decodeSingularUInt32Field(value: &_storage._slot) }()
+        case 3: try { try decoder.decodeSingularStringField(value: &_storage._name) }()
+        case 4: try { try decoder.decodeSingularStringField(value: &_storage._kind) }()
+        case 5: try { try decoder.decodeSingularStringField(value: &_storage._state) }()
+        case 6: try { try decoder.decodeSingularStringField(value: &_storage._baseURL) }()
+        case 7: try { try decoder.decodeSingularStringField(value: &_storage._bearer) }()
+        case 8: try { try decoder.decodeSingularStringField(value: &_storage._refreshToken) }()
+        case 9: try { try decoder.decodeSingularStringField(value: &_storage._idToken) }()
+        case 10: try { try decoder.decodeSingularStringField(value: &_storage._chatgptAccountID) }()
+        case 11: try { try decoder.decodeSingularInt64Field(value: &_storage._createdAtMs) }()
+        case 12: try { try decoder.decodeSingularInt64Field(value: &_storage._changedAtMs) }()
+        case 20: try { try decoder.decodeSingularMessageField(value: &_storage._options) }()
+        case 21: try { try decoder.decodeRepeatedMessageField(value: &_storage._headers) }()
+        default: break
+        }
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every if/case branch local when no optimizations
+      // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+      // https://github.com/apple/swift-protobuf/issues/1182
+      if _storage._id != 0 {
+        try visitor.visitSingularInt64Field(value: _storage._id, fieldNumber: 1)
+      }
+      if _storage._slot != 0 {
+        try visitor.visitSingularUInt32Field(value: _storage._slot, fieldNumber: 2)
+      }
+      if !_storage._name.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._name, fieldNumber: 3)
+      }
+      if !_storage._kind.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._kind, fieldNumber: 4)
+      }
+      if !_storage._state.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._state, fieldNumber: 5)
+      }
+      if !_storage._baseURL.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._baseURL, fieldNumber: 6)
+      }
+      if !_storage._bearer.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._bearer, fieldNumber: 7)
+      }
+      try { if let v = _storage._refreshToken {
+        try visitor.visitSingularStringField(value: v, fieldNumber: 8)
+      } }()
+      try { if let v = _storage._idToken {
+        try visitor.visitSingularStringField(value: v, fieldNumber: 9)
+      } }()
+      try { if let v = _storage._chatgptAccountID {
+        try visitor.visitSingularStringField(value: v, fieldNumber: 10)
+      } }()
+      if _storage._createdAtMs != 0 {
+        try visitor.visitSingularInt64Field(value: _storage._createdAtMs, fieldNumber: 11)
+      }
+      if _storage._changedAtMs != 0 {
+        try visitor.visitSingularInt64Field(value: _storage._changedAtMs, fieldNumber: 12)
+      }
+      try { if let v = _storage._options {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 20)
+      } }()
+      if !_storage._headers.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._headers, fieldNumber: 21)
+      }
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: AccountMessage, rhs: AccountMessage) -> Bool {
+    if lhs._storage !== rhs._storage {
+      let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
+        let _storage = _args.0
+        let rhs_storage = _args.1
+        if _storage._id != rhs_storage._id {return false}
+        if _storage._slot != rhs_storage._slot {return false}
+        if _storage._name != rhs_storage._name {return false}
+        if _storage._kind != rhs_storage._kind {return false}
+        if _storage._state != rhs_storage._state {return false}
+        if _storage._baseURL != rhs_storage._baseURL {return false}
+        if _storage._bearer != rhs_storage._bearer {return false}
+        if _storage._refreshToken != rhs_storage._refreshToken {return false}
+        if _storage._idToken != rhs_storage._idToken {return false}
+        if _storage._chatgptAccountID != rhs_storage._chatgptAccountID {return false}
+        if _storage._createdAtMs != rhs_storage._createdAtMs {return false}
+        if _storage._changedAtMs != rhs_storage._changedAtMs {return false}
+        if _storage._options != rhs_storage._options {return false}
+        if _storage._headers != rhs_storage._headers {return false}
+        return true
+      }
+      if !storagesAreEqual {return false}
+    }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension AccountOptionsMessage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".AccountOptionsMessage"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}policy\0\u{1}weight\0\u{3}streams_max\0\u{3}limits_models\0\u{1}models\0\u{1}overflow\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -2716,18 +3313,104 @@ nonisolated extension AccountMessage: SwiftProtobuf.Message, SwiftProtobuf._Mess
       // allocates stack space for every case branch when no optimizations are
       // enabled. https://github.com/apple/swift-protobuf/issues/1034
       switch fieldNumber {
-      case 1: try { try decoder.decodeSingularInt64Field(value: &self.id) }()
-      case 2: try { try decoder.decodeSingularUInt32Field(value: &self.slot) }()
-      case 3: try { try decoder.decodeSingularStringField(value: &self.name) }()
-      case 4: try { try decoder.decodeSingularStringField(value: &self.kind) }()
-      case 5: try { try decoder.decodeSingularStringField(value: &self.state) }()
-      case 6: try { try decoder.decodeSingularStringField(value: &self.baseURL) }()
-      case 7: try { try decoder.decodeSingularStringField(value: &self.bearer) }()
-      case 8: try { try decoder.decodeSingularStringField(value: &self._refreshToken) }()
-      case 9: try { try decoder.decodeSingularStringField(value: &self._idToken) }()
-      case 10: try { try decoder.decodeSingularStringField(value: &self._chatgptAccountID) }()
-      case 11: try { try decoder.decodeSingularInt64Field(value: &self.createdAtMs) }()
-      case 12: try { try decoder.decodeSingularInt64Field(value: &self.changedAtMs) }()
+      case 1: try { try decoder.decodeSingularStringField(value: &self.policy) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self.weight) }()
+      case 3: try { try decoder.decodeSingularUInt32Field(value: &self.streamsMax) }()
+      case 4: try { try decoder.decodeSingularBoolField(value: &self.limitsModels) }()
+      case 5: try { try decoder.decodeRepeatedStringField(value: &self.models) }()
+      case 6: try { try decoder.decodeSingularBoolField(value: &self.overflow) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.policy.isEmpty {
+      try visitor.visitSingularStringField(value: self.policy, fieldNumber: 1)
+    }
+    if self.weight != 0 {
+      try visitor.visitSingularUInt32Field(value: self.weight, fieldNumber: 2)
+    }
+    if self.streamsMax != 0 {
+      try visitor.visitSingularUInt32Field(value: self.streamsMax, fieldNumber: 3)
+    }
+    if self.limitsModels != false {
+      try visitor.visitSingularBoolField(value: self.limitsModels, fieldNumber: 4)
+    }
+    if !self.models.isEmpty {
+      try visitor.visitRepeatedStringField(value: self.models, fieldNumber: 5)
+    }
+    if self.overflow != false {
+      try visitor.visitSingularBoolField(value: self.overflow, fieldNumber: 6)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: AccountOptionsMessage, rhs: AccountOptionsMessage) -> Bool {
+    if lhs.policy != rhs.policy {return false}
+    if lhs.weight != rhs.weight {return false}
+    if lhs.streamsMax != rhs.streamsMax {return false}
+    if lhs.limitsModels != rhs.limitsModels {return false}
+    if lhs.models != rhs.models {return false}
+    if lhs.overflow != rhs.overflow {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension HeaderMessage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".HeaderMessage"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}value\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.name) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.value) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.name.isEmpty {
+      try visitor.visitSingularStringField(value: self.name, fieldNumber: 1)
+    }
+    if !self.value.isEmpty {
+      try visitor.visitSingularStringField(value: self.value, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: HeaderMessage, rhs: HeaderMessage) -> Bool {
+    if lhs.name != rhs.name {return false}
+    if lhs.value != rhs.value {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension AccountChangeMessage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".AccountChangeMessage"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}policy\0\u{1}weight\0\u{3}streams_max\0\u{3}sets_models\0\u{1}models\0\u{1}overflow\0\u{3}sets_headers\0\u{1}headers\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self._policy) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._weight) }()
+      case 3: try { try decoder.decodeSingularUInt32Field(value: &self._streamsMax) }()
+      case 4: try { try decoder.decodeSingularBoolField(value: &self.setsModels) }()
+      case 5: try { try decoder.decodeRepeatedStringField(value: &self.models) }()
+      case 6: try { try decoder.decodeSingularBoolField(value: &self._overflow) }()
+      case 7: try { try decoder.decodeSingularBoolField(value: &self.setsHeaders) }()
+      case 8: try { try decoder.decodeRepeatedMessageField(value: &self.headers) }()
       default: break
       }
     }
@@ -2738,58 +3421,42 @@ nonisolated extension AccountMessage: SwiftProtobuf.Message, SwiftProtobuf._Mess
     // allocates stack space for every if/case branch local when no optimizations
     // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
     // https://github.com/apple/swift-protobuf/issues/1182
-    if self.id != 0 {
-      try visitor.visitSingularInt64Field(value: self.id, fieldNumber: 1)
-    }
-    if self.slot != 0 {
-      try visitor.visitSingularUInt32Field(value: self.slot, fieldNumber: 2)
-    }
-    if !self.name.isEmpty {
-      try visitor.visitSingularStringField(value: self.name, fieldNumber: 3)
-    }
-    if !self.kind.isEmpty {
-      try visitor.visitSingularStringField(value: self.kind, fieldNumber: 4)
-    }
-    if !self.state.isEmpty {
-      try visitor.visitSingularStringField(value: self.state, fieldNumber: 5)
-    }
-    if !self.baseURL.isEmpty {
-      try visitor.visitSingularStringField(value: self.baseURL, fieldNumber: 6)
-    }
-    if !self.bearer.isEmpty {
-      try visitor.visitSingularStringField(value: self.bearer, fieldNumber: 7)
-    }
-    try { if let v = self._refreshToken {
-      try visitor.visitSingularStringField(value: v, fieldNumber: 8)
+    try { if let v = self._policy {
+      try visitor.visitSingularStringField(value: v, fieldNumber: 1)
     } }()
-    try { if let v = self._idToken {
-      try visitor.visitSingularStringField(value: v, fieldNumber: 9)
+    try { if let v = self._weight {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
     } }()
-    try { if let v = self._chatgptAccountID {
-      try visitor.visitSingularStringField(value: v, fieldNumber: 10)
+    try { if let v = self._streamsMax {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 3)
     } }()
-    if self.createdAtMs != 0 {
-      try visitor.visitSingularInt64Field(value: self.createdAtMs, fieldNumber: 11)
+    if self.setsModels != false {
+      try visitor.visitSingularBoolField(value: self.setsModels, fieldNumber: 4)
     }
-    if self.changedAtMs != 0 {
-      try visitor.visitSingularInt64Field(value: self.changedAtMs, fieldNumber: 12)
+    if !self.models.isEmpty {
+      try visitor.visitRepeatedStringField(value: self.models, fieldNumber: 5)
+    }
+    try { if let v = self._overflow {
+      try visitor.visitSingularBoolField(value: v, fieldNumber: 6)
+    } }()
+    if self.setsHeaders != false {
+      try visitor.visitSingularBoolField(value: self.setsHeaders, fieldNumber: 7)
+    }
+    if !self.headers.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.headers, fieldNumber: 8)
     }
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: AccountMessage, rhs: AccountMessage) -> Bool {
-    if lhs.id != rhs.id {return false}
-    if lhs.slot != rhs.slot {return false}
-    if lhs.name != rhs.name {return false}
-    if lhs.kind != rhs.kind {return false}
-    if lhs.state != rhs.state {return false}
-    if lhs.baseURL != rhs.baseURL {return false}
-    if lhs.bearer != rhs.bearer {return false}
-    if lhs._refreshToken != rhs._refreshToken {return false}
-    if lhs._idToken != rhs._idToken {return false}
-    if lhs._chatgptAccountID != rhs._chatgptAccountID {return false}
-    if lhs.createdAtMs != rhs.createdAtMs {return false}
-    if lhs.changedAtMs != rhs.changedAtMs {return false}
+  public static func ==(lhs: AccountChangeMessage, rhs: AccountChangeMessage) -> Bool {
+    if lhs._policy != rhs._policy {return false}
+    if lhs._weight != rhs._weight {return false}
+    if lhs._streamsMax != rhs._streamsMax {return false}
+    if lhs.setsModels != rhs.setsModels {return false}
+    if lhs.models != rhs.models {return false}
+    if lhs._overflow != rhs._overflow {return false}
+    if lhs.setsHeaders != rhs.setsHeaders {return false}
+    if lhs.headers != rhs.headers {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -2971,7 +3638,7 @@ nonisolated extension AccountFactMessage: SwiftProtobuf.Message, SwiftProtobuf._
 
 nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".StoreCommand"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}add_account\0\u{3}set_account_state\0\u{3}remove_account\0\u{3}list_accounts\0\u{3}create_client_key\0\u{3}revoke_client_key\0\u{3}list_client_keys\0\u{3}list_usage\0\u{3}renew_login\0\u{4}\u{15}learn_facts\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}add_account\0\u{3}set_account_state\0\u{3}remove_account\0\u{3}list_accounts\0\u{3}create_client_key\0\u{3}revoke_client_key\0\u{3}list_client_keys\0\u{3}list_usage\0\u{3}renew_login\0\u{4}\u{b}set_account\0\u{3}set_setting\0\u{3}unset_setting\0\u{3}list_settings\0\u{4}\u{7}learn_facts\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3096,6 +3763,58 @@ nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._Messag
           self.body = .renewLogin(v)
         }
       }()
+      case 20: try {
+        var v: SetAccount?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .setAccount(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .setAccount(v)
+        }
+      }()
+      case 21: try {
+        var v: SetSetting?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .setSetting(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .setSetting(v)
+        }
+      }()
+      case 22: try {
+        var v: UnsetSetting?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .unsetSetting(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .unsetSetting(v)
+        }
+      }()
+      case 23: try {
+        var v: ListSettings?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .listSettings(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .listSettings(v)
+        }
+      }()
       case 30: try {
         var v: LearnFacts?
         var hadOneofValue = false
@@ -3156,6 +3875,22 @@ nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._Messag
       guard case .renewLogin(let v)? = self.body else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 9)
     }()
+    case .setAccount?: try {
+      guard case .setAccount(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 20)
+    }()
+    case .setSetting?: try {
+      guard case .setSetting(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 21)
+    }()
+    case .unsetSetting?: try {
+      guard case .unsetSetting(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 22)
+    }()
+    case .listSettings?: try {
+      guard case .listSettings(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 23)
+    }()
     case .learnFacts?: try {
       guard case .learnFacts(let v)? = self.body else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 30)
@@ -3174,7 +3909,147 @@ nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension AddAccount: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".AddAccount"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}kind\0\u{3}base_url\0\u{1}bearer\0\u{3}refresh_token\0\u{3}id_token\0\u{3}chatgpt_account_id\0\u{1}renews\0\u{3}name_given\0\u{1}replaces\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}kind\0\u{3}base_url\0\u{1}bearer\0\u{3}refresh_token\0\u{3}id_token\0\u{3}chatgpt_account_id\0\u{1}renews\0\u{3}name_given\0\u{1}replaces\0\u{2}\u{a}change\0")
+
+  fileprivate class _StorageClass {
+    var _name: String = String()
+    var _kind: String = String()
+    var _baseURL: String = String()
+    var _bearer: String = String()
+    var _refreshToken: String? = nil
+    var _idToken: String? = nil
+    var _chatgptAccountID: String? = nil
+    var _renews: Bool = false
+    var _nameGiven: Bool = false
+    var _replaces: Bool = false
+    var _change: AccountChangeMessage? = nil
+
+      // This property is used as the initial default value for new instances of the type.
+      // The type itself is protecting the reference to its storage via CoW semantics.
+      // This will force a copy to be made of this reference when the first mutation occurs;
+      // hence, it is safe to mark this as `nonisolated(unsafe)`.
+      static nonisolated(unsafe) let defaultInstance = _StorageClass()
+
+    private init() {}
+
+    init(copying source: _StorageClass) {
+      _name = source._name
+      _kind = source._kind
+      _baseURL = source._baseURL
+      _bearer = source._bearer
+      _refreshToken = source._refreshToken
+      _idToken = source._idToken
+      _chatgptAccountID = source._chatgptAccountID
+      _renews = source._renews
+      _nameGiven = source._nameGiven
+      _replaces = source._replaces
+      _change = source._change
+    }
+  }
+
+  fileprivate mutating func _uniqueStorage() -> _StorageClass {
+    if !isKnownUniquelyReferenced(&_storage) {
+      _storage = _StorageClass(copying: _storage)
+    }
+    return _storage
+  }
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    _ = _uniqueStorage()
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      while let fieldNumber = try decoder.nextFieldNumber() {
+        // The use of inline closures is to circumvent an issue where the compiler
+        // allocates stack space for every case branch when no optimizations are
+        // enabled. https://github.com/apple/swift-protobuf/issues/1034
+        switch fieldNumber {
+        case 1: try { try decoder.decodeSingularStringField(value: &_storage._name) }()
+        case 2: try { try decoder.decodeSingularStringField(value: &_storage._kind) }()
+        case 3: try { try decoder.decodeSingularStringField(value: &_storage._baseURL) }()
+        case 4: try { try decoder.decodeSingularStringField(value: &_storage._bearer) }()
+        case 5: try { try decoder.decodeSingularStringField(value: &_storage._refreshToken) }()
+        case 6: try { try decoder.decodeSingularStringField(value: &_storage._idToken) }()
+        case 7: try { try decoder.decodeSingularStringField(value: &_storage._chatgptAccountID) }()
+        case 8: try { try decoder.decodeSingularBoolField(value: &_storage._renews) }()
+        case 9: try { try decoder.decodeSingularBoolField(value: &_storage._nameGiven) }()
+        case 10: try { try decoder.decodeSingularBoolField(value: &_storage._replaces) }()
+        case 20: try { try decoder.decodeSingularMessageField(value: &_storage._change) }()
+        default: break
+        }
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try withExtendedLifetime(_storage) { (_storage: _StorageClass) in
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every if/case branch local when no optimizations
+      // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+      // https://github.com/apple/swift-protobuf/issues/1182
+      if !_storage._name.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._name, fieldNumber: 1)
+      }
+      if !_storage._kind.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._kind, fieldNumber: 2)
+      }
+      if !_storage._baseURL.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._baseURL, fieldNumber: 3)
+      }
+      if !_storage._bearer.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._bearer, fieldNumber: 4)
+      }
+      try { if let v = _storage._refreshToken {
+        try visitor.visitSingularStringField(value: v, fieldNumber: 5)
+      } }()
+      try { if let v = _storage._idToken {
+        try visitor.visitSingularStringField(value: v, fieldNumber: 6)
+      } }()
+      try { if let v = _storage._chatgptAccountID {
+        try visitor.visitSingularStringField(value: v, fieldNumber: 7)
+      } }()
+      if _storage._renews != false {
+        try visitor.visitSingularBoolField(value: _storage._renews, fieldNumber: 8)
+      }
+      if _storage._nameGiven != false {
+        try visitor.visitSingularBoolField(value: _storage._nameGiven, fieldNumber: 9)
+      }
+      if _storage._replaces != false {
+        try visitor.visitSingularBoolField(value: _storage._replaces, fieldNumber: 10)
+      }
+      try { if let v = _storage._change {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 20)
+      } }()
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: AddAccount, rhs: AddAccount) -> Bool {
+    if lhs._storage !== rhs._storage {
+      let storagesAreEqual: Bool = withExtendedLifetime((lhs._storage, rhs._storage)) { (_args: (_StorageClass, _StorageClass)) in
+        let _storage = _args.0
+        let rhs_storage = _args.1
+        if _storage._name != rhs_storage._name {return false}
+        if _storage._kind != rhs_storage._kind {return false}
+        if _storage._baseURL != rhs_storage._baseURL {return false}
+        if _storage._bearer != rhs_storage._bearer {return false}
+        if _storage._refreshToken != rhs_storage._refreshToken {return false}
+        if _storage._idToken != rhs_storage._idToken {return false}
+        if _storage._chatgptAccountID != rhs_storage._chatgptAccountID {return false}
+        if _storage._renews != rhs_storage._renews {return false}
+        if _storage._nameGiven != rhs_storage._nameGiven {return false}
+        if _storage._replaces != rhs_storage._replaces {return false}
+        if _storage._change != rhs_storage._change {return false}
+        return true
+      }
+      if !storagesAreEqual {return false}
+    }
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension SetAccount: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".SetAccount"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}change\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3183,15 +4058,7 @@ nonisolated extension AddAccount: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       // enabled. https://github.com/apple/swift-protobuf/issues/1034
       switch fieldNumber {
       case 1: try { try decoder.decodeSingularStringField(value: &self.name) }()
-      case 2: try { try decoder.decodeSingularStringField(value: &self.kind) }()
-      case 3: try { try decoder.decodeSingularStringField(value: &self.baseURL) }()
-      case 4: try { try decoder.decodeSingularStringField(value: &self.bearer) }()
-      case 5: try { try decoder.decodeSingularStringField(value: &self._refreshToken) }()
-      case 6: try { try decoder.decodeSingularStringField(value: &self._idToken) }()
-      case 7: try { try decoder.decodeSingularStringField(value: &self._chatgptAccountID) }()
-      case 8: try { try decoder.decodeSingularBoolField(value: &self.renews) }()
-      case 9: try { try decoder.decodeSingularBoolField(value: &self.nameGiven) }()
-      case 10: try { try decoder.decodeSingularBoolField(value: &self.replaces) }()
+      case 2: try { try decoder.decodeSingularMessageField(value: &self._change) }()
       default: break
       }
     }
@@ -3205,47 +4072,99 @@ nonisolated extension AddAccount: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if !self.name.isEmpty {
       try visitor.visitSingularStringField(value: self.name, fieldNumber: 1)
     }
-    if !self.kind.isEmpty {
-      try visitor.visitSingularStringField(value: self.kind, fieldNumber: 2)
-    }
-    if !self.baseURL.isEmpty {
-      try visitor.visitSingularStringField(value: self.baseURL, fieldNumber: 3)
-    }
-    if !self.bearer.isEmpty {
-      try visitor.visitSingularStringField(value: self.bearer, fieldNumber: 4)
-    }
-    try { if let v = self._refreshToken {
-      try visitor.visitSingularStringField(value: v, fieldNumber: 5)
+    try { if let v = self._change {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 2)
     } }()
-    try { if let v = self._idToken {
-      try visitor.visitSingularStringField(value: v, fieldNumber: 6)
-    } }()
-    try { if let v = self._chatgptAccountID {
-      try visitor.visitSingularStringField(value: v, fieldNumber: 7)
-    } }()
-    if self.renews != false {
-      try visitor.visitSingularBoolField(value: self.renews, fieldNumber: 8)
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: SetAccount, rhs: SetAccount) -> Bool {
+    if lhs.name != rhs.name {return false}
+    if lhs._change != rhs._change {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension SetSetting: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".SetSetting"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}value\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.name) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.value) }()
+      default: break
+      }
     }
-    if self.nameGiven != false {
-      try visitor.visitSingularBoolField(value: self.nameGiven, fieldNumber: 9)
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.name.isEmpty {
+      try visitor.visitSingularStringField(value: self.name, fieldNumber: 1)
     }
-    if self.replaces != false {
-      try visitor.visitSingularBoolField(value: self.replaces, fieldNumber: 10)
+    if !self.value.isEmpty {
+      try visitor.visitSingularStringField(value: self.value, fieldNumber: 2)
     }
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: AddAccount, rhs: AddAccount) -> Bool {
+  public static func ==(lhs: SetSetting, rhs: SetSetting) -> Bool {
     if lhs.name != rhs.name {return false}
-    if lhs.kind != rhs.kind {return false}
-    if lhs.baseURL != rhs.baseURL {return false}
-    if lhs.bearer != rhs.bearer {return false}
-    if lhs._refreshToken != rhs._refreshToken {return false}
-    if lhs._idToken != rhs._idToken {return false}
-    if lhs._chatgptAccountID != rhs._chatgptAccountID {return false}
-    if lhs.renews != rhs.renews {return false}
-    if lhs.nameGiven != rhs.nameGiven {return false}
-    if lhs.replaces != rhs.replaces {return false}
+    if lhs.value != rhs.value {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension UnsetSetting: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".UnsetSetting"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.name) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.name.isEmpty {
+      try visitor.visitSingularStringField(value: self.name, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: UnsetSetting, rhs: UnsetSetting) -> Bool {
+    if lhs.name != rhs.name {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension ListSettings: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".ListSettings"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap()
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    // Load everything into unknown fields
+    while try decoder.nextFieldNumber() != nil {}
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: ListSettings, rhs: ListSettings) -> Bool {
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -3337,7 +4256,7 @@ nonisolated extension LearnFacts: SwiftProtobuf.Message, SwiftProtobuf._MessageI
 
 nonisolated extension RenewLogin: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".RenewLogin"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}unchanged_since_ms\0\u{1}bearer\0\u{3}refresh_token\0\u{3}id_token\0\u{3}chatgpt_account_id\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}unchanged_since_ms\0\u{1}bearer\0\u{3}refresh_token\0\u{3}id_token\0\u{3}chatgpt_account_id\0\u{2}\u{e}headers\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3351,6 +4270,7 @@ nonisolated extension RenewLogin: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       case 4: try { try decoder.decodeSingularStringField(value: &self.refreshToken) }()
       case 5: try { try decoder.decodeSingularStringField(value: &self._idToken) }()
       case 6: try { try decoder.decodeSingularStringField(value: &self._chatgptAccountID) }()
+      case 20: try { try decoder.decodeRepeatedMessageField(value: &self.headers) }()
       default: break
       }
     }
@@ -3379,6 +4299,9 @@ nonisolated extension RenewLogin: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     try { if let v = self._chatgptAccountID {
       try visitor.visitSingularStringField(value: v, fieldNumber: 6)
     } }()
+    if !self.headers.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.headers, fieldNumber: 20)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -3389,6 +4312,7 @@ nonisolated extension RenewLogin: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if lhs.refreshToken != rhs.refreshToken {return false}
     if lhs._idToken != rhs._idToken {return false}
     if lhs._chatgptAccountID != rhs._chatgptAccountID {return false}
+    if lhs.headers != rhs.headers {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -3573,7 +4497,7 @@ nonisolated extension ListUsage: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
 
 nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".StoreReply"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}accounts\0\u{3}client_keys\0\u{3}plain_key\0\u{1}usage\0\u{1}renewed\0\u{2}\u{18}facts\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}accounts\0\u{3}client_keys\0\u{3}plain_key\0\u{1}usage\0\u{1}renewed\0\u{2}\u{e}settings\0\u{3}was_set\0\u{2}\u{9}facts\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3587,6 +4511,8 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       case 4: try { try decoder.decodeSingularStringField(value: &self.plainKey) }()
       case 5: try { try decoder.decodeRepeatedMessageField(value: &self.usage) }()
       case 6: try { try decoder.decodeSingularBoolField(value: &self.renewed) }()
+      case 20: try { try decoder.decodeMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufString>.self, value: &self.settings) }()
+      case 21: try { try decoder.decodeSingularBoolField(value: &self.wasSet) }()
       case 30: try { try decoder.decodeRepeatedMessageField(value: &self.facts) }()
       default: break
       }
@@ -3612,6 +4538,12 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if self.renewed != false {
       try visitor.visitSingularBoolField(value: self.renewed, fieldNumber: 6)
     }
+    if !self.settings.isEmpty {
+      try visitor.visitMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufString>.self, value: self.settings, fieldNumber: 20)
+    }
+    if self.wasSet != false {
+      try visitor.visitSingularBoolField(value: self.wasSet, fieldNumber: 21)
+    }
     if !self.facts.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.facts, fieldNumber: 30)
     }
@@ -3626,6 +4558,217 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if lhs.usage != rhs.usage {return false}
     if lhs.renewed != rhs.renewed {return false}
     if lhs.facts != rhs.facts {return false}
+    if lhs.settings != rhs.settings {return false}
+    if lhs.wasSet != rhs.wasSet {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension ExplainRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".ExplainRequest"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}route\0\u{1}model\0\u{1}session\0\u{1}key\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.route) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.model) }()
+      case 3: try { try decoder.decodeSingularStringField(value: &self.session) }()
+      case 4: try { try decoder.decodeSingularStringField(value: &self.key) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.route.isEmpty {
+      try visitor.visitSingularStringField(value: self.route, fieldNumber: 1)
+    }
+    if !self.model.isEmpty {
+      try visitor.visitSingularStringField(value: self.model, fieldNumber: 2)
+    }
+    if !self.session.isEmpty {
+      try visitor.visitSingularStringField(value: self.session, fieldNumber: 3)
+    }
+    if !self.key.isEmpty {
+      try visitor.visitSingularStringField(value: self.key, fieldNumber: 4)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: ExplainRequest, rhs: ExplainRequest) -> Bool {
+    if lhs.route != rhs.route {return false}
+    if lhs.model != rhs.model {return false}
+    if lhs.session != rhs.session {return false}
+    if lhs.key != rhs.key {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension ExplainReply: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".ExplainReply"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}strategy\0\u{1}model\0\u{1}chosen\0\u{1}outcome\0\u{1}worker\0\u{1}rows\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.error) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.strategy) }()
+      case 3: try { try decoder.decodeSingularStringField(value: &self.model) }()
+      case 4: try { try decoder.decodeSingularStringField(value: &self.chosen) }()
+      case 5: try { try decoder.decodeSingularStringField(value: &self.outcome) }()
+      case 6: try { try decoder.decodeSingularUInt32Field(value: &self.worker) }()
+      case 7: try { try decoder.decodeRepeatedMessageField(value: &self.rows) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.error.isEmpty {
+      try visitor.visitSingularStringField(value: self.error, fieldNumber: 1)
+    }
+    if !self.strategy.isEmpty {
+      try visitor.visitSingularStringField(value: self.strategy, fieldNumber: 2)
+    }
+    if !self.model.isEmpty {
+      try visitor.visitSingularStringField(value: self.model, fieldNumber: 3)
+    }
+    if !self.chosen.isEmpty {
+      try visitor.visitSingularStringField(value: self.chosen, fieldNumber: 4)
+    }
+    if !self.outcome.isEmpty {
+      try visitor.visitSingularStringField(value: self.outcome, fieldNumber: 5)
+    }
+    if self.worker != 0 {
+      try visitor.visitSingularUInt32Field(value: self.worker, fieldNumber: 6)
+    }
+    if !self.rows.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.rows, fieldNumber: 7)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: ExplainReply, rhs: ExplainReply) -> Bool {
+    if lhs.error != rhs.error {return false}
+    if lhs.strategy != rhs.strategy {return false}
+    if lhs.model != rhs.model {return false}
+    if lhs.chosen != rhs.chosen {return false}
+    if lhs.outcome != rhs.outcome {return false}
+    if lhs.worker != rhs.worker {return false}
+    if lhs.rows != rhs.rows {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension ExplainRow: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".ExplainRow"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}account\0\u{1}verdict\0\u{1}reason\0\u{3}in_flight\0\u{3}streams_max\0\u{1}weight\0\u{1}policy\0\u{1}rank\0\u{1}load\0\u{3}share_permille\0\u{3}primary_used_permille\0\u{3}secondary_used_permille\0\u{3}cooldown_ms\0\u{1}overflow\0\u{1}pinned\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.account) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.verdict) }()
+      case 3: try { try decoder.decodeSingularStringField(value: &self.reason) }()
+      case 4: try { try decoder.decodeSingularUInt32Field(value: &self.inFlight) }()
+      case 5: try { try decoder.decodeSingularUInt32Field(value: &self.streamsMax) }()
+      case 6: try { try decoder.decodeSingularUInt32Field(value: &self.weight) }()
+      case 7: try { try decoder.decodeSingularStringField(value: &self.policy) }()
+      case 8: try { try decoder.decodeSingularUInt32Field(value: &self.rank) }()
+      case 9: try { try decoder.decodeSingularDoubleField(value: &self.load) }()
+      case 10: try { try decoder.decodeSingularUInt32Field(value: &self.sharePermille) }()
+      case 11: try { try decoder.decodeSingularUInt32Field(value: &self._primaryUsedPermille) }()
+      case 12: try { try decoder.decodeSingularUInt32Field(value: &self._secondaryUsedPermille) }()
+      case 13: try { try decoder.decodeSingularUInt64Field(value: &self.cooldownMs) }()
+      case 14: try { try decoder.decodeSingularBoolField(value: &self.overflow) }()
+      case 15: try { try decoder.decodeSingularBoolField(value: &self.pinned) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    if !self.account.isEmpty {
+      try visitor.visitSingularStringField(value: self.account, fieldNumber: 1)
+    }
+    if !self.verdict.isEmpty {
+      try visitor.visitSingularStringField(value: self.verdict, fieldNumber: 2)
+    }
+    if !self.reason.isEmpty {
+      try visitor.visitSingularStringField(value: self.reason, fieldNumber: 3)
+    }
+    if self.inFlight != 0 {
+      try visitor.visitSingularUInt32Field(value: self.inFlight, fieldNumber: 4)
+    }
+    if self.streamsMax != 0 {
+      try visitor.visitSingularUInt32Field(value: self.streamsMax, fieldNumber: 5)
+    }
+    if self.weight != 0 {
+      try visitor.visitSingularUInt32Field(value: self.weight, fieldNumber: 6)
+    }
+    if !self.policy.isEmpty {
+      try visitor.visitSingularStringField(value: self.policy, fieldNumber: 7)
+    }
+    if self.rank != 0 {
+      try visitor.visitSingularUInt32Field(value: self.rank, fieldNumber: 8)
+    }
+    if self.load.bitPattern != 0 {
+      try visitor.visitSingularDoubleField(value: self.load, fieldNumber: 9)
+    }
+    if self.sharePermille != 0 {
+      try visitor.visitSingularUInt32Field(value: self.sharePermille, fieldNumber: 10)
+    }
+    try { if let v = self._primaryUsedPermille {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 11)
+    } }()
+    try { if let v = self._secondaryUsedPermille {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 12)
+    } }()
+    if self.cooldownMs != 0 {
+      try visitor.visitSingularUInt64Field(value: self.cooldownMs, fieldNumber: 13)
+    }
+    if self.overflow != false {
+      try visitor.visitSingularBoolField(value: self.overflow, fieldNumber: 14)
+    }
+    if self.pinned != false {
+      try visitor.visitSingularBoolField(value: self.pinned, fieldNumber: 15)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: ExplainRow, rhs: ExplainRow) -> Bool {
+    if lhs.account != rhs.account {return false}
+    if lhs.verdict != rhs.verdict {return false}
+    if lhs.reason != rhs.reason {return false}
+    if lhs.inFlight != rhs.inFlight {return false}
+    if lhs.streamsMax != rhs.streamsMax {return false}
+    if lhs.weight != rhs.weight {return false}
+    if lhs.policy != rhs.policy {return false}
+    if lhs.rank != rhs.rank {return false}
+    if lhs.load != rhs.load {return false}
+    if lhs.sharePermille != rhs.sharePermille {return false}
+    if lhs._primaryUsedPermille != rhs._primaryUsedPermille {return false}
+    if lhs._secondaryUsedPermille != rhs._secondaryUsedPermille {return false}
+    if lhs.cooldownMs != rhs.cooldownMs {return false}
+    if lhs.overflow != rhs.overflow {return false}
+    if lhs.pinned != rhs.pinned {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

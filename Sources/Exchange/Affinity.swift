@@ -43,6 +43,12 @@ public struct Affinity: Sendable {
         }
     }
 
+    /// As of a turn whose `session-id` is this.
+    public init(session: String, client: Int64, _ hash: SipHash) {
+        let word = Kind.session.rawValue | UInt64(truncatingIfNeeded: client) << 8
+        keys = [Key(hash: hash.hash(word, session), strength: .prefer, seconds: Limits.pinSeconds)]
+    }
+
     private static let sessionNames: [KnownHeader] = [
         .sessionID, .sessionIDUnderscored, .codexSessionID, .codexConversationID, .conversationIDUnderscored,
     ]

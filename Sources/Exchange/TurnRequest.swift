@@ -8,7 +8,10 @@ public import Vocabulary
 /// Upstreams read JSON with many readers. A body that two of them could take for different requests (a key twice, a key that some readers
 /// fold or cut) is refused here, so that the model that was allowed is the model that is asked, and the usage that is asked for is told.
 public struct TurnRequest: Sendable {
+    /// As it goes upstream, and as limits and prices know it.
     public let model: String
+    /// As the client wrote it: the same, or an alias of it.
+    public let modelAsked: String
     public let wantsStream: Bool
     /// The client asked for the usage chunk of a chat stream.
     public let includesUsage: Bool
@@ -28,8 +31,23 @@ public struct TurnRequest: Sendable {
     /// Keys at the top that decide. Some readers take them in any case (Go's encoding/json folds letters): a near one is refused.
     private static let decisive = ["model", "stream", "stream_options"]
 
-    /// Reads the body; one that is no JSON object with a model, or not the same to every reader, is refused with 400.
-    public init(_ body: [UInt8], route: Route) throws(ProxyError) {
+    /// Reads the body; one that is no JSON object with a model, or not the same to every reader, is refused with 400. `aliases`: names of
+    /// models, and what is asked for instead.
+    public init(_ body: [UInt8], route: Route, aliases: [String: String] = [:]) throws(ProxyError) {
+        let asked = try Self(reading: body, route: route)
+        guard let model = aliases[asked.model] else {
+            self = asked
+            return
+        }
+        var name: [UInt8] = []
+        JSONWriter.string(model, into: &name)
+        guard let edited = JSONEdit.setting(body.span.bytes, [("model", name)]) else {
+            throw Self.invalid("\"model\" can't be replaced by what it is an alias of", "model")
+        }
+        self = try Self(reading: edited, route: route, asked: asked.model)
+    }
+
+    private init(reading body: [UInt8], route: Route, asked: String? = nil) throws(ProxyError) {
         self.route = route
         bodyBytes = body.count
         let document: JSONDocument
@@ -58,7 +76,7 @@ public struct TurnRequest: Sendable {
             stream = document.bool(value)
             if stream == nil { throw Self.invalid("\"stream\" must be true or false", "stream") }
         }
-        self.model = model
+        (self.model, modelAsked) = (model, asked ?? model)
         // Codex clients always get a stream, whatever the body says.
         wantsStream = route == .codexResponses ? true : route == .embeddings ? false : stream ?? false
         includesUsage = try Self.includesUsage(document, fields["stream_options"])

@@ -80,5 +80,5 @@ public struct Child: Sendable {
         (self.backOffs, self.failures, self.hasRecords) = (backOffs, failures, hasRecords)
     }
 
-    var isReady: Bool { if case .ready = state { true } else { false } }
+    public var isReady: Bool { if case .ready = state { true } else { false } }
 }

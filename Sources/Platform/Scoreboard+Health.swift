@@ -34,7 +34,10 @@ extension Scoreboard {
             let old = Cooldown(cell: seen)
             if old.tag == new.tag, old.until >= new.until { return }
             let (isDone, now) = cell.pointee.compareExchange(expected: seen, desired: new.cell, ordering: .relaxed)
-            if isDone { return touch(slot, .healthAt, at) }
+            if isDone {
+                touch(slot, .healthAt, at)
+                return changed()
+            }
             seen = now
         }
     }
@@ -55,6 +58,7 @@ extension Scoreboard {
             if seen != 0 { touch(slot, .healthAt, at) }
         }
         for cell in [AccountCell.failures, .health] { accountCell(slot, cell).pointee.store(0, ordering: .relaxed) }
+        changed()
     }
 
     /// The cooldown as it is now, to be ended if it is still the same when the account's figures have come.
@@ -64,8 +68,10 @@ extension Scoreboard {
     public func endQuotaCooldown(account slot: Int, owner id: Int64, mark: UInt64, at: WallTime) -> Bool {
         guard Cooldown(cell: mark).isQuota, isOwned(slot, by: id) else { return false }
         let isDone = accountCell(slot, .cooldown).pointee.compareExchange(expected: mark, desired: 0, ordering: .relaxed).exchanged
-        if isDone { touch(slot, .healthAt, at) }
-        return isDone
+        guard isDone else { return false }
+        touch(slot, .healthAt, at)
+        changed()
+        return true
     }
 
     /// What the store, or another instance, knows of the account's health, if it is newer than what is known here. `until` nil: no cooldown.
@@ -75,6 +81,7 @@ extension Scoreboard {
         guard isOwned(slot, by: id), at > healthAt(account: slot) else { return }
         let cooldown = until.map { Cooldown(until: $0, isLimit: isLimit, isQuota: isQuota, owner: id).cell } ?? 0
         accountCell(slot, .cooldown).pointee.store(cooldown, ordering: .relaxed)
+        changed()
         if let trouble { accountCell(slot, .trouble).pointee.store(trouble.word, ordering: .relaxed) }
         touch(slot, .healthAt, at)
     }
@@ -101,7 +108,10 @@ extension Scoreboard {
             // Read first: a write each turn would pull the line from cache to cache.
             if new == seen { return new }
             let (isDone, now) = cell.pointee.compareExchange(expected: seen, desired: new, ordering: .relaxed)
-            if isDone { return new }
+            if isDone {
+                changed()
+                return new
+            }
             seen = now
         }
         return 0

@@ -95,6 +95,7 @@ extension Scoreboard {
         let cell = accountCell(slot, cell, index)
         guard cell.pointee.load(ordering: .relaxed) != word else { return false }
         cell.pointee.store(word, ordering: .relaxed)
+        changed()
         return true
     }
 }

@@ -29,16 +29,21 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
 
     private static let workerCells = 64  // counters, then the histogram, rounded up
     private static let histogramStart = 40
-    private static let accountCells = AccountCell.modelQuotas.rawValue + Limits.modelQuotasMax
-    private static let workersOffset = 128  // the layout's version and fifteen facts before it
+    /// What the row's process is about to do to an account's turns: the account's slot and 1, or 0.
+    private static let intentCell = 63
+    /// Three cache lines; what every choice reads stands in the first.
+    private static let accountCells = 24
+    /// After the layout's version and fifteen facts; in a line of its own, since every turn counts it up.
+    private static let changesOffset = 128
+    private static let workersOffset = 192
     private static let accountsOffset = workersOffset + Limits.rowsMax * workerCells * 8
     /// Row by row, so that a process counts in cache lines, and pages, of its own.
     private static let inFlightOffset = accountsOffset + Limits.accountsMax * accountCells * 8
-    private static let pinsOffset = inFlightOffset + Limits.rowsMax * Limits.accountsMax * 8
+    private static let pinsOffset = inFlightOffset + Limits.rowsMax * Limits.accountsMax * 4
     public static let memoryBytes = pinsOffset + PinTable.memoryBytes
 
     /// What lies where. To be counted up with every change of it: builds of two versions never write one memory.
-    public static let layoutVersion = 6
+    public static let layoutVersion = 7
 
     private let base: UnsafeMutableRawPointer
 
@@ -58,9 +63,9 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     }
 
     private init(_ memory: SharedMemory) {
-        precondition(memory.bytes.count == Self.memoryBytes && Fact.allCases.count * 8 <= Self.workersOffset)
+        precondition(memory.bytes.count == Self.memoryBytes && Fact.allCases.count * 8 <= Self.changesOffset)
         precondition(
-            Counter.allCases.count <= Self.histogramStart && Self.histogramStart + Self.firstByteBounds.count + 2 <= Self.workerCells)
+            Counter.allCases.count <= Self.histogramStart && Self.histogramStart + Self.firstByteBounds.count + 2 <= Self.intentCell)
         base = memory.bytes.baseAddress!
     }
 
@@ -74,14 +79,18 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         /// Failures to connect in a row.
         case failures
         case renewal
-        case primaryQuota, secondaryQuota, monthlyQuota, credits, plan
+        case primaryQuota, secondaryQuota
+        /// Open on it: `acquire`.
+        case turns
+        case monthlyQuota
+        /// Errors of its upstream: `AccountHealth`'s word.
+        case health
+        case credits, plan
         /// When the figures before it were learned, milliseconds since 1970.
         case quotaAt
         /// When cooldown and trouble were.
         case healthAt
         case trouble
-        /// Errors of its upstream: `AccountHealth`'s word.
-        case health
         /// The first of `Limits.modelQuotasMax`.
         case modelQuotas
     }
@@ -89,9 +98,15 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     func accountCell(_ slot: Int, _ cell: AccountCell, _ index: Int = 0) -> Cell {
         (base + Self.accountsOffset + (slot * Self.accountCells + cell.rawValue + index) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
     }
-    private func inFlightCell(_ account: Int, _ row: Int) -> Cell {
-        (base + Self.inFlightOffset + (row * Limits.accountsMax + account) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
+    /// A row's share of the account's turns.
+    private func shareCell(_ account: Int, _ row: Int) -> UnsafeMutablePointer<Atomic<UInt32>> {
+        (base + Self.inFlightOffset + (row * Limits.accountsMax + account) * 4).assumingMemoryBound(to: Atomic<UInt32>.self)
     }
+
+    /// Rises with all that a choice among accounts depends on: whoever saw it stand still need not look again.
+    public var accountChanges: UInt64 { changes.pointee.load(ordering: .acquiring) }
+    func changed() { changes.pointee.wrappingAdd(1, ordering: .releasing) }
+    private var changes: Cell { (base + Self.changesOffset).assumingMemoryBound(to: Atomic<UInt64>.self) }
 
     /// Which conversation belongs to which account.
     public var pins: PinTable { PinTable(base + Self.pinsOffset) }
@@ -189,7 +204,13 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     /// The row's process is dead, or its next one begins: what was open is closed now. Totals stay, so that counters never fall.
     public func close(row slot: Int) {
         for counter in [Counter.openConnections, .turnsOpen, .ready, .bufferedBytes, .journalBytes] { set(counter, worker: slot, 0) }
-        for account in 0..<Limits.accountsMax { inFlightCell(account, slot).pointee.store(0, ordering: .relaxed) }
+        for account in 0..<Limits.accountsMax {
+            let share = shareCell(account, slot).pointee.exchange(0, ordering: .acquiringAndReleasing)
+            if share > 0 { addTurns(account, -Int(share)) }
+        }
+        // What it was in the middle of is found by `reconcile`.
+        workerCell(slot, Self.intentCell).pointee.store(0, ordering: .releasing)
+        changed()
     }
 
     // Accounts
@@ -199,26 +220,105 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         let now = UInt64(bitPattern: id)
         let before = accountCell(slot, .owner).pointee.exchange(now, ordering: .acquiringAndReleasing)
         if before != now {
-            for index in 1..<Self.accountCells { accountCell(slot, .owner, index).pointee.store(0, ordering: .relaxed) }
+            for index in 1..<Self.accountCells where index != AccountCell.turns.rawValue {
+                accountCell(slot, .owner, index).pointee.store(0, ordering: .relaxed)
+            }
+            changed()
         }
     }
+
+    // Turns open on an account: their total, which decides, and beside it each row's share, by which a dead worker's turns are taken back. The
+    // total is one word, the number in its lower half and in its upper half one that rises with each change. A row says in its intent cell
+    // which account it is about to change, so that whoever compares the two knows when it may.
+
+    private static let turnsStep: UInt64 = 1 << 32
+    private static func turns(_ word: UInt64) -> Int { Int(word & 0xFFFF_FFFF) }
+
     /// Turns that all workers have open on the account.
-    public func inFlight(account slot: Int) -> Int {
-        (0..<rows(.rowsInUse)).reduce(0) { $0 &+ Self.shown(inFlightCell(slot, $1).pointee.load(ordering: .relaxed)) }
-    }
-    public func turnStarted(account slot: Int, worker: Int, now: Instant) {
-        inFlightCell(slot, worker).pointee.wrappingAdd(1, ordering: .relaxed)
+    public func inFlight(account slot: Int) -> Int { Self.turns(accountCell(slot, .turns).pointee.load(ordering: .relaxed)) }
+
+    /// A turn of the row begins on the account, unless `cap` of all workers are open there. Only the row's own process may call it.
+    public func acquire(account slot: Int, worker row: Int, cap: Int, now: Instant) -> Bool {
+        let intent = workerCell(row, Self.intentCell)
+        intent.pointee.store(UInt64(slot) + 1, ordering: .releasing)
+        defer { intent.pointee.store(0, ordering: .releasing) }
+        let total = accountCell(slot, .turns)
+        var seen = total.pointee.load(ordering: .relaxed)
+        while true {
+            guard Self.turns(seen) < min(cap, Int(UInt32.max)) else { return false }
+            let (isDone, now) = total.pointee.compareExchange(
+                expected: seen, desired: seen &+ Self.turnsStep &+ 1, ordering: .acquiringAndReleasing)
+            if isDone { break }
+            seen = now
+        }
+        shareCell(slot, row).pointee.wrappingAdd(1, ordering: .releasing)
         accountCell(slot, .lastUsed).pointee.store(now.nanoseconds, ordering: .relaxed)
+        changed()
+        return true
     }
-    public func turnEnded(account slot: Int, worker: Int) {
-        inFlightCell(slot, worker).pointee.wrappingSubtract(1, ordering: .relaxed)
+
+    /// A turn of the row has left the account. The same.
+    public func release(account slot: Int, worker row: Int) {
+        let intent = workerCell(row, Self.intentCell)
+        intent.pointee.store(UInt64(slot) + 1, ordering: .releasing)
+        defer { intent.pointee.store(0, ordering: .releasing) }
+        let share = shareCell(slot, row)
+        guard share.pointee.load(ordering: .relaxed) > 0 else { return }  // cleared under our hands, and taken from the total with it
+        share.pointee.wrappingSubtract(1, ordering: .releasing)
+        addTurns(slot, -1)
+        changed()
     }
+
+    private func addTurns(_ slot: Int, _ amount: Int) {
+        let total = accountCell(slot, .turns)
+        var seen = total.pointee.load(ordering: .relaxed)
+        while true {
+            let count = UInt64(min(max(0, Self.turns(seen) + amount), Int(UInt32.max)))
+            let desired = (seen &+ Self.turnsStep) & ~0xFFFF_FFFF | count
+            let (isDone, now) = total.pointee.compareExchange(expected: seen, desired: desired, ordering: .acquiringAndReleasing)
+            if isDone { return }
+            seen = now
+        }
+    }
+
+    /// Makes totals what the shares say: a process that was killed between the two has left one turn too many. Gives how many accounts were
+    /// mended. For the supervisor; an account that somebody is changing at this moment is left for the next time.
+    public func reconcile() -> Int {
+        let mended = (0..<Limits.accountsMax).count { inFlight(account: $0) > 0 && reconcile(account: $0) }
+        if mended > 0 { changed() }
+        return mended
+    }
+
+    /// Whoever begins a change after the total was read makes the exchange fail; whoever had begun before is seen by its intent, before or
+    /// after its share was counted.
+    private func reconcile(account slot: Int) -> Bool {
+        let total = accountCell(slot, .turns)
+        let seen = total.pointee.load(ordering: .acquiring)
+        guard !isBeingChanged(slot) else { return false }
+        let sum = (0..<rows(.rowsInUse)).reduce(0) { $0 + Int(shareCell(slot, $1).pointee.load(ordering: .acquiring)) }
+        guard sum != Self.turns(seen), !isBeingChanged(slot) else { return false }
+        let desired = (seen &+ Self.turnsStep) & ~0xFFFF_FFFF | UInt64(min(sum, Int(UInt32.max)))
+        return total.pointee.compareExchange(expected: seen, desired: desired, ordering: .acquiringAndReleasing).exchanged
+    }
+
+    private func isBeingChanged(_ slot: Int) -> Bool {
+        (0..<rows(.rowsInUse)).contains { workerCell($0, Self.intentCell).pointee.load(ordering: .acquiring) == UInt64(slot) + 1 }
+    }
+
+    /// For tests: the row's process dies in the middle of a change, after the total.
+    package func dieInAcquire(account slot: Int, worker row: Int) {
+        workerCell(row, Self.intentCell).pointee.store(UInt64(slot) + 1, ordering: .releasing)
+        addTurns(slot, 1)
+    }
+
     public func lastUsed(account slot: Int) -> Instant { Instant(nanoseconds: accountCell(slot, .lastUsed).pointee.load(ordering: .relaxed)) }
+
     /// It could not be reached; how often in a row by now. Turns that fail together while it cools down already count once.
     public func unreachable(account slot: Int, owner id: Int64, now: Instant) -> Int {
         let cell = accountCell(slot, .failures)
         guard isOwned(slot, by: id) else { return 1 }
         guard cooldown(account: slot, owner: id, now: now) == nil else { return max(1, failures(account: slot)) }
+        defer { changed() }
         return Int(clamping: cell.pointee.wrappingAdd(1, ordering: .relaxed).newValue)
     }
     /// Failures to connect since it was reached last.
@@ -226,7 +326,9 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     public func reached(account slot: Int) {
         let cell = accountCell(slot, .failures)
         // Read first: a write each turn would pull the line from cache to cache.
-        if cell.pointee.load(ordering: .relaxed) != 0 { cell.pointee.store(0, ordering: .relaxed) }
+        guard cell.pointee.load(ordering: .relaxed) != 0 else { return }
+        cell.pointee.store(0, ordering: .relaxed)
+        changed()
     }
 
     /// Who may refresh an account's login, in one word: until when somebody has the right to it or it is left alone, and for which state of the

@@ -1,4 +1,5 @@
 public import Loop
+internal import Schema
 public import Store
 public import Vocabulary
 
@@ -205,19 +206,19 @@ public final class PostgresPool {
     }
 
     /// A snapshot of one moment. Every change raises the version in its own transaction: what is read between two equal versions belongs
-    /// together, without a transaction that an error would leave open on a pooled connection. `vault` gets the fingerprint of the key that
-    /// the database is sealed with. Facts have no version: they are as they were a moment later.
+    /// together, without a transaction that an error would leave open on a pooled connection. `revision`: of its schema. `vault` gets the
+    /// fingerprint of the key that the database is sealed with. Facts have no version: they are as they were a moment later.
     public func snapshot(
-        _ vault: @escaping (_ fingerprint: String) throws(StoreError) -> Vault, withFacts: Bool, tries: Int = snapshotTriesMax,
+        revision: Int, _ vault: @escaping (_ fingerprint: String) throws(StoreError) -> Vault, tries: Int = snapshotTriesMax,
         _ done: @escaping (Result<Snapshot, StoreError>) -> Void
     ) {
-        let (accounts, keys) = (Queries.accounts(), Queries.clientKeys(validOnly: false))
+        let (accounts, keys) = (Queries.accounts(revision: revision), Queries.clientKeys(validOnly: false))
         let statements = [
             PostgresStatement(Queries.version), PostgresStatement(Queries.keyFingerprint), PostgresStatement(accounts),
             PostgresStatement(keys), PostgresStatement(Queries.pepper), PostgresStatement(Queries.settings),
             PostgresStatement(Queries.version),
         ]
-        let facts = Queries.facts()
+        let (facts, withFacts) = (Queries.facts(), revision >= Schema.factsRevision)
         let all = statements + (withFacts ? [PostgresStatement(facts)] : [])
         run(all, milliseconds: Self.statementMilliseconds) { [self] answer in
             do throws(StoreError) {
@@ -225,7 +226,7 @@ public final class PostgresPool {
                 let version = try r[0].rows(Queries.version.decode).first
                 guard try r[6].rows(Queries.version.decode).first == version else {
                     guard tries > 1 else { throw StoreError(.conflict, "\(target.url): accounts and keys change all the time") }
-                    return snapshot(vault, withFacts: withFacts, tries: tries - 1, done)
+                    return snapshot(revision: revision, vault, tries: tries - 1, done)
                 }
                 let fingerprint = try r[1].rows(Queries.keyFingerprint.decode).first ?? ""
                 done(

@@ -34,6 +34,11 @@ public struct AccountHealth: Sendable, Equatable {
         return isRecent(now) ? .draining : .probing
     }
 
+    /// When a drained one is to be probed.
+    public var probingAt: Instant {
+        Instant(nanoseconds: (errorSeconds + UInt64(Limits.drainingSeconds)).multipliedReportingOverflow(by: 1_000_000_000).partialValue)
+    }
+
     private func isRecent(_ now: Instant) -> Bool { Self.seconds(now) < errorSeconds + UInt64(Limits.drainingSeconds) }
     private static func seconds(_ now: Instant) -> UInt64 { now.nanoseconds / 1_000_000_000 & (1 << 48 - 1) }
 

@@ -11,6 +11,10 @@ public struct ModelCooldowns: Sendable {
 
     public init() {}
     public var isEmpty: Bool { ends.isEmpty }
+    /// Rises with each change that is not the passing of time.
+    public private(set) var version = 0
+    /// When the first of them ends.
+    public var firstEnd: Instant? { ends.values.min() }
 
     /// A shorter cooldown never replaces a longer one. At the limit what is over is forgotten, and if that is nothing, the one that ends first.
     public mutating func coolDown(account: Int64, model: String, until: Instant, now: Instant) {
@@ -20,6 +24,7 @@ public struct ModelCooldowns: Sendable {
             if ends.count >= Self.entriesMax, let first = ends.min(by: { $0.value < $1.value }) { ends[first.key] = nil }
         }
         ends[key] = max(ends[key] ?? until, until)
+        version += 1
     }
 
     /// Nil when the account may be asked for the model.
@@ -31,8 +36,13 @@ public struct ModelCooldowns: Sendable {
         return nil
     }
 
-    public mutating func forget(account: Int64, model: String) { ends[Key(account: account, model: model)] = nil }
+    public mutating func forget(account: Int64, model: String) {
+        if ends.removeValue(forKey: Key(account: account, model: model)) != nil { version += 1 }
+    }
 
     /// The operator resumed the account, or it has new credentials.
-    public mutating func forget(account: Int64) { ends = ends.filter { $0.key.account != account } }
+    public mutating func forget(account: Int64) {
+        ends = ends.filter { $0.key.account != account }
+        version += 1
+    }
 }

@@ -8,9 +8,17 @@ public struct ModelOffers: Sendable {
 
     public init() {}
     public var isEmpty: Bool { listed.isEmpty && refusals.isEmpty }
+    private var lists = 0
+    /// Rises with each change that is not the passing of time.
+    public var version: Int { lists + refusals.version }
+    /// When the first refusal is forgotten.
+    public var firstEnd: Instant? { refusals.firstEnd }
+    /// Names that some account's list has.
+    public var names: Set<String> { listed.values.reduce(into: []) { $0.formUnion($1) } }
 
     /// What an account's list has now; an empty one says nothing.
     public mutating func listed(account: Int64, models: Set<String>) {
+        lists += 1
         listed[account] = models.isEmpty ? nil : models
         for model in models { refusals.forget(account: account, model: model) }
     }
@@ -22,6 +30,7 @@ public struct ModelOffers: Sendable {
 
     /// Its credentials or its place have changed, or it is gone.
     public mutating func forget(account: Int64) {
+        lists += 1
         listed[account] = nil
         refusals.forget(account: account)
     }

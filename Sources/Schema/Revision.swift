@@ -51,6 +51,9 @@ public enum Schema {
     /// The revision that keeps what was learned of accounts.
     public static let factsRevision = 5
 
+    /// The revision that gives accounts their options.
+    public static let optionsRevision = 4
+
     /// A revision's number as it is written: `0007`.
     public static func name(_ number: Int) -> String {
         let text = String(number)

@@ -50,27 +50,12 @@ extension Settings {
             name.hasPrefix("CODEX_LB_") && !known.contains(name) && !Self.ownPrefixes.contains { name.hasPrefix($0) }
         }
         return strangers.sorted().map { name in
-            (name, known.min { Self.distance(name, $0) < Self.distance(name, $1) } ?? "")
+            (name, known.min { NearNames.distance(name, $0) < NearNames.distance(name, $1) } ?? "")
         }
     }
 
     /// What a server gives its children, and what tests and benchmarks use.
     private static let ownPrefixes = ["HERITAGE", "OF_SERVER", "ENVIRONMENT_IS_COMPLETE", "TEST_", "BENCH_", "PIN_"].map {
         "CODEX_LB_" + $0
-    }
-
-    /// Levenshtein's: letters to put in, take out or change.
-    private static func distance(_ one: String, _ other: String) -> Int {
-        let (a, b) = (Array(one.utf8), Array(other.utf8))
-        var row = Array(0...b.count)
-        for i in a.indices {
-            var (corner, left) = (row[0], i + 1)
-            row[0] = left
-            for j in b.indices {
-                left = min(left + 1, row[j + 1] + 1, corner + (a[i] == b[j] ? 0 : 1))
-                (corner, row[j + 1]) = (row[j + 1], left)
-            }
-        }
-        return row[b.count]
     }
 }

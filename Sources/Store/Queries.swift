@@ -1,4 +1,5 @@
 internal import JSONWire
+internal import Schema
 public import Vocabulary
 
 /// An account's row with its credentials still sealed.
@@ -13,15 +14,17 @@ public enum Queries {
     /// Of the schema; one row.
     public static let revision = Query<String>("SELECT coalesce(max(id), '') FROM revision_history") { $0.text(0) }
     public static let keyFingerprint = Query<String>("SELECT value FROM state WHERE key = 'key_fingerprint'") { $0.text(0) }
-    public static let settings = Query<(String, String)>("SELECT key, value FROM settings") { ($0.text(0), $0.text(1)) }
+    public static let settings = Query<(String, String)>("SELECT key, value FROM settings ORDER BY key") { ($0.text(0), $0.text(1)) }
     /// Sealed; as base64url where the column holds text.
     public static let pepper = Query<[UInt8]>("SELECT value FROM state WHERE key = 'pepper'") { $0.blob(0) }
 
-    /// Accounts that were not removed, by name; one of them when `name` is given.
-    public static func accounts(named name: String? = nil) -> Query<SealedAccount> {
-        Query(
+    /// Accounts that were not removed, by name; one of them when `name` is given. `revision`: of the schema, which may be an older one.
+    public static func accounts(named name: String? = nil, revision: Int) -> Query<SealedAccount> {
+        let hasOptions = revision >= Schema.optionsRevision
+        return Query(
             """
-            SELECT id, slot, name, kind, state, base_url, created_at_ms, credentials, changed_at_ms FROM accounts
+            SELECT id, slot, name, kind, state, base_url, created_at_ms, credentials, changed_at_ms
+              \(hasOptions ? ", policy, weight, streams_max, models, is_overflow" : "") FROM accounts
             WHERE removed_at_ms IS NULL AND (CAST($1 AS TEXT) IS NULL OR name = $1) ORDER BY name
             """, [SQLValue(name)]
         ) { row throws(StoreError) in
@@ -34,10 +37,15 @@ public enum Queries {
             guard let slot = Int(exactly: row.int(1)), (0..<Limits.accountsMax).contains(slot) else {
                 throw StoreError(.corrupt, "the account \(name) has slot \(row.int(1)) in the database; restore a backup")
             }
-            let account = Account(
+            var account = Account(
                 id: row.int(0), slot: slot, name: name, kind: kind, state: state, baseURL: row.text(5),
                 credentials: Account.Credentials(bearer: ""), createdAt: WallTime(milliseconds: row.int(6)),
                 changedAt: WallTime(milliseconds: row.int(8)))
+            if hasOptions {
+                account.options = try Account.Options(
+                    name: name, policy: row.text(9), weight: row.int(10), streamsMax: row.intOrNil(11), models: row.textOrNil(12),
+                    isOverflow: row.int(13))
+            }
             return SealedAccount(account: account, sealed: row.blob(7))
         }
     }
@@ -64,7 +72,7 @@ public enum Queries {
             let value = try JSONValue(parsing: Array(json.utf8).span.bytes)
             return (value.arrayValue ?? []).compactMap(\.stringValue)
         } catch {
-            throw StoreError(.corrupt, "the model list of a client key can't be read: \(error.reason); restore a backup")
+            throw StoreError(.corrupt, "a model list can't be read: \(error.reason); restore a backup")
         }
     }
 

@@ -21,7 +21,7 @@ struct RowShape: Sendable {
 
     /// The tables that the first `revision` revisions make.
     static func all(revision: Int) -> [RowShape] {
-        [accounts, clientKeys, settings, state, revisionHistory] + (revision >= 2 ? [leases] : [])
+        [accounts(revision: revision), clientKeys, settings, state, revisionHistory] + (revision >= 2 ? [leases] : [])
             + (revision >= Schema.factsRevision ? [accountFacts] : []) + [usage(revision: revision)]
     }
 
@@ -54,15 +54,33 @@ struct RowShape: Sendable {
 
     // MARK: The tables
 
-    static let accounts = RowShape(
+    static func accounts(revision: Int) -> RowShape { revision >= Schema.optionsRevision ? accountsWithOptions : accountsWithoutOptions }
+
+    private static let accountsWithoutOptions = RowShape("accounts", accountColumns, rule: accountFault)
+    private static let accountsWithOptions = RowShape(
         "accounts",
+        accountColumns + [
+            Column(name: "policy", kind: .text), Column(name: "weight", kind: .number),
+            Column(name: "streams_max", kind: .number, mayBeNull: true), Column(name: "models", kind: .text, mayBeNull: true),
+            Column(name: "is_overflow", kind: .number),
+        ]
+    ) { values in
+        if let fault = accountFault(values) { return fault }
+        guard case .text(let policy) = values[10], case .int(let weight) = values[11] else { return nil }
+        var streamsMax: Int64?
+        if case .int(let n) = values[12] { streamsMax = n }
+        return Account.Options.fault(policy: policy, weight: weight, streamsMax: streamsMax) ?? modelsFault(values[13])
+    }
+
+    private static let accountColumns =
         [
             Column(name: "id", kind: .number), Column(name: "slot", kind: .number, mayBeNull: true), Column(name: "name", kind: .text),
             Column(name: "kind", kind: .text), Column(name: "state", kind: .text), Column(name: "base_url", kind: .text),
             Column(name: "credentials", kind: .bytes), Column(name: "created_at_ms", kind: .number),
             Column(name: "changed_at_ms", kind: .number), Column(name: "removed_at_ms", kind: .number, mayBeNull: true),
         ]
-    ) { values in
+
+    private static let accountFault: @Sendable ([StoredValue]) -> String? = { values in
         if case .int(let slot) = values[1], !(0..<Int64(Limits.accountsMax)).contains(slot) {
             return "slot is \(slot), expected 0 to \(Limits.accountsMax - 1)"
         }
@@ -81,11 +99,15 @@ struct RowShape: Sendable {
         ]
     ) { values in
         if case .blob(let digest) = values[2], digest.count != 32 { return "digest has \(digest.count) bytes, expected 32" }
-        guard case .text(let json) = values[4] else { return nil }
+        return modelsFault(values[4])
+    }
+
+    private static func modelsFault(_ value: StoredValue) -> String? {
+        guard case .text(let json) = value else { return nil }
         do throws(StoreError) {
             _ = try Queries.models(json)
             return nil
-        } catch { return "models is \(values[4].shown), expected a list" }
+        } catch { return "models is \(value.shown), expected a list" }
     }
 
     static let settings = RowShape("settings", [Column(name: "key", kind: .text), Column(name: "value", kind: .text)])

@@ -122,7 +122,7 @@ public struct StoreCopy {
     private func copyConfiguration(_ outcome: inout Outcome) throws(StoreError) {
         var contents: [(shape: RowShape, rows: [[SQLValue]])] = []
         let hasFacts = source.hasFacts && target.hasFacts
-        for shape in [RowShape.accounts, .clientKeys, .settings] + (hasFacts ? [.accountFacts] : []) {
+        for shape in [RowShape.accounts(revision: Int(source.revision) ?? 0), .clientKeys, .settings] + (hasFacts ? [.accountFacts] : []) {
             var rows: [[SQLValue]] = []
             try RowReader(source.connection, shape).eachRow(inPortions: false) { values in
                 if let fault = shape.fault(values) {

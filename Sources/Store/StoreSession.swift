@@ -2,6 +2,7 @@ internal import Bytes
 public import ControlWire
 internal import Schema
 internal import Sealing
+internal import Settings
 public import Vocabulary
 
 public struct NewAccount: Sendable, Equatable {
@@ -19,8 +20,14 @@ public struct NewAccount: Sendable, Equatable {
         case replaced
     }
     public var known: Known
-    public init(name: String, kind: Account.Kind, baseURL: String, credentials: Account.Credentials, known: Known = .refused) {
+    /// Its options; those of an account that is there stay where this says nothing.
+    public var change: AccountChange
+    public init(
+        name: String, kind: Account.Kind, baseURL: String, credentials: Account.Credentials, known: Known = .refused,
+        change: AccountChange = AccountChange()
+    ) {
         (self.name, self.kind, self.baseURL, self.credentials, self.known) = (name, kind, baseURL, credentials, known)
+        self.change = change
     }
 }
 
@@ -53,6 +60,8 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         (self.connection, self.vault, self.revision, self.applied) = (connection, vault, revision, applied)
         (self.backup, self.held) = (backup, held)
     }
+
+    private var number: Int { Int(revision) ?? 0 }
 
     /// How messages name the database.
     public var place: String { connection.place }
@@ -98,7 +107,10 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         guard base.hasPrefix("https://") || base.hasPrefix("http://"), base.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) else {
             throw StoreError(.invalid, "base URL \"\(new.baseURL)\": expected http:// or https://, for example https://api.openai.com/v1")
         }
-        guard !new.credentials.bearer.isEmpty else { throw StoreError(.invalid, "account \(new.name): the key is empty") }
+        try checkChange(new.change)
+        guard !new.credentials.bearer.isEmpty || new.kind == .apiKey && new.change.headers?.isEmpty == false else {
+            throw StoreError(.invalid, "account \(new.name): the key is empty")
+        }
         // It becomes a header field: a line break in it would make another one.
         guard (new.credentials.bearer + (new.credentials.chatGPTAccountID ?? "")).utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) else {
             throw StoreError(.invalid, "account \(new.name): the key has characters that no key has (spaces, line breaks or not ASCII)")
@@ -108,19 +120,24 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             guard try connection.rows(Queries.keyFingerprint).first == vault.fingerprint else {
                 throw StoreError(.wrongKey, "the encryption key of \(place) was rotated just now; run this again")
             }
+            var credentials = new.credentials
+            if let headers = new.change.headers { credentials.headers = headers }
             if var account = try known(new, vault) {
+                if new.change.headers == nil { credentials.headers = try sealedCredentials(account.name, vault).headers }
+                account.options = new.change.options(from: account.options)
                 if new.baseURL.isEmpty, account.kind == new.kind { base = account.baseURL }
                 // A pause is the operator's.
                 let state = account.state == .paused ? Account.State.paused : .active
                 (account.kind, account.state, account.baseURL) = (new.kind, state, base)
-                (account.credentials, account.changedAt) = (new.credentials, now)
+                (account.credentials, account.changedAt) = (credentials, now)
                 try connection.change(
                     "UPDATE accounts SET kind = $1, state = $2, base_url = $3, credentials = $4, changed_at_ms = $5 WHERE id = $6",
                     [
                         .text(new.kind.rawValue), .text(state.rawValue), .text(base),
-                        .blob(try vault.seal(new.credentials, account: account.id)), .int(now.milliseconds), .int(account.id),
+                        .blob(try vault.seal(credentials, account: account.id)), .int(now.milliseconds), .int(account.id),
                     ])
                 try forgive(account: account.id, now: now, health: true)
+                try store(account.options, of: account.id)
                 return (account, true)
             }
             let taken = Set(try connection.rows("SELECT slot FROM accounts WHERE slot IS NOT NULL", []) { Int($0.int(0)) })
@@ -139,19 +156,97 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             ) { $0.int(0) }
             guard let id = made.first else { throw StoreError(.other, "\(place) gave no id for the account \(new.name)") }
             // The seal is bound to the row, whose number is known only now.
-            let sealed = try vault.seal(new.credentials, account: id)
+            let sealed = try vault.seal(credentials, account: id)
             try connection.change("UPDATE accounts SET credentials = $1 WHERE id = $2", [.blob(sealed), .int(id)])
-            return (
-                Account(
-                    id: id, slot: slot, name: new.name, kind: new.kind, state: .active, baseURL: base, credentials: new.credentials,
-                    createdAt: now, changedAt: now), false
-            )
+            var account = Account(
+                id: id, slot: slot, name: new.name, kind: new.kind, state: .active, baseURL: base, credentials: credentials,
+                createdAt: now, changedAt: now)
+            account.options = new.change.options(from: account.options)
+            try store(account.options, of: id)
+            return (account, false)
+        }
+    }
+
+    // MARK: What operators set
+
+    /// Changes an account's options, and the fields that go with its requests. Options say nothing of its state: it is not seen as changed.
+    public func setAccount(_ name: String, _ new: AccountChange, now: WallTime) throws(StoreError) -> Account {
+        guard !new.isNothing else { throw StoreError(.invalid, "account \(name): nothing to change is given") }
+        try checkChange(new)
+        let vault = try requireVault()
+        return try change { () throws(StoreError) in
+            var account = try existingAccount(name)
+            account.options = new.options(from: account.options)
+            try store(account.options, of: account.id)
+            guard let headers = new.headers else { return account }
+            var credentials = try sealedCredentials(name, vault)
+            credentials.headers = headers
+            guard !credentials.bearer.isEmpty || !headers.isEmpty else {
+                throw StoreError(.invalid, "account \(name) has no key but in its headers; it needs one of them")
+            }
+            try connection.change(
+                "UPDATE accounts SET credentials = $1, changed_at_ms = $2 WHERE id = $3",
+                [.blob(try vault.seal(credentials, account: account.id)), .int(now.milliseconds), .int(account.id)])
+            account.changedAt = now
+            return account
+        }
+    }
+
+    private func checkChange(_ change: AccountChange) throws(StoreError) {
+        try change.check()
+        guard change.isNothing || number >= Schema.optionsRevision else {
+            throw StoreError(
+                .older,
+                "\(place) has revision \(revision), accounts have options from \(Schema.name(Schema.optionsRevision)) on; run: codex-lb db upgrade")
+        }
+    }
+
+    private func sealedCredentials(_ name: String, _ vault: Vault) throws(StoreError) -> Account.Credentials {
+        guard let entry = try connection.rows(Queries.accounts(named: name, revision: number)).first else { return .init(bearer: "") }
+        return try vault.credentials(of: entry)
+    }
+
+    private func store(_ options: Account.Options, of id: Int64) throws(StoreError) {
+        guard number >= Schema.optionsRevision else { return }
+        try connection.change(
+            "UPDATE accounts SET policy = $1, weight = $2, streams_max = $3, models = $4, is_overflow = $5 WHERE id = $6",
+            [
+                .text(options.policy.rawValue), .int(Int64(options.weight)), SQLValue(options.streamsMax.map { Int64($0) }),
+                SQLValue(options.modelsJSON), .int(options.isOverflow ? 1 : 0), .int(id),
+            ])
+    }
+
+    /// What is set, by name.
+    public func settings() throws(StoreError) -> [(String, String)] { try connection.rows(Queries.settings) }
+
+    /// Sets a setting for all instances.
+    public func set(_ name: String, to value: String) throws(StoreError) {
+        try change { () throws(StoreError) in
+            let stored = Dictionary(try settings(), uniquingKeysWith: { _, new in new })
+            if let problem = StoredSettings.problem(name, value, among: stored) { throw StoreError(.invalid, problem) }
+            if name == "routing.single_account" { _ = try existingAccount(value) }
+            guard stored[name] != nil || stored.count < Limits.settingsMax else {
+                throw StoreError(.constraint, "there are \(Limits.settingsMax) settings already, the most there can be; unset one first")
+            }
+            try connection.change(
+                "INSERT INTO settings (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                [.text(name), .text(value)])
+        }
+    }
+
+    /// The setting is as if it had never been set; false when it was not. One that a newer build has stored can be unset too.
+    public func unset(_ name: String) throws(StoreError) -> Bool {
+        try change { () throws(StoreError) in
+            let isSet = try settings().contains { $0.0 == name }
+            guard isSet || StoredSettings.setting(name) != nil else { throw StoreError(.invalid, StoredSettings.unknown(name)) }
+            try connection.change("DELETE FROM settings WHERE key = $1", [.text(name)])
+            return isSet
         }
     }
 
     /// The account that `new` gives new credentials; nil when it is a new one.
     private func known(_ new: NewAccount, _ vault: Vault) throws(StoreError) -> Account? {
-        let named = try connection.rows(Queries.accounts(named: new.name)).first
+        let named = try connection.rows(Queries.accounts(named: new.name, revision: number)).first
         switch new.known {
         case .refused:
             if let named {
@@ -164,7 +259,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         case .renewed(let byName):
             let identity = LoginIdentity(new.credentials)
             var same: Account?
-            for entry in try connection.rows(Queries.accounts()) where entry.account.kind == .chatGPT {
+            for entry in try connection.rows(Queries.accounts(revision: number)) where entry.account.kind == .chatGPT {
                 guard LoginIdentity(try vault.credentials(of: entry)).isSame(as: identity) else { continue }
                 if same == nil || entry.account.name == new.name { same = entry.account }
             }
@@ -199,7 +294,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
 
     /// Takes an account out of routing for what its upstream or issuer said; false when it has changed since.
     public func takeOut(_ order: AccountRemoval, now: WallTime) throws(StoreError) -> Bool {
-        let accounts = try connection.rows(Queries.accounts()).map(\.account)
+        let accounts = try connection.rows(Queries.accounts(revision: number)).map(\.account)
         guard accounts.contains(where: { $0.id == order.accountID && $0.state == .active && $0.changedAt == order.changedAt }) else {
             return false
         }
@@ -280,11 +375,11 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
     }
 
     /// By name, without credentials.
-    public func accounts() throws(StoreError) -> [Account] { try connection.rows(Queries.accounts()).map(\.account) }
+    public func accounts() throws(StoreError) -> [Account] { try connection.rows(Queries.accounts(revision: number)).map(\.account) }
 
     /// One with its credentials, for a session without the key.
     public func account(named name: String, keyPath: String) throws(StoreError) -> Account {
-        guard let entry = try connection.rows(Queries.accounts(named: name)).first else { throw unknownAccount(name) }
+        guard let entry = try connection.rows(Queries.accounts(named: name, revision: number)).first else { throw unknownAccount(name) }
         let vault = try Vault.load(
             sealedWith: connection.rows(Queries.keyFingerprint).first ?? "", keyPath: keyPath, place: place)
         var account = entry.account
@@ -297,7 +392,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
     }
 
     private func liveAccount(_ name: String) throws(StoreError) -> Account? {
-        try connection.rows(Queries.accounts(named: name)).first?.account
+        try connection.rows(Queries.accounts(named: name, revision: number)).first?.account
     }
 
     private func existingAccount(_ name: String) throws(StoreError) -> Account {
@@ -362,7 +457,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         let vault = try requireVault()
         return try connection.transaction(readsOnly: true) { () throws(StoreError) in
             try vault.snapshot(
-                version: connection.rows(Queries.version).first, accounts: connection.rows(Queries.accounts()),
+                version: connection.rows(Queries.version).first, accounts: connection.rows(Queries.accounts(revision: number)),
                 keys: connection.rows(Queries.clientKeys(validOnly: false)), pepper: connection.rows(Queries.pepper).first,
                 settings: connection.rows(Queries.settings), facts: hasFacts ? connection.rows(Queries.facts()).compactMap { $0 } : [])
         }

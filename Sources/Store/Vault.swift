@@ -161,11 +161,12 @@ public struct Vault: Sendable {
     }
 }
 
-/// The plain text inside the seal: four fields, each a byte that says whether it is there, a 4-byte big-endian length, UTF-8.
+/// The plain text inside the seal: four fields, then name and value of each header, each a byte that says whether it is there, a 4-byte big-endian length, UTF-8.
 extension Account.Credentials {
     var packed: [UInt8] {
         var out: [UInt8] = []
-        for field in [bearer, refreshToken, idToken, chatGPTAccountID] {
+        let fields: [String?] = [bearer, refreshToken, idToken, chatGPTAccountID] + headers.flatMap { [String?]([$0.name, $0.value]) }
+        for field in fields {
             let bytes = Array((field ?? "").utf8)
             out.append(field == nil ? 0 : 1)
             for shift in [24, 16, 8, 0] { out.append(UInt8(truncatingIfNeeded: bytes.count >> shift)) }
@@ -177,7 +178,7 @@ extension Account.Credentials {
     init?(packed: [UInt8]) {
         var fields: [String?] = []
         var rest = packed[...]
-        while rest.count >= 5, fields.count < 4 {
+        while rest.count >= 5 {
             let isThere = rest.removeFirst() == 1
             let count = rest.prefix(4).reduce(0) { $0 << 8 | Int($1) }
             rest.removeFirst(4)
@@ -185,7 +186,11 @@ extension Account.Credentials {
             fields.append(isThere ? String(decoding: rest.prefix(count), as: UTF8.self) : nil)
             rest.removeFirst(count)
         }
-        guard fields.count == 4, rest.isEmpty, let bearer = fields[0] else { return nil }
+        guard fields.count >= 4, fields.count % 2 == 0, rest.isEmpty, let bearer = fields[0] else { return nil }
         self.init(bearer: bearer, refreshToken: fields[1], idToken: fields[2], chatGPTAccountID: fields[3])
+        for place in stride(from: 4, to: fields.count, by: 2) {
+            guard let name = fields[place], let value = fields[place + 1] else { return nil }
+            headers.append(Account.Header(name, value))
+        }
     }
 }

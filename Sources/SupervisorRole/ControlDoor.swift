@@ -1,4 +1,5 @@
 import ControlWire
+import Fleet
 import Logging
 import Loop
 import Platform
@@ -13,8 +14,10 @@ final class ControlDoor {
     private var descriptor: Int32 = -1
     private var file: SocketFile?
     private var visitors: [ObjectIdentifier: Visitor] = [:]
-    /// Whose command went to the writer under which number of ours, and what the visitor called it.
-    private var asked: [UInt64: (visitor: Visitor, correlation: UInt64, by: Instant)] = [:]
+    /// Who answers a question that is passed on.
+    private enum Answerer { case writer, worker(ChildID) }
+    /// Whose question went to a child under which number of ours, and what the visitor called it.
+    private var asked: [UInt64: (visitor: Visitor, correlation: UInt64, by: Instant, answerer: Answerer)] = [:]
     private var next: UInt64 = 1
 
     private var log: Logger { supervisor.log }
@@ -48,9 +51,14 @@ final class ControlDoor {
     /// Time has passed: answers for a writer that does not, and comes back when somebody cleaned the directory up.
     func sweep(_ now: Instant, isLookDue: Bool) {
         for (number, entry) in asked where now >= entry.by {
-            refuse(
-                number,
-                "the writer has not answered for \(Limits.writerAnswerMilliseconds / 1000) s; look whether it took effect, then try again")
+            switch entry.answerer {
+            case .writer:
+                refuse(
+                    number,
+                    "the writer has not answered for \(Limits.writerAnswerMilliseconds / 1000) s; look whether it took effect, then try again"
+                )
+            case .worker: refuse(number, "the worker has not answered for \(Limits.explainMilliseconds / 1000) s; try again")
+            }
         }
         guard isLookDue, listener != nil, file?.isInPlace != true else { return }
         log.warning("the control socket is gone: making it again", metadata: ["path": "\(path)"])
@@ -110,28 +118,62 @@ final class ControlDoor {
             visitor.question = (frame.correlation, loop.now)
             supervisor.obey(order) { [weak visitor] in visitor?.answer(frame.correlation, $0) }
         case .storeCommand(let command):
-            let number = next
-            next += 1
-            asked[number] = (visitor, frame.correlation, loop.now.adding(milliseconds: Limits.writerAnswerMilliseconds))
+            let number = note(visitor, frame.correlation, Limits.writerAnswerMilliseconds, .writer)
             if !supervisor.toWriter(number, command) { refuse(number, "the writer is not running at the moment; try again in a second") }
+        case .explainRequest(let question):
+            guard let worker = supervisor.servingWorker() else {
+                var reply = ExplainReply()
+                reply.error = "no worker serves at the moment; codex-lb ctl status says more"
+                return visitor.send(frame.correlation) { $0.explainReply = reply }
+            }
+            let number = note(visitor, frame.correlation, Limits.explainMilliseconds, .worker(worker))
+            supervisor.send(to: worker) {
+                $0.correlation = number
+                $0.explainRequest = question
+            }
         default: break
         }
     }
 
-    private func refuse(_ number: UInt64, _ why: String) {
-        var reply = StoreReply()
-        reply.error = why
-        answered(number, reply)
+    private func note(_ visitor: Visitor, _ correlation: UInt64, _ milliseconds: Int, _ answerer: Answerer) -> UInt64 {
+        defer { next += 1 }
+        asked[next] = (visitor, correlation, loop.now.adding(milliseconds: milliseconds), answerer)
+        return next
     }
 
-    func answered(_ number: UInt64, _ reply: StoreReply) {
+    private func refuse(_ number: UInt64, _ why: String) {
+        switch asked[number]?.answerer {
+        case .writer:
+            var reply = StoreReply()
+            reply.error = why
+            answered(number) { $0.storeReply = reply }
+        case .worker:
+            var reply = ExplainReply()
+            reply.error = why
+            answered(number) { $0.explainReply = reply }
+        case nil: break
+        }
+    }
+
+    /// The answer to a question that was passed on.
+    func answered(_ number: UInt64, _ fill: (inout Frame) -> Void) {
         guard let entry = asked.removeValue(forKey: number) else { return }
-        entry.visitor.send(entry.correlation) { $0.storeReply = reply }
+        entry.visitor.send(entry.correlation, fill)
     }
 
     /// Commands it had not answered may or may not have been carried out.
     func writerGone() {
-        for number in asked.keys { refuse(number, "the writer ended while it worked on this; look whether it took effect, then try again") }
+        for (number, entry) in asked {
+            guard case .writer = entry.answerer else { continue }
+            refuse(number, "the writer ended while it worked on this; look whether it took effect, then try again")
+        }
+    }
+
+    func workerGone(_ id: ChildID) {
+        for (number, entry) in asked {
+            guard case .worker(id) = entry.answerer else { continue }
+            refuse(number, "the worker ended before it answered; try again")
+        }
     }
 }
 

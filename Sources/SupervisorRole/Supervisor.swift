@@ -283,9 +283,16 @@ final class Supervisor {
         for reading in readings where now >= reading.by { reading.isLate() }
         extendStop(now)
         guard isLookDue else { return }
+        mendTurns()
         bringHome(now)
         countRefused()
         tellStatus(now)
+    }
+
+    /// A worker that was killed between two counts of a turn has left one that nobody else takes back.
+    private func mendTurns() {
+        let count = scoreboard.reconcile()
+        if count > 0 { log.notice("turns of a dead worker are taken back", metadata: ["accounts": "\(count)"]) }
     }
 
     /// Records that the store has refused lie in files until an operator has them tried again.
@@ -433,7 +440,7 @@ final class Supervisor {
         }
         links[child.id]?.close()
         links[child.id] = nil
-        if child.slot.role == .writer { door.writerGone() }
+        if child.slot.role == .writer { door.writerGone() } else { door.workerGone(child.id) }
         if let row = child.row { scoreboard.close(row: row) }
         if !hasRecords { journal?.rest() }
         let actions = fleet.exited(pid: pid, hasRecords: hasRecords, isOrderly: isOrderly, reason: "\(exit)", now: loop.now)
@@ -499,7 +506,9 @@ final class Supervisor {
             log.critical("\(refused.reason)", metadata: ["child": "\(slot)"])
             perform(fleet.refused(id, reason: refused.reason, now: loop.now))
         case .storeReply(let reply):
-            door.answered(frame.correlation, reply)
+            door.answered(frame.correlation) { $0.storeReply = reply }
+        case .explainReply(let reply):
+            door.answered(frame.correlation) { $0.explainReply = reply }
         default: break
         }
     }
@@ -523,6 +532,16 @@ final class Supervisor {
         }
         return true
     }
+
+    /// A worker of the generation in charge that serves.
+    func servingWorker() -> ChildID? {
+        for child in fleet.children where child.slot.role == .worker && child.generation == fleet.generation {
+            if child.isReady, child.isWanted, links[child.id] != nil { return child.id }
+        }
+        return nil
+    }
+
+    func send(to child: ChildID, _ fill: (inout Frame) -> Void) { links[child]?.send(fill) }
 
     func status() -> StatusReply {
         var reply = StatusReply()

@@ -11,10 +11,10 @@ public final class Fetch: UpstreamUser {
         /// Path and query.
         public var target: String
         /// Beside `Host`, `User-Agent`, `Accept-Encoding` and the length.
-        public var fields: [(name: StaticString, value: String)]
+        public var fields: [(name: String, value: String)]
         public var body: [UInt8]
         public init(
-            _ method: Method, _ origin: Origin, _ target: String, fields: [(name: StaticString, value: String)] = [], body: [UInt8] = []
+            _ method: Method, _ origin: Origin, _ target: String, fields: [(name: String, value: String)] = [], body: [UInt8] = []
         ) {
             (self.method, self.origin, self.target, self.fields, self.body) = (method, origin, target, fields, body)
         }
@@ -71,7 +71,7 @@ public final class Fetch: UpstreamUser {
         var head: [UInt8] = []
         HeadWriter.request(request.method, target: request.target, into: &head)
         HeadWriter.field("Host", request.origin.authority, into: &head)
-        for (name, value) in request.fields { HeadWriter.field(name, value, into: &head) }
+        for (name, value) in request.fields { HeadWriter.field(named: name, value, into: &head) }
         HeadWriter.field("Accept-Encoding", "identity", into: &head)
         HeadWriter.field("User-Agent", "codex-lb/\(Version.text)", into: &head)
         if request.method == .post { HeadWriter.field("Content-Length", request.body.count, into: &head) }

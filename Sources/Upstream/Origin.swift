@@ -10,6 +10,13 @@ public struct Origin: Hashable, Sendable {
         return port == (isTLS ? 443 : 80) ? name : "\(name):\(port)"
     }
 
+    /// Splits an account's base URL, which may have a query: that goes with each request (`?api-version=2024-10-21`).
+    public static func parse(base url: String) -> (origin: Origin, prefix: String, query: String)? {
+        let address = url.prefix { $0 != "?" }
+        guard let (origin, prefix) = parse(String(address)) else { return nil }
+        return (origin, prefix, String(url[address.endIndex...]))
+    }
+
     /// Splits `https://host:port/prefix` into origin and path prefix (no slash at its end); nil for anything else.
     public static func parse(_ url: String) -> (origin: Origin, prefix: String)? {
         let isTLS: Bool

@@ -20,14 +20,45 @@ public struct Account: Sendable, Equatable {
         public var needsLogin: Bool { self == .reauthRequired || self == .deactivated }
     }
 
-    /// What `Authorization` is made of. Never logged, never in a description.
+    /// How readily an account is used beside others that can serve as well.
+    public enum Policy: String, Sendable, CaseIterable {
+        case normal
+        /// Before all others, up to its limit: what it has left would be lost.
+        case burnFirst = "burn_first"
+        /// When no other one has quota to spare.
+        case preserve
+    }
+
+    /// What an operator sets for an account's part in routing.
+    public struct Options: Sendable, Equatable {
+        public var policy = Policy.normal
+        /// Its size next to other accounts, `Limits.accountWeights`.
+        public var weight = Limits.accountWeightDefault
+        /// Turns open on it at a time, over all workers of an instance; nil: no limit.
+        public var streamsMax: Int?
+        /// Models that it is asked for; nil: any.
+        public var models: [String]?
+        /// It is used only when no other account can serve.
+        public var isOverflow = false
+        public init() {}
+    }
+
+    /// A field that goes with each request to the account's upstream.
+    public struct Header: Sendable, Equatable {
+        public var name: String
+        public var value: String
+        public init(_ name: String, _ value: String) { (self.name, self.value) = (name, value) }
+    }
+
+    /// What `Authorization` is made of, and further fields that may hold secrets. Never logged, never in a description.
     public struct Credentials: Sendable, Equatable, CustomStringConvertible {
-        /// The API key or the access token.
+        /// The API key or the access token; empty where `headers` have the key.
         public var bearer: String
         public var refreshToken: String?
         public var idToken: String?
         /// The value of `chatgpt-account-id`.
         public var chatGPTAccountID: String?
+        public var headers: [Header] = []
         public init(bearer: String, refreshToken: String? = nil, idToken: String? = nil, chatGPTAccountID: String? = nil) {
             (self.bearer, self.refreshToken, self.idToken, self.chatGPTAccountID) = (bearer, refreshToken, idToken, chatGPTAccountID)
         }
@@ -41,9 +72,10 @@ public struct Account: Sendable, Equatable {
     public var name: String
     public var kind: Kind
     public var state: State
-    /// Without a slash at the end: `https://api.openai.com/v1`.
+    /// Without a slash at the end: `https://api.openai.com/v1`; a query (`?api-version=…`) goes with each request.
     public var baseURL: String
     public var credentials: Credentials
+    public var options = Options()
     public var createdAt: WallTime
     /// Of its state, credentials or place.
     public var changedAt: WallTime

@@ -225,7 +225,41 @@ public enum Limits {
     /// Rows of the scoreboard, and journals: the draining generations, the one that serves and the one that starts. Without a free one a
     /// worker is not started before another has ended.
     public static let rowsMax = workersMax * (drainingGenerationsMax + 2)
-    public static let accountsMax = 1024
+    /// Accounts of one store: `accounts add` refuses more. Each takes 64 bytes of shared memory, and 4 more for each row in use.
+    public static let accountsMax = 4096
+    /// What `accounts set --weight` takes, and what an account has without it.
+    public static let accountWeights = 1...1000
+    public static let accountWeightDefault = 100
+    /// Turns that one account may be allowed at a time.
+    public static let streamsMaxMax = 100_000
+    /// Models that an account may be limited to.
+    public static let accountModelsMax = 256
+    /// Fields that an account may add to its requests, and the bytes of one with its name.
+    public static let accountHeadersMax = 16
+    public static let accountHeaderBytesMax = 8 * 1024
+    /// Names of settings and models that a refusal suggests.
+    public static let nearNamesMax = 3
+    /// Settings in the store, model aliases among them, and the bytes of one value.
+    public static let settingsMax = 1024
+    public static let settingBytesMax = 1024
+
+    // Choosing an account
+    /// What is known of accounts is read from shared memory anew for each choice where others have changed it, up to so many accounts;
+    /// beyond it no more often than `refreshNanosecondsPerAccount` each: a hundredth of a worker's time.
+    public static let accountsAlwaysFresh = 64
+    public static let refreshNanosecondsPerAccount: UInt64 = 5_000
+    /// Percentage points, in thousandths, that a turn in flight adds to what is used of an account's quota.
+    public static let pressurePermille = 25
+    /// Sets of accounts, by route and model, that a worker keeps the mask of; the oldest makes room.
+    public static let modelMasksMax = 256
+    /// A turn that finds all its accounts at their caps waits so long for one, then gets 429.
+    public static let capWaitMilliseconds = 10_000
+    /// Turns of one worker that wait so; more get 429 at once.
+    public static let capWaitersMax = 1_024
+    /// How often those that wait look whether another worker has let an account go.
+    public static let capLookMilliseconds = 20
+    /// The supervisor gives up a worker that has not explained its choice by then.
+    public static let explainMilliseconds = 3_000
     /// Usage records of one worker that the store has not acknowledged; a journal without room for the records of all open turns
     /// refuses new ones with 503.
     public static let journalBytes = 16 * 1024 * 1024
@@ -257,7 +291,7 @@ public enum Limits {
     /// Records that wait in the writer; above it the workers are not read, and their journals fill.
     public static let intakeRecordsMax = 20_000
     /// One frame between processes.
-    public static let frameBytesMax = 16 * 1024 * 1024
+    public static let frameBytesMax = 32 * 1024 * 1024
     /// From SIGTERM until open turns are cut.
     public static let drainMilliseconds = 30_000
     /// The same from a reload on, or from the order that there be fewer workers: nobody waits for their end.

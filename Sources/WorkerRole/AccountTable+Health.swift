@@ -108,8 +108,9 @@ extension AccountTable {
         _ account: RoutedAccount, _ model: String, _ penalty: Verdict.Penalty, _ failure: Failure, requestID: String, now: Instant
     ) {
         let owner = account.value.id
+        look()
         // What the old key met says nothing of the new one.
-        guard let today = all.first(where: { $0.value.id == owner })?.value, today.credentials == account.value.credentials,
+        guard let today = today(account)?.value, today.credentials == account.value.credentials,
             today.baseURL == account.value.baseURL
         else { return }
         let wall = Clock.wall

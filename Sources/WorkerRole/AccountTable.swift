@@ -6,6 +6,7 @@ import Logging
 import Platform
 import Routing
 import Sealing
+import Settings
 import Store
 import Vocabulary
 
@@ -17,41 +18,62 @@ enum AccountChoice {
     case noneEligible
     case allTried
     case allLimited(until: WallTime)
+    /// `isOwn`: the account of its conversation, and no other will do.
+    case full(isOwn: Bool)
 }
 
 /// The accounts of the snapshot, with what the scoreboard and this worker's own turns know of them.
 final class AccountTable {
     private(set) var all: [RoutedAccount] = []
     let scoreboard: Scoreboard
+    /// Its worker's row of the scoreboard.
+    private let row: Int
     let log: Logger
     /// Names of accounts whose clients may choose whom a request is charged to.
     private let passingOrganization: Set<String>
     private let isSticky: Bool
+    /// What operators set while it runs.
+    private(set) var stored = StoredSettings()
+    private(set) var pool: AccountPool
+    /// The same accounts for a model that has quotas of its own, the last one that was asked for.
+    private var modelPool: (key: UInt64, pool: AccountPool)?
+    /// When the pool was read last: the scoreboard's count of changes, and until when that is good enough.
+    private var (seenChanges, freshUntil) = (UInt64.max, Instant(nanoseconds: 0))
     /// Of this worker alone: the others learn of a model's limit by a refusal of their own.
     var modelCooldowns = ModelCooldowns()
     var modelOffers = ModelOffers()
-    /// An account can't be used any more before somebody has seen to it.
-    var takeOut: (AccountRemoval) -> Void = { _ in }
     /// Quotas of single models by account, with the names that the scoreboard has no room for.
     var modelQuotas: [Int64: [ModelQuota]] = [:]
+    var masks = MaskCache()
+    private(set) var hasModelLists = false
+    private(set) var kinds: Set<Account.Kind> = []
+    /// An account can't be used any more before somebody has seen to it.
+    var takeOut: (AccountRemoval) -> Void = { _ in }
     /// Under which conversations are remembered.
-    private var hash = SipHash(key: (0, 0))
+    private(set) var hash = SipHash(key: (0, 0))
     /// Some account does not offer a model: its list is worth asking for.
     var modelRefused: () -> Void = {}
 
     static let clockSlackMilliseconds: Int64 = 10
 
-    init(_ scoreboard: Scoreboard, passingOrganization: Set<String>, isSticky: Bool, _ log: Logger) {
-        (self.scoreboard, self.passingOrganization, self.isSticky, self.log) = (scoreboard, passingOrganization, isSticky, log)
+    init(_ scoreboard: Scoreboard, row: Int, passingOrganization: Set<String>, isSticky: Bool, _ log: Logger) {
+        (self.scoreboard, self.row, self.passingOrganization, self.isSticky) = (scoreboard, row, passingOrganization, isSticky)
+        self.log = log
+        pool = AccountPool(seed: UInt64.random(in: .min ... .max))
     }
 
-    /// The accounts are these now. One whose credentials or state have changed starts clean.
-    func replace(with accounts: [Account], previous: [Account], facts: [AccountFact], pepper: [UInt8]) {
+    /// The accounts are these now, this is known of them, and this is set. One whose credentials or state have changed starts clean.
+    func replace(
+        with accounts: [Account], previous: [Account], facts: [AccountFact], pepper: [UInt8], _ stored: StoredSettings
+    ) {
         let secret = HMAC.sha256(key: pepper, message: Array("conversations".utf8))
         hash = secret.withUnsafeBytes {
             SipHash(key: ($0.loadUnaligned(as: UInt64.self), $0.loadUnaligned(fromByteOffset: 8, as: UInt64.self)))
         }
+        self.stored = stored
         all = accounts.compactMap(routed)
+        (hasModelLists, kinds) = (all.contains { $0.value.options.models != nil }, Set(all.map(\.value.kind)))
+        masks.forget()
         let before = Dictionary(previous.map { ($0.id, $0) }, uniquingKeysWith: { a, _ in a })
         for account in all.lazy.map(\.value) {
             scoreboard.claim(account: account.slot, owner: account.id)
@@ -70,7 +92,15 @@ final class AccountTable {
         for account in all where account.value.kind == .chatGPT && scoreboard.plan(account: account.value.slot) == .unknown {
             if let plan = account.plan { scoreboard.setPlan(account: account.value.slot, owner: account.value.id, plan) }
         }
+        let single = stored.singleAccount.flatMap { name in all.first { $0.value.name == name }?.value.id }
+        pool.replace(
+            with: all.map { AccountFacts($0.value) }, strategy: stored.strategy, single: single, now: Clock.now, wall: Clock.wall)
+        modelPool = nil
+        look()
     }
+
+    /// The pool is to be read again before the next choice.
+    func look() { freshUntil = Instant(nanoseconds: 0) }
 
     /// Nil, and told: one that can't be used.
     private func routed(_ account: Account) -> RoutedAccount? {
@@ -84,58 +114,39 @@ final class AccountTable {
         return routed
     }
 
-    /// The account for a turn; those of `tried` have been asked already.
+    /// The account for a turn, which it has from then on; those of `tried` have been asked already.
     func choose(for route: Route, model: String, _ affinity: Affinity?, excluding tried: [Int64], now: Instant) -> AccountChoice {
+        freshen(now)
         let pin = affinity.flatMap { self.pin($0, now) }
-        let hasModelLimits = !modelCooldowns.isEmpty
-        let quotaKey = scoreboard.hasModelQuotas ? QuotaKey.of(model: model) : nil
-        func serves(_ account: RoutedAccount) -> Bool {
-            account.value.state == .active && route.upstreamPath(account.value.kind) != nil
-        }
-        var lacking: Set<Int64> = []
-        if !modelOffers.isEmpty {
-            let serving = all.filter(serves)
-            lacking = modelOffers.lacking(model, among: serving.map(\.value.id), now: now)
-            // Where everybody lacks it one account may say so, in its own words.
-            if lacking.count == serving.count, tried.isEmpty { lacking = [] }
-        }
-        let wall = Clock.wall
-        let candidates = all.lazy.map { [self] account in
-            let slot = account.value.slot
-            var cooldown = scoreboard.cooldown(account: slot, owner: account.value.id, now: now)
-            let ownQuota = quotaKey.flatMap { scoreboard.modelQuota(account: slot, $0, now: wall) }
-            if let ownQuota {
-                // A model with a quota of its own is not held up by the account's.
-                if cooldown?.isQuota == true { cooldown = nil }
-                if ownQuota.usedPermille >= 1000 {
-                    let wait = ownQuota.resetsAt.milliseconds - wall.milliseconds
-                    cooldown = (now.adding(milliseconds: Int(clamping: wait)), isLimit: true, isQuota: true)
-                }
+        let mask = mask(for: route, model: model, isAgain: !tried.isEmpty, now: now)
+        let hasOwn = freshenModel(model, now)
+        while true {
+            let choice =
+                hasOwn
+                ? modelPool!.pool.choose(among: mask, excluding: tried, pin: pin, now: now)
+                : pool.choose(among: mask, excluding: tried, pin: pin, now: now)
+            guard case .account(let place) = choice else { return none(choice, pin, now) }
+            let chosen = all[place]
+            // To the nanosecond: of accounts with as few turns the one that was used least recently is next, also within a millisecond.
+            let used = Clock.now
+            guard scoreboard.acquire(account: chosen.value.slot, worker: row, cap: pool.facts[place].cap, now: used) else {
+                pool.foundFull(place)
+                modelPool?.pool.foundFull(place)
+                continue
             }
-            let tier = AccountHealth(word: scoreboard.health(account: slot)).tier(now: now)
-            if hasModelLimits, let until = modelCooldowns.until(account: account.value.id, model: model, now: now),
-                until > cooldown?.until ?? now
-            {
-                cooldown = (until, isLimit: true, isQuota: false)
-            }
-            return Candidate(
-                accountID: account.value.id,
-                isEligible: serves(account) && (lacking.isEmpty || !lacking.contains(account.value.id)),
-                inFlight: scoreboard.inFlight(account: slot), lastUsed: scoreboard.lastUsed(account: slot),
-                cooldownUntil: cooldown?.until ?? now, isLimited: cooldown?.isLimit ?? false,
-                isDoubtful: scoreboard.failures(account: slot) > 0 || tier == .probing,
-                isTight: tier == .draining
-                    || account.value.kind == .chatGPT
-                        && (ownQuota.map { $0.usedPermille >= Limits.tightPermille } ?? isTight(slot, wall)))
-        }
-        switch Routing.choose(candidates, excluding: tried, pin: pin, now: now) {
-        case .account(let index):
-            let chosen = all[index]
+            pool.took(place, now: used)
             if let affinity { remember(affinity, chosen, now) }
             return .account(chosen, isOnly: pin?.strength == .only)
+        }
+    }
+
+    private func none(_ choice: Choice, _ pin: Pin?, _ now: Instant) -> AccountChoice {
+        switch choice {
+        case .account: preconditionFailure("there is one")
         case .ownerUnavailable: return .ownerUnavailable
-        case .noneEligible: return all.contains(where: serves) ? .allTried : .noneEligible
+        case .noneEligible: return .noneEligible
         case .allTried: return .allTried
+        case .full: return .full(isOwn: pin.map { $0.strength != .prefer } ?? false)
         case .allLimited(let until):
             // Clients are told whole seconds, rounded up: what is lost between two clocks must not make one more.
             let wait = Int64(until.milliseconds(since: now)) - Self.clockSlackMilliseconds
@@ -143,11 +154,73 @@ final class AccountTable {
         }
     }
 
-    private func isTight(_ slot: Int, _ wall: WallTime) -> Bool {
-        Scoreboard.Window.allCases.contains {
-            scoreboard.quota(account: slot, $0, now: wall).map { $0.usedPermille >= Limits.tightPermille } ?? false
-        }
+    /// A turn has left its account.
+    func release(_ account: RoutedAccount) {
+        scoreboard.release(account: account.value.slot, worker: row)
+        if let place = pool.place(of: account.value.id) { pool.released(place) }
     }
+
+    /// Reads what has changed in the scoreboard. A large pool is read no more often than it takes a hundredth of the time.
+    func freshen(_ now: Instant) {
+        let changes = scoreboard.accountChanges
+        if now < freshUntil, now < pool.validUntil, changes == seenChanges || all.count > Limits.accountsAlwaysFresh { return }
+        let wall = Clock.wall
+        pool.refresh(now: now, wall: wall) { read(all[$0].value, &$1, now, wall) }
+        seenChanges = changes
+        freshUntil =
+            all.count > Limits.accountsAlwaysFresh
+            ? Instant(nanoseconds: now.nanoseconds + UInt64(all.count) * Limits.refreshNanosecondsPerAccount) : .never
+    }
+
+    private func read(_ account: Account, _ facts: inout AccountFacts, _ now: Instant, _ wall: WallTime) {
+        let slot = account.slot
+        facts.inFlight = scoreboard.inFlight(account: slot)
+        facts.lastUsed = scoreboard.lastUsed(account: slot)
+        let cooldown = scoreboard.cooldown(account: slot, owner: account.id, now: now)
+        (facts.cooldownUntil, facts.isLimited) = (cooldown?.until ?? Instant(nanoseconds: 0), cooldown?.isLimit ?? false)
+        let health = AccountHealth(word: scoreboard.health(account: slot))
+        let tier = health.tier(now: now)
+        facts.isDoubtful = scoreboard.failures(account: slot) > 0 || tier == .probing
+        (facts.isDraining, facts.changesAt) = (tier == .draining, tier == .draining ? health.probingAt : .never)
+        guard account.kind == .chatGPT else { return }
+        let primary = scoreboard.quota(account: slot, .primary, now: wall)
+        // Of the long windows the one that holds it up more: few plans have both.
+        let long = [scoreboard.quota(account: slot, .secondary, now: wall), scoreboard.quota(account: slot, .monthly, now: wall)]
+            .compactMap { $0 }.max { $0.usedPermille < $1.usedPermille }
+        (facts.primaryUsed, facts.secondaryUsed) = (primary?.usedPermille, long?.usedPermille)
+        facts.primaryResets = primary?.resetsAt ?? WallTime(milliseconds: 0)
+        facts.secondaryResets = long?.resetsAt ?? WallTime(milliseconds: 0)
+    }
+
+    // MARK: Models with quotas of their own
+
+    /// Reads the accounts as they are for a model that some of them have a quota of its own for; false: it has none.
+    private func freshenModel(_ model: String, _ now: Instant) -> Bool {
+        guard scoreboard.hasModelQuotas else { return false }
+        let (key, wall) = (QuotaKey.of(model: model), Clock.wall)
+        guard all.contains(where: { scoreboard.modelQuota(account: $0.value.slot, key, now: wall) != nil }) else { return false }
+        if modelPool?.key != key { modelPool = (key, pool) }
+        modelPool!.pool.refresh(now: now, wall: wall) { place, facts in
+            read(all[place].value, &facts, now, wall)
+            readModel(all[place].value, key, &facts, now, wall)
+        }
+        return true
+    }
+
+    /// Such a model is not held up by the account's windows, but by its own.
+    private func readModel(_ account: Account, _ key: UInt64, _ facts: inout AccountFacts, _ now: Instant, _ wall: WallTime) {
+        guard let own = scoreboard.modelQuota(account: account.slot, key, now: wall) else { return }
+        if scoreboard.cooldown(account: account.slot, owner: account.id, now: now)?.isQuota == true {
+            (facts.cooldownUntil, facts.isLimited) = (Instant(nanoseconds: 0), false)
+        }
+        (facts.primaryUsed, facts.primaryResets, facts.secondaryUsed) = (own.usedPermille, own.resetsAt, nil)
+        guard own.usedPermille >= 1000 else { return }
+        let until = now.adding(milliseconds: Int(clamping: own.resetsAt.milliseconds - wall.milliseconds))
+        (facts.cooldownUntil, facts.isLimited) = (max(facts.cooldownUntil, until), true)
+    }
+
+    /// The accounts as a choice for this model sees them.
+    func pool(for model: String, _ now: Instant) -> AccountPool { freshenModel(model, now) ? modelPool!.pool : pool }
 
     // MARK: Conversations
 
@@ -159,7 +232,7 @@ final class AccountTable {
     }
 
     /// The first of its keys that somebody remembers.
-    private func pin(_ affinity: Affinity, _ now: Instant) -> Pin? {
+    func pin(_ affinity: Affinity, _ now: Instant) -> Pin? {
         for key in affinity.keys where key.isKnown {
             if let account = scoreboard.pins.account(key.hash, now: now) { return Pin(account, key.strength) }
         }
@@ -189,20 +262,31 @@ final class AccountTable {
         message: "The account that has the previous response is unavailable; retry later, or send the whole conversation without"
             + " previous_response_id", origin: .ourselves)
 
+    static let capReached = ProxyError(
+        status: 429, code: "account_stream_cap", type: "rate_limit_error",
+        message: "Every account that can serve this has as many turns open as it may, and none became free in time. Try again in 5s",
+        origin: .ourselves, retryAfterSeconds: 5)
+
     /// What a client is told when there is none to choose.
     func none(for route: Route) -> ProxyError {
+        var code = "no_accounts"
         let message: String
         if all.isEmpty {
             message = "No account is configured. Add one with: codex-lb accounts add NAME --base-url URL --key-file FILE"
+        } else if stored.strategy == .singleAccount, stored.singleAccount == nil {
+            code = "single_account_not_configured"
+            message = "The routing strategy is single_account, but no account is named. Set one with: codex-lb settings set routing.single_account NAME"
+        } else if stored.strategy == .singleAccount, let name = stored.singleAccount {
+            code = "single_account_unavailable"
+            message = "The routing strategy is single_account, and the account \(name) can't serve \(route.rawValue). See: codex-lb accounts explain"
         } else if all.allSatisfy({ $0.value.state != .active }) {
             message = "All accounts are paused or need a new login. See: codex-lb accounts list"
         } else {
             message = "No active account serves \(route.rawValue). See: codex-lb accounts list"
         }
-        return ProxyError(
-            status: 503, code: "no_accounts", type: "server_error", message: message, origin: .ourselves, retryAfterSeconds: 5)
+        return ProxyError(status: 503, code: code, type: "server_error", message: message, origin: .ourselves, retryAfterSeconds: 5)
     }
 
     /// The account as it is now.
-    func today(_ account: RoutedAccount) -> RoutedAccount? { all.first { $0.value.id == account.value.id } }
+    func today(_ account: RoutedAccount) -> RoutedAccount? { pool.place(of: account.value.id).map { all[$0] } }
 }

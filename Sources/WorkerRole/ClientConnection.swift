@@ -180,7 +180,7 @@ final class ClientConnection: ByteStreamDelegate {
         self.request = nil
         access?.line.bytesIn = request.receivedBytes
         guard request.route.isTurn else { return worker.answer(request, on: self) }
-        request.read(on: worker.bodyWork) { [self] reading in
+        request.read(on: worker.bodyWork, aliases: worker.accounts.stored.aliases) { [self] reading in
             guard machine.phase == .answering else { return }  // it went meanwhile
             worker.startTurn(request, reading, self)
         }

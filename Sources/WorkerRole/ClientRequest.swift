@@ -56,7 +56,7 @@ final class ClientRequest {
     typealias Reading = Result<TurnRequest, ProxyError>
 
     /// Unpacks and reads the whole body, a large one on the thread pool; `done` is called at once or from the loop.
-    func read(on lane: WorkLane, _ done: @escaping (Reading) -> Void) {
+    func read(on lane: WorkLane, aliases: [String: String], _ done: @escaping (Reading) -> Void) {
         let encodings = head.fields.contentEncodings
         let body = self.body
         self.body = []
@@ -64,22 +64,24 @@ final class ClientRequest {
         if body.count <= inline {
             // A small body may unpack to a large one: then the attempt ends early and the thread pool does it.
             let (reading, isLarger) = Self.read(
-                body, encodings, route, bytesMax: encodings.isEmpty ? inline : min(inline, route.bodyBytesMax))
+                body, encodings, route, aliases, bytesMax: encodings.isEmpty ? inline : min(inline, route.bodyBytesMax))
             if !isLarger { return done(counted(reading)) }
         }
-        unpack(body, encodings, room: encodings.isEmpty ? body.count : max(1 << 20, 8 * body.count), on: lane, done)
+        unpack(body, encodings, room: encodings.isEmpty ? body.count : max(1 << 20, 8 * body.count), aliases, on: lane, done)
     }
 
     /// What a packed body unpacks to has its room before it is unpacked: more is tried with more.
-    private func unpack(_ body: [UInt8], _ encodings: [String], room: Int, on lane: WorkLane, _ done: @escaping (Reading) -> Void) {
+    private func unpack(
+        _ body: [UInt8], _ encodings: [String], room: Int, _ aliases: [String: String], on lane: WorkLane, _ done: @escaping (Reading) -> Void
+    ) {
         let route = route
         let room = min(room, route.bodyBytesMax)
         guard encodings.isEmpty || memory.resize(to: body.count + room) else {
             return done(.failure(MemoryBudget.overloaded("the request body does not fit when it is unpacked")))
         }
-        lane.run({ Self.read(body, encodings, route, bytesMax: room) }) { [self] reading, isLarger in
+        lane.run({ Self.read(body, encodings, route, aliases, bytesMax: room) }) { [self] reading, isLarger in
             guard isLarger, room < route.bodyBytesMax else { return done(counted(reading)) }
-            unpack(body, encodings, room: 4 * room, on: lane, done)
+            unpack(body, encodings, room: 4 * room, aliases, on: lane, done)
         }
     }
 
@@ -91,10 +93,12 @@ final class ClientRequest {
     }
 
     /// `isLarger`: more than `bytesMax` came out.
-    private static func read(_ body: [UInt8], _ encodings: [String], _ route: Route, bytesMax: Int) -> (reading: Reading, isLarger: Bool) {
+    private static func read(
+        _ body: [UInt8], _ encodings: [String], _ route: Route, _ aliases: [String: String], bytesMax: Int
+    ) -> (reading: Reading, isLarger: Bool) {
         do throws(InflateError) {
             let whole = encodings.isEmpty ? body : try Inflate.decode(body, encodings: encodings, bytesMax: bytesMax)
-            return (Result { () throws(ProxyError) in try TurnRequest(whole, route: route) }, false)
+            return (Result { () throws(ProxyError) in try TurnRequest(whole, route: route, aliases: aliases) }, false)
         } catch {
             return (.failure(problem(error, bytesMax)), error == .tooLarge)
         }

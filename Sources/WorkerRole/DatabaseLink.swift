@@ -135,11 +135,9 @@ final class DatabaseLink: StoreLink {
 
     private func loadSnapshot() {
         let settings = worker.settings
-        pool.snapshot(
-            { fingerprint throws(StoreError) in
-                try Vault.load(sealedWith: fingerprint, keyPath: settings.keyFile, place: settings.database.url.description)
-            }, withFacts: hasFacts
-        ) { [weak self] result in
+        pool.snapshot(revision: Int(revision) ?? 0, { fingerprint throws(StoreError) in
+            try Vault.load(sealedWith: fingerprint, keyPath: settings.keyFile, place: settings.database.url.description)
+        }) { [weak self] result in
             guard let self else { return }
             switch result {
             case .success(let snapshot):

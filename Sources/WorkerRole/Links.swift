@@ -52,6 +52,12 @@ final class SupervisorLink: ByteStreamDelegate {
                 case .logOrder(let order):
                     Logs.obey(order.level, reopens: order.reopen, worker.log)
                     if order.reopen { worker.accessLog?.reopen(worker.log) }
+                case .explainRequest(let question):
+                    let reply = worker.explain(question)
+                    send {
+                        $0.correlation = frame.correlation
+                        $0.explainReply = reply
+                    }
                 default: break  // a newer supervisor may say more
                 }
             }
@@ -231,6 +237,7 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
             $0.storeCommand.renewLogin.refreshToken = new.refreshToken ?? ""
             if let token = new.idToken { $0.storeCommand.renewLogin.idToken = token }
             if let id = new.chatGPTAccountID { $0.storeCommand.renewLogin.chatgptAccountID = id }
+            $0.storeCommand.renewLogin.headers = new.headers.map { HeaderMessage($0) }
         }
     }
 

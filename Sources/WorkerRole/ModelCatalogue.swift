@@ -36,7 +36,8 @@ final class ModelCatalogue {
         var next: [Int64: Entry] = [:]
         for account in active {
             let id = account.value.id
-            if let entry = entries[id], entry.account.value == account.value {
+            if var entry = entries[id], entry.account.value.isSamePlace(as: account.value) {
+                entry.account = account
                 next[id] = entry
             } else {
                 entries[id]?.fetch?.cancel()
@@ -147,5 +148,12 @@ final class ModelCatalogue {
     func sweep(_ now: Instant) {
         for entry in entries.values { entry.fetch?.sweep(now) }
         answerWaiting()
+    }
+}
+
+extension Account {
+    /// The same upstream with the same rights: what is known of its models holds.
+    fileprivate func isSamePlace(as other: Account) -> Bool {
+        kind == other.kind && state == other.state && baseURL == other.baseURL && credentials == other.credentials
     }
 }

@@ -25,10 +25,10 @@ final class ModelFetch {
         // ChatGPT's list depends on the version of Codex that asks.
         let query = isChatGPT ? "?client_version=\(worker.settings.codexClientVersion)" : ""
         let path = (Route.models.upstreamPath(account.value.kind) ?? "/models") + query
-        var fields: [(name: StaticString, value: String)] = [("Authorization", account.authorization), ("Accept", "application/json")]
+        var fields = account.credentials + [(name: "Accept", value: "application/json")]
         if isChatGPT, let id = account.chatGPTAccountID { fields.append(("chatgpt-account-id", id)) }
         fetch = Fetch(
-            worker.pool, .init(.get, account.origin, account.prefix + path, fields: fields), bytesMax: Limits.modelListBytesMax,
+            worker.pool, .init(.get, account.origin, account.target(path), fields: fields), bytesMax: Limits.modelListBytesMax,
             milliseconds: Limits.modelListMilliseconds)
     }
 

@@ -9,9 +9,11 @@ final class RoutedAccount {
     let value: Account
     let origin: Origin
     /// Path of the base URL.
-    let prefix: String
-    /// `Bearer …`
-    let authorization: String
+    private let prefix: String
+    /// Its query, with the `?`; mostly empty.
+    private let query: String
+    /// What proves whose account it is: `Authorization`, and the account's own fields.
+    let credentials: [(name: String, value: String)]
     /// The fields of each request to it that depend on nothing else.
     let headFields: [UInt8]
     /// When its login is to be renewed; nil of one that can't be.
@@ -29,15 +31,17 @@ final class RoutedAccount {
     }
 
     init?(_ account: Account, passesOrganization: Bool) {
-        guard let (origin, prefix) = Origin.parse(account.baseURL) else { return nil }
+        guard let (origin, prefix, query) = Origin.parse(base: account.baseURL) else { return nil }
         value = account
-        (self.origin, self.prefix) = (origin, prefix)
+        (self.origin, self.prefix, self.query) = (origin, prefix, query)
         renewsAt = LoginAge.renewal(of: account)
-        authorization = "Bearer " + account.credentials.bearer
+        let bearer = account.credentials.bearer
+        credentials =
+            (bearer.isEmpty ? [] : [("Authorization", "Bearer " + bearer)]) + account.credentials.headers.map { ($0.name, $0.value) }
         self.passesOrganization = passesOrganization && account.kind == .apiKey
         var fields: [UInt8] = []
         HeadWriter.field("Host", origin.authority, into: &fields)
-        HeadWriter.field("Authorization", authorization, into: &fields)
+        for (name, value) in credentials { HeadWriter.field(named: name, value, into: &fields) }
         HeadWriter.field("Content-Type", "application/json", into: &fields)
         // What comes is read here; packed answers are unpacked, but nobody need pack them.
         HeadWriter.field("Accept-Encoding", "identity", into: &fields)
@@ -46,5 +50,11 @@ final class RoutedAccount {
             if let id = Self.accountID(account) { HeadWriter.field("chatgpt-account-id", id, into: &fields) }
         }
         headFields = fields
+    }
+
+    /// Where a path below the base URL is.
+    func target(_ path: String) -> String {
+        guard !query.isEmpty else { return prefix + path }
+        return prefix + path + (path.contains("?") ? "&" + query.dropFirst() : query)
     }
 }

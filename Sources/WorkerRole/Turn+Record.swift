@@ -14,7 +14,7 @@ extension Turn {
         var record = UsageRecord(id: request.recordID, time: request.time, route: request.route.rawValue, requestID: request.id)
         record.keyID = request.key?.id
         record.accountID = account?.value.id
-        record.modelAsked = ask.model.cut(utf8: Limits.recordModelBytesMax)
+        record.modelAsked = ask.modelAsked.cut(utf8: Limits.recordModelBytesMax)
         record.modelServed = findings.modelServed.cut(utf8: Limits.recordModelBytesMax)
         record.status = outcome.status
         record.errorCode = outcome.mark.cut(utf8: Limits.recordCodeBytesMax)

@@ -108,14 +108,28 @@ final class Turn: UpstreamUser, Answering {
 
     // MARK: The account
 
+    var isFinished: Bool { machine.isFinished }
+
     private func select() {
-        switch worker.accounts.choose(for: request.route, model: ask.model, affinity, excluding: machine.tried, now: now) {
+        release()
+        if !worker.capLine.isEmpty { worker.capLine.look() }
+        chosen(choose())
+    }
+
+    func choose() -> AccountChoice {
+        worker.accounts.choose(for: request.route, model: ask.model, affinity, excluding: machine.tried, now: now)
+    }
+
+    func chosen(_ choice: AccountChoice) {
+        switch choice {
         case .account(let chosen, let isOnly):
-            lease(chosen)
+            (account, isLeased) = (chosen, true)
             perform(
                 machine.accountSelected(
                     chosen.value.id, isChatGPT: chosen.value.kind == .chatGPT, isOnly: isOnly,
                     isGuess: !isOnly && ask.previousResponseID != nil, mayRenew: chosen.renewsAt != nil))
+        case .full:
+            if !worker.capLine.join(self) { gaveUpWaiting() }
         case .ownerUnavailable:
             perform(machine.noAccount(AccountTable.ownerUnavailable, inStream: true, now))
         case .allLimited(let until):
@@ -126,9 +140,15 @@ final class Turn: UpstreamUser, Answering {
                 resetsAt: (until.milliseconds + 999) / 1000)
             perform(machine.noAccount(error, inStream: false, now))
         case .noneEligible, .allTried:
+            if let error = worker.accounts.modelNotFound(for: request.route, model: ask.model) {
+                return perform(machine.noAccount(error, inStream: false, now))
+            }
             perform(machine.noAccount(worker.accounts.none(for: request.route), inStream: true, now))
         }
     }
+
+    /// No account has had room for it in time, or too many wait.
+    func gaveUpWaiting() { perform(machine.noAccount(AccountTable.capReached, inStream: false, now)) }
 
     private func renew() {
         guard let account else { return }
@@ -138,17 +158,11 @@ final class Turn: UpstreamUser, Answering {
         }
     }
 
-    private func lease(_ chosen: RoutedAccount) {
-        release()
-        (account, isLeased) = (chosen, true)
-        // To the nanosecond: of accounts with as few turns the one that was used least recently is next, also within a millisecond.
-        worker.scoreboard.turnStarted(account: chosen.value.slot, worker: worker.slot, now: worker.loop.now)
-    }
-
     private func release() {
         guard let account, isLeased else { return }
         isLeased = false
-        worker.scoreboard.turnEnded(account: account.value.slot, worker: worker.slot)
+        worker.accounts.release(account)
+        worker.capLine.accountReleased()
     }
 
     private func learn(_ outcome: TurnOutcome) {
@@ -222,7 +236,7 @@ final class Turn: UpstreamUser, Answering {
         }
         machine.requestSent(isAgain: isAgain)
         self.connection = connection
-        var head = UpstreamRequest.head(request, account, target: account.prefix + path, bodyCount: body.count)
+        var head = UpstreamRequest.head(request, account, target: account.target(path), bodyCount: body.count)
         // A small body travels with its head in one packet.
         let isJoined = body.count < Limits.joinedBodyBytesMax
         if isJoined { head += body }

@@ -5,10 +5,10 @@ import Vocabulary
 /// The question for a login's figures.
 enum UsageFetch {
     static func make(_ pool: UpstreamPool, _ account: RoutedAccount) -> Fetch {
-        var fields: [(name: StaticString, value: String)] = [("Authorization", account.authorization), ("Accept", "application/json")]
+        var fields = account.credentials + [(name: "Accept", value: "application/json")]
         if let id = account.chatGPTAccountID { fields.append(("chatgpt-account-id", id)) }
         return Fetch(
-            pool, .init(.get, account.origin, account.prefix + "/wham/usage", fields: fields), bytesMax: Limits.usageAnswerBytesMax,
+            pool, .init(.get, account.origin, account.target("/wham/usage"), fields: fields), bytesMax: Limits.usageAnswerBytesMax,
             milliseconds: Limits.usageAnswerMilliseconds)
     }
 }

@@ -71,6 +71,7 @@ final class Worker {
     private var random = IDGenerator()
     var prices = PriceBook()
     lazy var catalogue = ModelCatalogue(self)
+    lazy var capLine = CapLine(self)
     lazy var logins = LoginRenewals(self)
     lazy var usage = UsagePolls(self)
     lazy var facts = FactRecords(self)
@@ -108,7 +109,7 @@ final class Worker {
         originPolicy = OriginPolicy(allowed: settings.allowedOrigins)
         bodyWork = WorkLane(loop, threadsMax: Limits.bodyThreadsMax)
         accounts = AccountTable(
-            scoreboard, passingOrganization: settings.accountsPassingOrganization, isSticky: settings.isSticky, log)
+            scoreboard, row: heritage.row, passingOrganization: settings.accountsPassingOrganization, isSticky: settings.isSticky, log)
         gate = ClientGate(
             settings, isExposed: heritage.listeners.contains { !Sockets.isLocal($0) }, tells: heritage.slot == 0, log)
         pool.counted = { [scoreboard] reused in scoreboard.add(reused ? .upstreamReused : .upstreamConnects, worker: heritage.row) }
@@ -133,7 +134,8 @@ final class Worker {
     func snapshotArrived(_ new: Snapshot) {
         let previous = snapshot
         snapshot = new
-        accounts.replace(with: new.accounts, previous: previous?.accounts ?? [], facts: new.facts, pepper: new.pepper)
+        accounts.replace(
+            with: new.accounts, previous: previous?.accounts ?? [], facts: new.facts, pepper: new.pepper, StoredSettings(new.settings))
         pool.expect(accounts.all.lazy.map(\.origin))
         gate.replace(with: new.clientKeys, pepper: new.pepper)
         if previous?.accounts != new.accounts {

@@ -22,7 +22,9 @@ public enum StoreCommands {
                     chatGPTAccountID: m.hasChatgptAccountID ? m.chatgptAccountID : nil)
                 let known: NewAccount.Known = m.replaces ? .replaced : m.renews ? .renewed(byName: m.nameGiven) : .refused
                 let (account, renewed) = try session.putAccount(
-                    NewAccount(name: m.name, kind: kind, baseURL: m.baseURL, credentials: credentials, known: known), now: now)
+                    NewAccount(
+                        name: m.name, kind: kind, baseURL: m.baseURL, credentials: credentials, known: known,
+                        change: try AccountChange(m.change)), now: now)
                 reply.accounts = [AccountMessage(withoutSecrets: account)]
                 reply.renewed = renewed
             case .setAccountState(let m) where m.hasID:
@@ -36,10 +38,20 @@ public enum StoreCommands {
             case .setAccountState(let m):
                 guard let state = Account.State(rawValue: m.state) else { throw StoreError(.invalid, "no such state: \(m.state)") }
                 reply.accounts = [AccountMessage(withoutSecrets: try session.setAccountState(m.name, state, now: now))]
+            case .setAccount(let m):
+                reply.accounts = [AccountMessage(withoutSecrets: try session.setAccount(m.name, AccountChange(m.change), now: now))]
+            case .setSetting(let m):
+                try session.set(m.name, to: m.value)
+            case .unsetSetting(let m):
+                reply.wasSet = try session.unset(m.name)
+            case .listSettings:
+                hasChanged = false
+                reply.settings = Dictionary(try session.settings(), uniquingKeysWith: { _, new in new })
             case .renewLogin(let m):
-                let credentials = Account.Credentials(
+                var credentials = Account.Credentials(
                     bearer: m.bearer, refreshToken: m.refreshToken, idToken: m.hasIDToken ? m.idToken : nil,
                     chatGPTAccountID: m.hasChatgptAccountID ? m.chatgptAccountID : nil)
+                credentials.headers = m.headers.map { Account.Header($0.name, $0.value) }
                 hasChanged = try session.renewLogin(
                     account: m.id, changedAt: WallTime(milliseconds: m.unchangedSinceMs), credentials, now: now)
             case .removeAccount(let m):
@@ -75,5 +87,23 @@ public enum StoreCommands {
             reply.error = error.message
             return Outcome(reply: reply, snapshot: nil)
         }
+    }
+}
+
+extension AccountChange {
+    init(_ m: AccountChangeMessage) throws(StoreError) {
+        self.init()
+        if m.hasPolicy {
+            guard let policy = Account.Policy(rawValue: m.policy) else {
+                let known = Account.Policy.allCases.map(\.rawValue).joined(separator: ", ")
+                throw StoreError(.invalid, "policy \"\(m.policy)\": give one of \(known)")
+            }
+            self.policy = policy
+        }
+        if m.hasWeight { weight = Int(m.weight) }
+        if m.hasStreamsMax { streamsMax = Int(m.streamsMax) }
+        if m.setsModels { models = m.models }
+        if m.hasOverflow { isOverflow = m.overflow }
+        if m.setsHeaders { headers = m.headers.map { Account.Header($0.name, $0.value) } }
     }
 }

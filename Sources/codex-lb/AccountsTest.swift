@@ -21,14 +21,14 @@ extension Accounts {
             let settings = try data.settings()
             let account = try LocalStore.account(name, settings)
             print("account   \(account.name), \(account.kind.rawValue), \(account.state.rawValue)")
-            guard let (origin, prefix) = Origin.parse(account.baseURL) else {
+            guard let (origin, prefix, query) = Origin.parse(base: account.baseURL) else {
                 complain("its base URL \(account.baseURL) is none")
                 throw ExitCode(1)
             }
             let isLogin = account.kind == .chatGPT
-            var fields: [(name: StaticString, value: String)] = [
-                ("Authorization", "Bearer \(account.credentials.bearer)"), ("Accept", "application/json"),
-            ]
+            var fields: [(name: String, value: String)] = [("Accept", "application/json")]
+            if !account.credentials.bearer.isEmpty { fields.append(("Authorization", "Bearer \(account.credentials.bearer)")) }
+            fields += account.credentials.headers.map { ($0.name, $0.value) }
             if isLogin, let id = account.credentials.chatGPTAccountID, !id.hasPrefix("email_"), !id.hasPrefix("local_") {
                 fields.append(("chatgpt-account-id", id))
             }
@@ -38,7 +38,7 @@ extension Accounts {
             let answer: Fetch.Answer
             do throws(Fetch.Problem) {
                 answer = try fetch.perform(
-                    Fetch.Request(.get, origin, path, fields: fields), bytesMax: Limits.modelListBytesMax,
+                    Fetch.Request(.get, origin, path + query, fields: fields), bytesMax: Limits.modelListBytesMax,
                     milliseconds: Limits.loginRequestMilliseconds)
             } catch {
                 print("upstream  \(origin.authority) does not answer: \(error.reason.printable)")

@@ -9,7 +9,7 @@ enum BaseURL {
     private static func isAlphanumeric(_ c: UInt8) -> Bool { (48...57).contains(c) || (65...90).contains(c & 0xDF) }
     private static func isHex(_ c: UInt8) -> Bool { (48...57).contains(c) || (65...70).contains(c & 0xDF) }
 
-    /// `http(s)://HOST[:PORT][/PATH]` without a slash at its end. What can't work is refused: it would be every turn's failure.
+    /// `http(s)://HOST[:PORT][/PATH][?QUERY]` without a slash at its path's end. What can't work is refused: it would be every turn's failure.
     /// `listen`: where this instance serves, for an upstream that is ourselves would be asked for ever.
     static func checked(_ url: String, _ kind: Account.Kind, listen: [String]) throws -> String {
         let example = kind == .apiKey ? "https://api.openai.com/v1" : "https://chatgpt.com/backend-api"
@@ -17,7 +17,8 @@ enum BaseURL {
             complain("base URL \"\(url)\": \(why), for example \(example)")
             return ExitCode(2)
         }
-        var text = url
+        var text = String(url.prefix { $0 != "?" })
+        let query = url.dropFirst(text.count)
         while text.hasSuffix("/") { text.removeLast() }
         let rest = text.hasPrefix("https://") ? text.dropFirst(8) : text.hasPrefix("http://") ? text.dropFirst(7) : ""
         let authority = rest.prefix { $0 != "/" }
@@ -26,8 +27,8 @@ enum BaseURL {
         if let colon = authority.lastIndex(of: ":"), !authority.hasSuffix("]") {
             (host, port) = (authority[..<colon], authority[authority.index(after: colon)...])
         }
-        guard !host.isEmpty, !rest.contains("@"), !rest.contains("?"), !rest.contains("#"),
-            rest.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }), !host.contains(":") || host.hasPrefix("[")
+        guard !host.isEmpty, !rest.contains("@"), !url.contains("#"), query != "?",
+            (rest + query).utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }), !host.contains(":") || host.hasPrefix("[")
         else { throw refuse("expected https://HOST[:PORT][/PATH]") }
         let isAddress =
             host.hasPrefix("[") && host.hasSuffix("]") && host.dropFirst().dropLast().utf8.allSatisfy { isHex($0) || $0 == 58 || $0 == 46 }
@@ -63,6 +64,7 @@ enum BaseURL {
         if isLoopback, listen.contains(where: { $0.split(separator: ":").last.flatMap { UInt16($0) } == number }) {
             throw refuse("port \(number) of this host is where codex-lb itself listens")
         }
-        return text
+        guard query.isEmpty || kind == .apiKey else { throw refuse("ChatGPT's backend takes no query of an account's") }
+        return text + query
     }
 }

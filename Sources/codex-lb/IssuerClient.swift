@@ -66,7 +66,7 @@ struct IssuerClient {
     }
 
     func post(_ path: String, _ type: String, _ body: [UInt8]) throws -> Fetch.Answer {
-        let fields: [(name: StaticString, value: String)] = [("Content-Type", type), ("Accept", "application/json")]
+        let fields: [(name: String, value: String)] = [("Content-Type", type), ("Accept", "application/json")]
         let request = Fetch.Request(.post, origin, prefix + path, fields: fields, body: body)
         do throws(Fetch.Problem) {
             return try fetch.perform(request, bytesMax: Limits.renewalAnswerBytesMax, milliseconds: Limits.loginRequestMilliseconds)

@@ -41,7 +41,7 @@ enum StoreClient {
 
     private static func isList(_ command: StoreCommand) -> Bool {
         switch command.body {
-        case .listAccounts, .listClientKeys, .listUsage: true
+        case .listAccounts, .listClientKeys, .listUsage, .listSettings: true
         default: false
         }
     }

@@ -1,5 +1,6 @@
 import CPlatform
 import Platform
+import Synchronization
 import Testing
 import Vocabulary
 
@@ -121,12 +122,13 @@ import Vocabulary
     func inFlight() throws {
         let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
         board.setRows(inUse: 3)
-        for worker in 0..<3 { board.turnStarted(account: 5, worker: worker, now: Instant(nanoseconds: 9)) }
-        board.turnStarted(account: 5, worker: 1, now: Instant(nanoseconds: 10))
+        for worker in 0..<3 { #expect(board.acquire(account: 5, worker: worker, cap: .max, now: Instant(nanoseconds: 9))) }
+        #expect(board.acquire(account: 5, worker: 1, cap: 4, now: Instant(nanoseconds: 10)))
+        #expect(!board.acquire(account: 5, worker: 2, cap: 4, now: Instant(nanoseconds: 11)))
         #expect(board.inFlight(account: 5) == 4 && board.lastUsed(account: 5) == Instant(nanoseconds: 10))
         board.close(row: 1)
         #expect(board.inFlight(account: 5) == 2)
-        board.turnEnded(account: 5, worker: 0)
+        board.release(account: 5, worker: 0)
         #expect(board.inFlight(account: 5) == 1 && board.inFlight(account: 4) == 0)
     }
 
@@ -199,7 +201,7 @@ import Vocabulary
             board.add(.inputTokens, worker: worker, .max)
             board.observeFirstByte(milliseconds: .max, worker: worker)
             board.observeFirstByte(milliseconds: .max, worker: worker)
-            board.turnEnded(account: 0, worker: worker)  // below zero
+            board.release(account: 0, worker: worker)  // below zero
         }
         #expect(board.sum(.inputTokens) == -2)
         #expect(board.firstByteHistogram.counts.last == 4)
@@ -283,5 +285,54 @@ import Vocabulary
             Descriptor.close(descriptor)
         }
         #expect(HandoverSocket.take(from: socket.taking) == nil)
+    }
+}
+
+@Suite struct AccountCapTests {
+    private func board(rows: Int) throws -> Scoreboard {
+        let board = Scoreboard(fresh: try SharedMemory.create("test:caps", count: Scoreboard.memoryBytes))
+        board.setRows(inUse: rows)
+        return board
+    }
+
+    /// Threads stand for workers: the memory is the same. Each counts itself in after it was let in and out before it leaves.
+    @Test("However many take at once, no more than the cap are in; at the end nobody is")
+    func cap() async throws {
+        let board = try board(rows: 4)
+        let inside = Atomic<Int>(0)
+        let highest = Atomic<Int>(0)
+        await withTaskGroup(of: Void.self) { group in
+            for row in 0..<4 {
+                group.addTask {
+                    for turn in 0..<20_000 {
+                        guard board.acquire(account: 9, worker: row, cap: 3, now: Instant(nanoseconds: UInt64(turn))) else { continue }
+                        let now = inside.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
+                        highest.max(now, ordering: .sequentiallyConsistent)
+                        inside.wrappingSubtract(1, ordering: .sequentiallyConsistent)
+                        board.release(account: 9, worker: row)
+                    }
+                }
+            }
+            // The supervisor compares meanwhile and finds nothing.
+            group.addTask { for _ in 0..<200 { #expect(board.reconcile() == 0) } }
+        }
+        #expect((1...3).contains(highest.load(ordering: .relaxed)) && board.inFlight(account: 9) == 0)
+    }
+
+    @Test("A worker that is killed between two counts leaves one turn too many, until it is compared")
+    func reconciled() throws {
+        let board = try board(rows: 3)
+        #expect(board.acquire(account: 2, worker: 0, cap: 3, now: Instant(nanoseconds: 1)))
+        #expect(board.acquire(account: 2, worker: 1, cap: 3, now: Instant(nanoseconds: 1)))
+        board.dieInAcquire(account: 2, worker: 1)
+        #expect(board.inFlight(account: 2) == 3 && board.reconcile() == 0, "it may still be about to count itself")
+        board.close(row: 1)
+        #expect(board.inFlight(account: 2) == 2, "its share is taken back, what it was in the middle of is not known")
+        let changes = board.accountChanges
+        #expect(board.reconcile() == 1 && board.inFlight(account: 2) == 1 && board.accountChanges != changes)
+        #expect(board.reconcile() == 0)
+        board.release(account: 2, worker: 0)
+        board.release(account: 2, worker: 0)
+        #expect(board.inFlight(account: 2) == 0)
     }
 }

@@ -1,0 +1,49 @@
+import Routing
+import Testing
+import Vocabulary
+
+@Suite struct WaitingLineTests {
+    @Test("Each client in its turn, each client's turns in theirs")
+    func fair() {
+        var line = WaitingLine<String>()
+        for i in 1...3 { #expect(line.join("a\(i)", key: 1, by: later(100))) }
+        for i in 1...2 { #expect(line.join("b\(i)", key: 2, by: later(100))) }
+        var room = 2
+        var served: [String] = []
+        func serve(_ more: Int) {
+            room = more
+            line.serve { waiter in
+                guard room > 0 else { return .waits }
+                room -= 1
+                served.append(waiter)
+                return .served
+            }
+        }
+        serve(1)
+        serve(1)
+        serve(3)
+        #expect(served == ["a1", "b1", "a2", "b2", "a3"] && line.isEmpty)
+    }
+
+    @Test("One that waits for its own account holds up nobody; one that waits for any holds up those behind it")
+    func own() {
+        var line = WaitingLine<Int>()
+        for i in 1...4 { _ = line.join(i, key: 1, by: later(100)) }
+        var asked: [Int] = []
+        line.serve {
+            asked.append($0)
+            return $0 == 1 ? .waitsForOwn : $0 == 2 ? .served : .waits
+        }
+        #expect(asked == [1, 2, 1, 3] && line.count == 3)
+    }
+
+    @Test("The line is bounded, and those whose time is over leave it in the order in which they came")
+    func bounds() {
+        var line = WaitingLine<Int>(countMax: 3)
+        for i in 1...3 { #expect(line.join(i, key: Int64(i % 2), by: later(i * 10))) }
+        #expect(!line.join(4, key: 9, by: later(5)))
+        #expect(line.expired(later(20)) == [1, 2] && line.count == 1)
+        line.remove { $0 == 3 }
+        #expect(line.isEmpty && line.expired(.never) == [])
+    }
+}
