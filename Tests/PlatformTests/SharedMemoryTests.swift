@@ -165,6 +165,81 @@ import Vocabulary
         #expect(cooldown.until == at(300) && !cooldown.isLimit)
     }
 
+    @Test("Figures end a quota's cooldown of before they were asked for, no other and no later one")
+    func quotaEnds() throws {
+        let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
+        func isCooling() -> Bool { board.cooldown(account: 1, owner: 11, now: at(1)) != nil }
+        board.claim(account: 1, owner: 11)
+        board.coolDown(account: 1, owner: 11, until: at(500), isLimit: true, at: wall)
+        let ofRate = board.endQuotaCooldown(account: 1, owner: 11, mark: board.cooldownMark(account: 1), at: wall)
+        #expect(!ofRate && isCooling())
+        board.coolDown(account: 1, owner: 11, until: at(600), isLimit: true, isQuota: true, at: wall)
+        let mark = board.cooldownMark(account: 1)
+        board.coolDown(account: 1, owner: 11, until: at(700), isLimit: true, isQuota: true, at: wall)
+        let ofBefore = board.endQuotaCooldown(account: 1, owner: 11, mark: mark, at: wall)
+        #expect(!ofBefore && isCooling())
+        let ofNow = board.endQuotaCooldown(account: 1, owner: 11, mark: board.cooldownMark(account: 1), at: wall)
+        #expect(ofNow && !isCooling())
+        // A login that was renewed keeps its limits and loses the rest.
+        board.coolDown(account: 1, owner: 11, until: at(500), isLimit: true, at: wall)
+        board.endCooldown(account: 1, keepsLimits: true, at: wall)
+        #expect(isCooling())
+        board.endCooldown(account: 1, at: wall)
+        board.coolDown(account: 1, owner: 11, until: at(500), isLimit: false, at: wall)
+        board.endCooldown(account: 1, keepsLimits: true, at: wall)
+        #expect(!isCooling())
+    }
+
+    @Test("What is restored counts when it is newer than what is known, and only for the account whose it is")
+    func restored() throws {
+        let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
+        func restore(_ until: Instant?, _ time: Int64, owner: Int64 = 11) {
+            let trouble = Trouble(at: WallTime(milliseconds: time), .refused, status: 429, code: "usage_limit_reached")
+            board.restoreHealth(
+                account: 1, owner: owner, until: until, isLimit: true, isQuota: true, trouble: trouble, at: WallTime(milliseconds: time))
+        }
+        board.claim(account: 1, owner: 11)
+        restore(at(500), 1_000, owner: 12)
+        #expect(board.cooldown(account: 1, owner: 11, now: at(1)) == nil && board.trouble(account: 1) == nil)
+        restore(at(500), 1_000)
+        #expect(board.cooldown(account: 1, owner: 11, now: at(1))?.isQuota == true)
+        #expect(board.trouble(account: 1)?.description == "429 usage_limit_reached" && board.healthAt(account: 1).milliseconds == 1_000)
+        restore(nil, 999)
+        #expect(board.cooldown(account: 1, owner: 11, now: at(1)) != nil, "older")
+        restore(nil, 2_000)
+        #expect(board.cooldown(account: 1, owner: 11, now: at(1)) == nil)
+        // Changes of one millisecond are told apart, and a clock that was set back does not hold them up.
+        board.coolDown(account: 1, owner: 11, until: at(700), isLimit: true, at: WallTime(milliseconds: 2_000))
+        #expect(board.healthAt(account: 1).milliseconds == 2_001)
+        board.endCooldown(account: 1, at: WallTime(milliseconds: 500))
+        #expect(board.healthAt(account: 1).milliseconds == 2_002)
+        board.coolDown(account: 1, owner: 11, until: at(700), isLimit: true, at: WallTime(milliseconds: 10_000_000))
+        board.endCooldown(account: 1, at: WallTime(milliseconds: 3_000))
+        #expect(board.healthAt(account: 1).milliseconds == 3_000)
+    }
+
+    @Test("Quotas of models are told apart by their names, end with their windows, and go when figures leave them out")
+    func modelQuotas() throws {
+        let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        board.claim(account: 1, owner: 11)
+        let end = WallTime(milliseconds: wall.milliseconds + 90_000)
+        #expect(!board.hasModelQuotas)
+        let names = (0..<6).map { "gpt-5.\($0)-spark" }
+        board.setModelQuotas(account: 1, owner: 11, names.enumerated().map { (QuotaKey.of(model: $1), $0 * 200, end) })
+        #expect(board.hasModelQuotas)
+        for (place, name) in names.enumerated() {
+            let quota = board.modelQuota(account: 1, QuotaKey.of(model: name.uppercased()), now: wall)
+            #expect(quota?.usedPermille == (place < Limits.modelQuotasMax ? place * 200 : nil))
+        }
+        #expect(board.modelQuota(account: 1, QuotaKey.of(model: names[1]), now: end)?.usedPermille != nil, "rounded up to a minute")
+        #expect(board.modelQuota(account: 1, QuotaKey.of(model: names[1]), now: WallTime(milliseconds: end.milliseconds + 60_000)) == nil)
+        #expect(board.modelQuota(account: 1, QuotaKey.of(model: "gpt-5.4"), now: wall) == nil)
+        board.setModelQuotas(account: 1, owner: 11, [])
+        #expect(board.modelQuota(account: 1, QuotaKey.of(model: names[1]), now: wall) == nil)
+    }
+
     @Test("Failures in a row are counted once per cooldown, and an answer forgets them")
     func failures() throws {
         let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
@@ -288,6 +363,17 @@ import Vocabulary
     }
 }
 
+/// How many are in, and were at most.
+private final class Count: Sendable {
+    private let inside = Atomic<Int>(0)
+    let highest = Atomic<Int>(0)
+    func enter() {
+        let now = inside.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
+        highest.max(now, ordering: .sequentiallyConsistent)
+    }
+    func leave() { inside.wrappingSubtract(1, ordering: .sequentiallyConsistent) }
+}
+
 @Suite struct AccountCapTests {
     private func board(rows: Int) throws -> Scoreboard {
         let board = Scoreboard(fresh: try SharedMemory.create("test:caps", count: Scoreboard.memoryBytes))
@@ -299,16 +385,14 @@ import Vocabulary
     @Test("However many take at once, no more than the cap are in; at the end nobody is")
     func cap() async throws {
         let board = try board(rows: 4)
-        let inside = Atomic<Int>(0)
-        let highest = Atomic<Int>(0)
+        let count = Count()
         await withTaskGroup(of: Void.self) { group in
             for row in 0..<4 {
                 group.addTask {
                     for turn in 0..<20_000 {
                         guard board.acquire(account: 9, worker: row, cap: 3, now: Instant(nanoseconds: UInt64(turn))) else { continue }
-                        let now = inside.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
-                        highest.max(now, ordering: .sequentiallyConsistent)
-                        inside.wrappingSubtract(1, ordering: .sequentiallyConsistent)
+                        count.enter()
+                        count.leave()
                         board.release(account: 9, worker: row)
                     }
                 }
@@ -316,7 +400,7 @@ import Vocabulary
             // The supervisor compares meanwhile and finds nothing.
             group.addTask { for _ in 0..<200 { #expect(board.reconcile() == 0) } }
         }
-        #expect((1...3).contains(highest.load(ordering: .relaxed)) && board.inFlight(account: 9) == 0)
+        #expect((1...3).contains(count.highest.load(ordering: .relaxed)) && board.inFlight(account: 9) == 0)
     }
 
     @Test("A worker that is killed between two counts leaves one turn too many, until it is compared")
