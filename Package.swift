@@ -86,7 +86,7 @@ let package = Package(
                 "Platform", "Loop", "Upstream", "Sealing", "Inflate", "Diagnostics", "Schema", "Store", "SQLiteStore",
                 "PostgresStore", log,
             ]),
-        part("DemoUpstream", ["Vocabulary", "HTTPWire", "JSONWire", "Loop", "Platform"]),
+        part("DemoUpstream", ["Vocabulary", "Bytes", "HTTPWire", "JSONWire", "Loop", "Platform"]),
         // 6  the command line
         .executableTarget(
             name: "codex-lb",

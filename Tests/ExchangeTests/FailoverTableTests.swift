@@ -189,7 +189,7 @@ private func verdict(_ failure: Failure, attempts: Int = 1) -> Verdict {
             let refusal = Self.read(status, body, [(name, value)])
             #expect(refusal.waits.lazy.compactMap { $0.milliseconds(from: now) }.first == wanted)
             switch verdict(.refused(refusal)).penalty {
-            case .limited(let ms, _): #expect(status == 429 && ms == wanted ?? 30_000)
+            case .limited(let ms, _): #expect(status == 429 && ms == wanted ?? 5_000)
             case .errors(let ms): #expect(status == 503 && ms == min(wanted ?? 5_000, 300_000))
             default: Issue.record("no penalty")
             }
