@@ -104,6 +104,9 @@ let package = Package(
             name: "codex-lb-store-bench",
             dependencies: ["Vocabulary", "ControlWire", "Loop", "Settings", "Store", "PostgresStore", arguments],
             path: "Benchmarks/StoreBench", swiftSettings: ours),
+        .executableTarget(
+            name: "codex-lb-routing-bench", dependencies: ["Vocabulary", "Routing", "Platform", arguments],
+            path: "Benchmarks/RoutingBench", swiftSettings: ours),
         // tests
         .target(
             name: "FakeUpstream", dependencies: ["Vocabulary", "HTTPWire", "Loop", "Platform"], path: "Tests/Support/FakeUpstream",
@@ -138,5 +141,6 @@ let package = Package(
         suite("Inflate"),
         suite("Loop", []),
         suite("Metering"),
+        suite("Upstream"),
     ]
 )

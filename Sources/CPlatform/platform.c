@@ -343,8 +343,9 @@ int codexlb_flush_output(void) {
 }
 
 void codexlb_tune_allocator(void) {
-    mallopt(M_MMAP_THRESHOLD, 256 * 1024);
-    mallopt(M_TRIM_THRESHOLD, 1024 * 1024);
+    // A body of a megabyte in fresh pages each time costs three times as much as one in pages that are kept: 8 MiB of them are.
+    mallopt(M_MMAP_THRESHOLD, 4 * 1024 * 1024);
+    mallopt(M_TRIM_THRESHOLD, 8 * 1024 * 1024);
     mallopt(M_ARENA_MAX, 2);
 }
 

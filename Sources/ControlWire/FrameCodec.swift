@@ -42,6 +42,7 @@ public enum FrameCodec {
     }
 
     public static func bytes(of batch: UsageBatch) -> [UInt8] { serialized(batch) }
+    public static func bytes(of snapshot: SnapshotMessage) -> [UInt8] { serialized(snapshot) }
     public static func bytes(of succession: Succession) -> [UInt8] { serialized(succession) }
 
     private static func serialized(_ message: some Message) -> [UInt8] {

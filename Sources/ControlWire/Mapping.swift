@@ -144,6 +144,20 @@ extension AccountFactMessage {
     }
 }
 
+extension SnapshotMessage {
+    public init(serialized bytes: [UInt8]) throws(FrameError) {
+        do { try self.init(serializedBytes: bytes) } catch { throw .undecodable(bytes: bytes.count) }
+    }
+}
+
+extension KeptSnapshot {
+    public init(fingerprint: String, sealed: [UInt8]) {
+        self.init()
+        (self.fingerprint, self.sealed) = (fingerprint, Data(sealed))
+    }
+    public var sealedBytes: [UInt8] { [UInt8](sealed) }
+}
+
 extension SuccessionVisitor {
     /// `pending` as `FrameReader.unfinished` has it.
     public var unfinished: [UInt8] {

@@ -178,6 +178,15 @@ public nonisolated struct Frame: Sendable {
     set {body = .explainReply(newValue)}
   }
 
+  /// worker → supervisor: what it serves by, for those that start while the database is away; supervisor → each worker, after its Hello.
+  public var keptSnapshot: KeptSnapshot {
+    get {
+      if case .keptSnapshot(let v)? = body {return v}
+      return KeptSnapshot()
+    }
+    set {body = .keptSnapshot(newValue)}
+  }
+
   /// command line → supervisor: what the scoreboard knows of accounts.
   public var liveAccountsRequest: LiveAccountsRequest {
     get {
@@ -226,6 +235,8 @@ public nonisolated struct Frame: Sendable {
     /// command line → supervisor → a worker, and the answer the same way back.
     case explainRequest(ExplainRequest)
     case explainReply(ExplainReply)
+    /// worker → supervisor: what it serves by, for those that start while the database is away; supervisor → each worker, after its Hello.
+    case keptSnapshot(KeptSnapshot)
     /// command line → supervisor: what the scoreboard knows of accounts.
     case liveAccountsRequest(LiveAccountsRequest)
     case liveAccountsReply(LiveAccountsReply)
@@ -278,6 +289,22 @@ public nonisolated struct Refused: Sendable {
   // methods supported on all messages.
 
   public var reason: String = String()
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+/// A SnapshotMessage that only the holder of the encryption key can read.
+public nonisolated struct KeptSnapshot: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// Of the key, to find its file by.
+  public var fingerprint: String = String()
+
+  public var sealed: Data = Data()
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -1743,9 +1770,9 @@ public nonisolated struct Succession: @unchecked Sendable {
     set {_uniqueStorage()._environment = newValue}
   }
 
-  public var doors: [SuccessionDoor] {
-    get {_storage._doors}
-    set {_uniqueStorage()._doors = newValue}
+  public var sockets: [SuccessionSocket] {
+    get {_storage._sockets}
+    set {_uniqueStorage()._sockets = newValue}
   }
 
   public var locks: [Int32] {
@@ -1792,7 +1819,7 @@ public nonisolated struct Succession: @unchecked Sendable {
   /// Clears the value of `fleet`. Subsequent reads from it will return its default value.
   public mutating func clearFleet() {_uniqueStorage()._fleet = nil}
 
-  /// Places in `doors` that each generation listens on.
+  /// Places in `sockets` that each generation listens on.
   public var generations: [SuccessionGeneration] {
     get {_storage._generations}
     set {_uniqueStorage()._generations = newValue}
@@ -1846,6 +1873,15 @@ public nonisolated struct Succession: @unchecked Sendable {
     set {_uniqueStorage()._versionBefore = newValue}
   }
 
+  public var keptSnapshot: KeptSnapshot {
+    get {_storage._keptSnapshot ?? KeptSnapshot()}
+    set {_uniqueStorage()._keptSnapshot = newValue}
+  }
+  /// Returns true if `keptSnapshot` has been explicitly set.
+  public var hasKeptSnapshot: Bool {_storage._keptSnapshot != nil}
+  /// Clears the value of `keptSnapshot`. Subsequent reads from it will return its default value.
+  public mutating func clearKeptSnapshot() {_uniqueStorage()._keptSnapshot = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -1853,7 +1889,7 @@ public nonisolated struct Succession: @unchecked Sendable {
   fileprivate var _storage = _StorageClass.defaultInstance
 }
 
-public nonisolated struct SuccessionDoor: Sendable {
+public nonisolated struct SuccessionSocket: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
   // methods supported on all messages.
@@ -1877,7 +1913,7 @@ public nonisolated struct SuccessionGeneration: Sendable {
 
   public var number: UInt64 = 0
 
-  public var doors: [UInt32] = []
+  public var sockets: [UInt32] = []
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -2003,7 +2039,7 @@ fileprivate nonisolated let _protobuf_package = "codexlb.control.v1"
 
 nonisolated extension Frame: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".Frame"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}correlation\0\u{1}hello\0\u{1}ready\0\u{1}refused\0\u{1}drain\0\u{3}usage_batch\0\u{3}usage_ack\0\u{1}snapshot\0\u{3}store_command\0\u{3}store_reply\0\u{3}status_request\0\u{3}status_reply\0\u{3}fleet_order\0\u{3}fleet_reply\0\u{3}log_order\0\u{4}\u{5}explain_request\0\u{3}explain_reply\0\u{4}\u{9}live_accounts_request\0\u{3}live_accounts_reply\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}correlation\0\u{1}hello\0\u{1}ready\0\u{1}refused\0\u{1}drain\0\u{3}usage_batch\0\u{3}usage_ack\0\u{1}snapshot\0\u{3}store_command\0\u{3}store_reply\0\u{3}status_request\0\u{3}status_reply\0\u{3}fleet_order\0\u{3}fleet_reply\0\u{3}log_order\0\u{3}kept_snapshot\0\u{4}\u{4}explain_request\0\u{3}explain_reply\0\u{4}\u{9}live_accounts_request\0\u{3}live_accounts_reply\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -2194,6 +2230,19 @@ nonisolated extension Frame: SwiftProtobuf.Message, SwiftProtobuf._MessageImplem
           self.body = .logOrder(v)
         }
       }()
+      case 16: try {
+        var v: KeptSnapshot?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .keptSnapshot(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .keptSnapshot(v)
+        }
+      }()
       case 20: try {
         var v: ExplainRequest?
         var hadOneofValue = false
@@ -2315,6 +2364,10 @@ nonisolated extension Frame: SwiftProtobuf.Message, SwiftProtobuf._MessageImplem
     case .logOrder?: try {
       guard case .logOrder(let v)? = self.body else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 15)
+    }()
+    case .keptSnapshot?: try {
+      guard case .keptSnapshot(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 16)
     }()
     case .explainRequest?: try {
       guard case .explainRequest(let v)? = self.body else { preconditionFailure() }
@@ -2460,6 +2513,41 @@ nonisolated extension Refused: SwiftProtobuf.Message, SwiftProtobuf._MessageImpl
 
   public static func ==(lhs: Refused, rhs: Refused) -> Bool {
     if lhs.reason != rhs.reason {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension KeptSnapshot: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".KeptSnapshot"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}fingerprint\0\u{1}sealed\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.fingerprint) }()
+      case 2: try { try decoder.decodeSingularBytesField(value: &self.sealed) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.fingerprint.isEmpty {
+      try visitor.visitSingularStringField(value: self.fingerprint, fieldNumber: 1)
+    }
+    if !self.sealed.isEmpty {
+      try visitor.visitSingularBytesField(value: self.sealed, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: KeptSnapshot, rhs: KeptSnapshot) -> Bool {
+    if lhs.fingerprint != rhs.fingerprint {return false}
+    if lhs.sealed != rhs.sealed {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -5168,11 +5256,11 @@ nonisolated extension ChildStatus: SwiftProtobuf.Message, SwiftProtobuf._Message
 
 nonisolated extension Succession: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".Succession"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}environment\0\u{1}doors\0\u{1}locks\0\u{1}scoreboard\0\u{3}handover_taking\0\u{3}handover_giving\0\u{1}control\0\u{1}journals\0\u{1}visitors\0\u{1}fleet\0\u{1}generations\0\u{3}child_links\0\u{3}child_pending\0\u{3}check_pid\0\u{3}backup_pid\0\u{3}homecoming_pid\0\u{3}stray_pids\0\u{3}started_ns\0\u{3}database_problem\0\u{3}version_before\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}environment\0\u{1}sockets\0\u{1}locks\0\u{1}scoreboard\0\u{3}handover_taking\0\u{3}handover_giving\0\u{1}control\0\u{1}journals\0\u{1}visitors\0\u{1}fleet\0\u{1}generations\0\u{3}child_links\0\u{3}child_pending\0\u{3}check_pid\0\u{3}backup_pid\0\u{3}homecoming_pid\0\u{3}stray_pids\0\u{3}started_ns\0\u{3}database_problem\0\u{3}version_before\0\u{3}kept_snapshot\0")
 
   fileprivate class _StorageClass {
     var _environment: Dictionary<String,String> = [:]
-    var _doors: [SuccessionDoor] = []
+    var _sockets: [SuccessionSocket] = []
     var _locks: [Int32] = []
     var _scoreboard: Int32 = 0
     var _handoverTaking: Int32 = 0
@@ -5191,6 +5279,7 @@ nonisolated extension Succession: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     var _startedNs: UInt64 = 0
     var _databaseProblem: String = String()
     var _versionBefore: String = String()
+    var _keptSnapshot: KeptSnapshot? = nil
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -5202,7 +5291,7 @@ nonisolated extension Succession: SwiftProtobuf.Message, SwiftProtobuf._MessageI
 
     init(copying source: _StorageClass) {
       _environment = source._environment
-      _doors = source._doors
+      _sockets = source._sockets
       _locks = source._locks
       _scoreboard = source._scoreboard
       _handoverTaking = source._handoverTaking
@@ -5221,6 +5310,7 @@ nonisolated extension Succession: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       _startedNs = source._startedNs
       _databaseProblem = source._databaseProblem
       _versionBefore = source._versionBefore
+      _keptSnapshot = source._keptSnapshot
     }
   }
 
@@ -5240,7 +5330,7 @@ nonisolated extension Succession: SwiftProtobuf.Message, SwiftProtobuf._MessageI
         // enabled. https://github.com/apple/swift-protobuf/issues/1034
         switch fieldNumber {
         case 1: try { try decoder.decodeMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufString>.self, value: &_storage._environment) }()
-        case 2: try { try decoder.decodeRepeatedMessageField(value: &_storage._doors) }()
+        case 2: try { try decoder.decodeRepeatedMessageField(value: &_storage._sockets) }()
         case 3: try { try decoder.decodeRepeatedInt32Field(value: &_storage._locks) }()
         case 4: try { try decoder.decodeSingularInt32Field(value: &_storage._scoreboard) }()
         case 5: try { try decoder.decodeSingularInt32Field(value: &_storage._handoverTaking) }()
@@ -5259,6 +5349,7 @@ nonisolated extension Succession: SwiftProtobuf.Message, SwiftProtobuf._MessageI
         case 18: try { try decoder.decodeSingularUInt64Field(value: &_storage._startedNs) }()
         case 19: try { try decoder.decodeSingularStringField(value: &_storage._databaseProblem) }()
         case 20: try { try decoder.decodeSingularStringField(value: &_storage._versionBefore) }()
+        case 21: try { try decoder.decodeSingularMessageField(value: &_storage._keptSnapshot) }()
         default: break
         }
       }
@@ -5274,8 +5365,8 @@ nonisolated extension Succession: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       if !_storage._environment.isEmpty {
         try visitor.visitMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufString>.self, value: _storage._environment, fieldNumber: 1)
       }
-      if !_storage._doors.isEmpty {
-        try visitor.visitRepeatedMessageField(value: _storage._doors, fieldNumber: 2)
+      if !_storage._sockets.isEmpty {
+        try visitor.visitRepeatedMessageField(value: _storage._sockets, fieldNumber: 2)
       }
       if !_storage._locks.isEmpty {
         try visitor.visitPackedInt32Field(value: _storage._locks, fieldNumber: 3)
@@ -5331,6 +5422,9 @@ nonisolated extension Succession: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       if !_storage._versionBefore.isEmpty {
         try visitor.visitSingularStringField(value: _storage._versionBefore, fieldNumber: 20)
       }
+      try { if let v = _storage._keptSnapshot {
+        try visitor.visitSingularMessageField(value: v, fieldNumber: 21)
+      } }()
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -5341,7 +5435,7 @@ nonisolated extension Succession: SwiftProtobuf.Message, SwiftProtobuf._MessageI
         let _storage = _args.0
         let rhs_storage = _args.1
         if _storage._environment != rhs_storage._environment {return false}
-        if _storage._doors != rhs_storage._doors {return false}
+        if _storage._sockets != rhs_storage._sockets {return false}
         if _storage._locks != rhs_storage._locks {return false}
         if _storage._scoreboard != rhs_storage._scoreboard {return false}
         if _storage._handoverTaking != rhs_storage._handoverTaking {return false}
@@ -5360,6 +5454,7 @@ nonisolated extension Succession: SwiftProtobuf.Message, SwiftProtobuf._MessageI
         if _storage._startedNs != rhs_storage._startedNs {return false}
         if _storage._databaseProblem != rhs_storage._databaseProblem {return false}
         if _storage._versionBefore != rhs_storage._versionBefore {return false}
+        if _storage._keptSnapshot != rhs_storage._keptSnapshot {return false}
         return true
       }
       if !storagesAreEqual {return false}
@@ -5369,8 +5464,8 @@ nonisolated extension Succession: SwiftProtobuf.Message, SwiftProtobuf._MessageI
   }
 }
 
-nonisolated extension SuccessionDoor: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
-  public static let protoMessageName: String = _protobuf_package + ".SuccessionDoor"
+nonisolated extension SuccessionSocket: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".SuccessionSocket"
   public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}address\0\u{3}descriptor_number\0\u{3}is_proxied\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
@@ -5400,7 +5495,7 @@ nonisolated extension SuccessionDoor: SwiftProtobuf.Message, SwiftProtobuf._Mess
     try unknownFields.traverse(visitor: &visitor)
   }
 
-  public static func ==(lhs: SuccessionDoor, rhs: SuccessionDoor) -> Bool {
+  public static func ==(lhs: SuccessionSocket, rhs: SuccessionSocket) -> Bool {
     if lhs.address != rhs.address {return false}
     if lhs.descriptorNumber != rhs.descriptorNumber {return false}
     if lhs.isProxied != rhs.isProxied {return false}
@@ -5411,7 +5506,7 @@ nonisolated extension SuccessionDoor: SwiftProtobuf.Message, SwiftProtobuf._Mess
 
 nonisolated extension SuccessionGeneration: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".SuccessionGeneration"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}number\0\u{1}doors\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}number\0\u{1}sockets\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -5420,7 +5515,7 @@ nonisolated extension SuccessionGeneration: SwiftProtobuf.Message, SwiftProtobuf
       // enabled. https://github.com/apple/swift-protobuf/issues/1034
       switch fieldNumber {
       case 1: try { try decoder.decodeSingularUInt64Field(value: &self.number) }()
-      case 2: try { try decoder.decodeRepeatedUInt32Field(value: &self.doors) }()
+      case 2: try { try decoder.decodeRepeatedUInt32Field(value: &self.sockets) }()
       default: break
       }
     }
@@ -5430,15 +5525,15 @@ nonisolated extension SuccessionGeneration: SwiftProtobuf.Message, SwiftProtobuf
     if self.number != 0 {
       try visitor.visitSingularUInt64Field(value: self.number, fieldNumber: 1)
     }
-    if !self.doors.isEmpty {
-      try visitor.visitPackedUInt32Field(value: self.doors, fieldNumber: 2)
+    if !self.sockets.isEmpty {
+      try visitor.visitPackedUInt32Field(value: self.sockets, fieldNumber: 2)
     }
     try unknownFields.traverse(visitor: &visitor)
   }
 
   public static func ==(lhs: SuccessionGeneration, rhs: SuccessionGeneration) -> Bool {
     if lhs.number != rhs.number {return false}
-    if lhs.doors != rhs.doors {return false}
+    if lhs.sockets != rhs.sockets {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

@@ -80,10 +80,10 @@ public final class EventLoop: TaskExecutor, SerialExecutor, @unchecked Sendable 
     /// The monotonic clock.
     public var now: Instant { Clock.now }
 
-    /// The same, read once for all that one turn of the loop brings: at most a millisecond and the turn's own work behind.
-    public var turnTime: Instant {
-        let turn = uv_now(uv)
-        if turn != readAt { (readAt, read) = (turn, Clock.now) }
+    /// The same, read once for all that one iteration of the loop brings: at most a millisecond and the turn's own work behind.
+    public var iterationTime: Instant {
+        let iteration = uv_now(uv)
+        if iteration != readAt { (readAt, read) = (iteration, Clock.now) }
         return read
     }
     private var readAt = UInt64.max
@@ -202,8 +202,8 @@ public final class LoopSignal {
     }
 }
 
-/// Runs `prepared` at the end of each turn of the loop, just before it waits for events: the place to flush what a turn gathered.
-public final class TurnEnd {
+/// Runs `prepared` at the end of each iteration of the loop, just before it waits for events: the place to flush what it gathered.
+public final class IterationEnd {
     private let handle = UnsafeMutablePointer<uv_prepare_t>.allocate(capacity: 1)
     private let prepared: () -> Void
 
@@ -211,6 +211,6 @@ public final class TurnEnd {
         self.prepared = prepared
         uv_prepare_init(loop.uv, handle)
         handle.pointee.data = Unmanaged.passRetained(self).toOpaque()  // for the life of the process
-        uv_prepare_start(handle) { h in Unmanaged<TurnEnd>.fromOpaque(h!.pointee.data).takeUnretainedValue().prepared() }
+        uv_prepare_start(handle) { h in Unmanaged<IterationEnd>.fromOpaque(h!.pointee.data).takeUnretainedValue().prepared() }
     }
 }

@@ -37,15 +37,27 @@ public struct PinTable: @unchecked Sendable {  // atomics only
         return nil
     }
 
-    /// Account ids beyond 32 bits are not pinned.
-    public func pin(_ key: UInt64, to account: Int64, seconds: Int, now: Instant) {
-        guard account > 0, account <= Int64(UInt32.max) else { return }
+    /// Calls `body` with what is remembered now, and for how many seconds yet.
+    public func forEach(now: Instant, _ body: (_ key: UInt64, _ account: Int64, _ seconds: Int) -> Void) {
+        let today = now.nanoseconds / 1_000_000_000
+        for entry in 0..<Limits.pinsMax {
+            let word = cell(entry, 1).pointee.load(ordering: .relaxed)
+            guard word != 0, Self.seconds(word) > today else { continue }
+            body(cell(entry, 0).pointee.load(ordering: .relaxed) ^ word, Int64(word >> 32), Int(Self.seconds(word) - today))
+        }
+    }
+
+    /// True: others don't know it yet, it was another account's, or a good part of its time was over. Account ids beyond 32 bits are not pinned.
+    @discardableResult public func pin(_ key: UInt64, to account: Int64, seconds: Int, now: Instant) -> Bool {
+        guard account > 0, account <= Int64(UInt32.max) else { return false }
         let start = first(key)
-        var (place, soonest) = (start, UInt64.max)
+        var (place, soonest, isNews) = (start, UInt64.max, true)
         for entry in start..<start + Self.ways {
             let word = cell(entry, 1).pointee.load(ordering: .relaxed)
             if word == 0 || cell(entry, 0).pointee.load(ordering: .relaxed) ^ word == key {
                 place = entry
+                let left = Int(clamping: Self.seconds(word)) - Int(clamping: now.nanoseconds / 1_000_000_000)
+                isNews = word >> 32 != UInt64(account) || left < seconds - seconds / 4
                 break
             }
             if Self.seconds(word) < soonest { (place, soonest) = (entry, Self.seconds(word)) }
@@ -53,5 +65,6 @@ public struct PinTable: @unchecked Sendable {  // atomics only
         let word = Self.packed(account, now.adding(milliseconds: seconds * 1000))
         cell(place, 1).pointee.store(word, ordering: .relaxed)
         cell(place, 0).pointee.store(key ^ word, ordering: .relaxed)
+        return isNews
     }
 }

@@ -122,7 +122,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         case schemaRevision
         /// What the check after the start found: `CheckResult`.
         case checkResult
-        /// Turns of the writer's loop, as `Counter.heartbeat` is a worker's.
+        /// Iterations of the writer's loop, as `Counter.heartbeat` is a worker's.
         case writerHeartbeat
         /// Log lines that supervisor and writer could not write; workers count their own.
         case logLinesDropped

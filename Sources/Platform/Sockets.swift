@@ -332,6 +332,19 @@ public enum ServiceManager {
         _ = codexlb_notify(target, lines, descriptor)  // it is gone or does not listen: that is its own affair
     }
 
+    /// Waits until the manager has taken all that was said (`BARRIER=1`, sd_notify(3)), or for so long: whom a message is from it can tell only
+    /// while that process lives. False: it has not. Blocks.
+    @discardableResult public static func barrier(milliseconds: Int) -> Bool {
+        guard getenv("NOTIFY_SOCKET") != nil else { return true }
+        guard let (ours, theirs) = try? Descriptor.socketPair() else { return false }  // no descriptor is left for it
+        notify("BARRIER=1", theirs)
+        Descriptor.close(theirs)
+        defer { Descriptor.close(ours) }
+        // It ends when the manager closes the last copy of the other one.
+        var end = pollfd(fd: ours, events: 0, revents: 0)
+        return poll(&end, 1, Int32(clamping: milliseconds)) == 1
+    }
+
     // MARK: Descriptors that it keeps
 
     /// A listening socket that we have bound, under a name that tells its address: whoever is started after our sudden death gets it back

@@ -10,7 +10,7 @@ internal import Vocabulary
 
 /// A blocking connection: for the command line, migrations and tests. Every wait has a deadline.
 final class PostgresConnection: SQLConnection, @unchecked Sendable {  // one caller at a time
-    private let link: PostgresLink
+    private let link: PostgresHandle
     let place: String
     let dialect = Dialect.postgresql
     private var isInTransaction = false
@@ -38,10 +38,10 @@ final class PostgresConnection: SQLConnection, @unchecked Sendable {  // one cal
         throw StoreError(first.kind, errors.map(\.message).joined(separator: " | "))
     }
 
-    private static func connect(_ target: PostgresTarget, _ host: PostgresURL.Host) throws(StoreError) -> PostgresLink {
-        let link = try PostgresLink(target, host, address: nil)
+    private static func connect(_ target: PostgresTarget, _ host: PostgresURL.Host) throws(StoreError) -> PostgresHandle {
+        let link = try PostgresHandle(target, host, address: nil)
         let deadline = Clock.now.adding(milliseconds: target.connectMilliseconds)
-        var wants = PostgresLink.Wants.writable
+        var wants = PostgresHandle.Wants.writable
         while true {
             guard wait(link.socket, wants, until: deadline) else { throw link.connectTimedOut() }
             guard let next = try link.connectStep() else { return link }
@@ -50,7 +50,7 @@ final class PostgresConnection: SQLConnection, @unchecked Sendable {  // one cal
     }
 
     /// False when the deadline passed first.
-    private static func wait(_ socket: Int32, _ wants: PostgresLink.Wants, until deadline: Instant) -> Bool {
+    private static func wait(_ socket: Int32, _ wants: PostgresHandle.Wants, until deadline: Instant) -> Bool {
         while true {
             var entry = pollfd(fd: socket, events: Int16(wants == .readable ? POLLIN : POLLOUT), revents: 0)
             let now = Clock.now

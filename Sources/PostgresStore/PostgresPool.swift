@@ -9,7 +9,7 @@ public final class PostgresPool {
     private let target: PostgresTarget
     private let limits: PoolMachine.Limits
     private var machine: PoolMachine
-    private var wires: [Int: PostgresWire] = [:]
+    private var wires: [Int: PostgresPipeline] = [:]
     private var callers: [Int: (Result<Int, StoreError>) -> Void] = [:]
     private var nextCaller = 0
     private var lastError: StoreError?
@@ -35,7 +35,7 @@ public final class PostgresPool {
 
     func release(_ id: Int) { perform(machine.released(id, now: loop.now)) }
 
-    func wire(_ id: Int) -> PostgresWire? { wires[id] }
+    func wire(_ id: Int) -> PostgresPipeline? { wires[id] }
 
     /// The server has become one that can't be worked with: its connections are dropped.
     func evict(_ cause: StoreError) {
@@ -67,7 +67,7 @@ public final class PostgresPool {
     }
 
     private func open(_ id: Int) {
-        let wire = PostgresWire(loop, target)
+        let wire = PostgresPipeline(loop, target)
         wires[id] = wire
         wire.connect { [weak self] error in
             guard let self else { return }

@@ -170,7 +170,10 @@ public struct AccountPool: Sendable {
 
     // MARK: The account of the conversation
 
-    private enum Owner { case goes(Int), waits, unavailable, tried, free }
+    private enum Owner {
+        case goes(Int)
+        case waits, unavailable, tried, free
+    }
 
     private func owner(_ pin: Pin, _ mask: AccountMask?, _ tried: [Int64], _ lowest: UInt32, _ now: Instant) -> Owner {
         let isTried = tried.contains(pin.account)

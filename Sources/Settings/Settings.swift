@@ -39,10 +39,8 @@ public struct Settings: Sendable, Equatable {
     /// The journal's stream as systemd names it, `device:inode`; log lines carry `<N>` priorities when stderr is that stream.
     public var journalStream: String?
     public var times: TimeLimits
-    /// `host:port` of an HTTP proxy for https upstreams, with `user:password` in front if it wants them.
-    public var httpsProxy: String?
-    /// Host names and suffixes that are reached directly.
-    public var noProxy: [String]
+    /// For https upstreams whose account has no proxy of its own.
+    public var httpsProxy: EnvironmentProxy?
     /// A CA file instead of the system's.
     public var certificateFile: String?
     public var keyRule: KeyRule
@@ -198,13 +196,14 @@ public struct Settings: Sendable, Equatable {
         for (name, path) in Self.timeNames {
             times[keyPath: path] = try read.milliseconds(name, times[keyPath: path])
         }
-        httpsProxy = value("HTTPS_PROXY") ?? value("https_proxy")
         // Not shown: it may hold a password. Going around a proxy that can't be used would be a leak.
-        guard httpsProxy.map(Self.isProxy) ?? true else {
-            throw SettingsError("HTTPS_PROXY", "expected http://[USER:PASSWORD@]HOST:PORT; other kinds of proxy can't be used")
-        }
-        noProxy = (value("NO_PROXY") ?? value("no_proxy") ?? "").split(separator: ",").map {
-            $0.drop { $0 == " " }.lowercased()
+        if let url = value("HTTPS_PROXY") ?? value("https_proxy") {
+            guard let proxy = EgressProxy(url.contains("://") ? url : "http://" + url) else {
+                throw SettingsError("HTTPS_PROXY", EgressProxy.expected)
+            }
+            httpsProxy = EnvironmentProxy(
+                proxy,
+                exceptions: (value("NO_PROXY") ?? value("no_proxy") ?? "").split(separator: ",").map { $0.drop { $0 == " " }.lowercased() })
         }
         certificateFile = value("SSL_CERT_FILE")
         pinFirstCPU = value("CODEX_LB_PIN_FIRST_CPU").flatMap { Int($0) }
@@ -250,15 +249,6 @@ public struct Settings: Sendable, Equatable {
         guard let colon = text.firstIndex(of: ":"), text[colon...].hasPrefix("://") else { return text == "null" }
         let (scheme, rest) = (text[..<colon], text[colon...].dropFirst(3))
         return !scheme.isEmpty && !rest.isEmpty && !rest.contains("/") && text.utf8.allSatisfy { $0 > 0x20 && $0 < 0x7F }
-    }
-
-    private static func isProxy(_ url: String) -> Bool {
-        var rest = url.hasPrefix("http://") ? url.dropFirst(7) : url[...]
-        if let at = rest.lastIndex(of: "@") { rest = rest[rest.index(after: at)...] }
-        while rest.hasSuffix("/") { rest.removeLast() }
-        guard !rest.isEmpty, !rest.contains("/") else { return false }
-        guard let colon = rest.lastIndex(of: ":"), !rest.hasSuffix("]") else { return true }
-        return colon > rest.startIndex && UInt16(rest[rest.index(after: colon)...]) != nil
     }
 
     /// Where records that could not be stored are kept, the first that takes them.

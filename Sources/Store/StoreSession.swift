@@ -197,7 +197,8 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         guard change.isNothing || number >= Schema.optionsRevision else {
             throw StoreError(
                 .older,
-                "\(place) has revision \(revision), accounts have options from \(Schema.name(Schema.optionsRevision)) on; run: codex-lb db upgrade")
+                "\(place) has revision \(revision), accounts have options from \(Schema.name(Schema.optionsRevision)) on; run: codex-lb db upgrade"
+            )
         }
     }
 

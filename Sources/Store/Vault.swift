@@ -5,6 +5,7 @@ public import Vocabulary
 /// The encryption key of a store and what is sealed with it. Contexts bind a sealed value to its row and column.
 public struct Vault: Sendable {
     private let key: SealingKey
+    private static let keptContext = "supervisor|memory|snapshot|1"
     private static let pepperContext = "state|pepper|value|1"
     private static func credentialsContext(_ id: Int64) -> String { "accounts|\(id)|credentials|1" }
 
@@ -106,6 +107,14 @@ public struct Vault: Sendable {
         throw StoreError(
             .wrongKey,
             "\(connection.place) has just been sealed by another instance with another key; copy that instance's encryption.key here")
+    }
+
+    /// For the supervisor's memory, which nobody needs to trust with what is in the snapshot.
+    public func seal(kept snapshot: [UInt8]) throws(StoreError) -> [UInt8] {
+        try Self.sealing { () throws(SealingError) in try key.seal(snapshot, context: Self.keptContext) }
+    }
+    public func open(kept sealed: [UInt8]) throws(StoreError) -> [UInt8] {
+        try Self.sealing { () throws(SealingError) in try key.open(sealed, context: Self.keptContext) }
     }
 
     public func seal(_ credentials: Account.Credentials, account id: Int64) throws(StoreError) -> [UInt8] {

@@ -33,7 +33,7 @@ public struct SettingsSource {
 }
 
 /// A listening socket, and whose it is.
-struct Door: Equatable {
+struct ListeningSocket: Equatable {
     /// As the settings say it; nil where systemd gave it.
     var spec: ListenerSpec?
     var descriptor: Int32
@@ -56,7 +56,7 @@ struct Door: Equatable {
     }
 
     /// Left by the program before us.
-    init(_ left: SuccessionDoor) throws(SystemError) {
+    init(_ left: SuccessionSocket) throws(SystemError) {
         descriptor = left.descriptorNumber
         (isProxied, name) = (left.isProxied, Sockets.name(of: left.descriptorNumber))
         guard !left.address.isEmpty else { return }
@@ -67,18 +67,18 @@ struct Door: Equatable {
     private static let proxiedName = "proxy"
 
     /// It serves as the settings now want it, without being bound anew.
-    func serves(_ new: ListenerSpec) -> Door? {
+    func serves(_ new: ListenerSpec) -> ListeningSocket? {
         guard let spec, spec.address == new.address, (spec.mode, spec.group) == (new.mode, new.group) else { return nil }
-        var door = self
-        (door.spec, door.isProxied) = (new, new.isProxied)
-        return door
+        var socket = self
+        (socket.spec, socket.isProxied) = (new, new.isProxied)
+        return socket
     }
 
     /// Binds the address, and has the service manager keep the socket.
-    static func bound(_ spec: ListenerSpec) throws(SystemError) -> Door {
-        let door = Door(spec, descriptor: try Sockets.listen(spec))
-        ServiceManager.store(door.descriptor, address: spec.address)
-        return door
+    static func bound(_ spec: ListenerSpec) throws(SystemError) -> ListeningSocket {
+        let socket = ListeningSocket(spec, descriptor: try Sockets.listen(spec))
+        ServiceManager.store(socket.descriptor, address: spec.address)
+        return socket
     }
 
     /// As settings write it.
@@ -86,7 +86,7 @@ struct Door: Equatable {
         do throws(ListenAddressError) { return try ListenerSpec.parse(text).get() } catch { throw SystemError(EINVAL, error.description) }
     }
 
-    static func == (a: Door, b: Door) -> Bool { a.descriptor == b.descriptor }
+    static func == (a: ListeningSocket, b: ListeningSocket) -> Bool { a.descriptor == b.descriptor }
 
     func close() {
         Descriptor.close(descriptor)
@@ -100,10 +100,10 @@ struct Plan {
     var settings: Settings
     /// Of its children.
     var environment: [String: String]
-    var doors: [Door]
+    var sockets: [ListeningSocket]
 
-    init(settings: Settings, environment: [String: String], doors: [Door]) {
-        (self.settings, self.doors) = (settings, doors)
+    init(settings: Settings, environment: [String: String], sockets: [ListeningSocket]) {
+        (self.settings, self.sockets) = (settings, sockets)
         self.environment = environment
         // Children find the same places, whatever flags and relative paths said.
         self.environment["CODEX_LB_DATA_DIR"] = settings.dataDirectory

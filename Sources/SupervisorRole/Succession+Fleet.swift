@@ -24,7 +24,7 @@ extension Succession {
 
     /// Descriptors that must stay open.
     var descriptors: [Int32] {
-        (doors.map(\.descriptorNumber) + locks + [scoreboard, handoverTaking, handoverGiving, control] + journals.map(\.descriptorNumber)
+        (sockets.map(\.descriptorNumber) + locks + [scoreboard, handoverTaking, handoverGiving, control] + journals.map(\.descriptorNumber)
             + visitors.map(\.descriptorNumber) + childLinks).filter { $0 >= 0 }
     }
 

@@ -71,4 +71,26 @@ extension Supervisor {
             if exit != .code(0) { log.error("the scheduled backup failed; the lines above say why", metadata: ["exit": "\(exit)"]) }
         }
     }
+
+    // MARK: Pins
+
+    private var pinFile: String { settings.dataDirectory + "/pins" }
+
+    func loadPins() {
+        do throws(SystemError) {
+            guard let count = try PinFile.load(pinFile, into: scoreboard.pins, now: loop.now, wall: Clock.wall) else { return }
+            log.debug("conversations of the last run are known", metadata: ["pins": "\(count)"])
+        } catch { log.warning("conversations of the last run are not known", metadata: ["error": "\(error)"]) }
+    }
+
+    /// Writes them when it is time and there were turns; `never`: the last time, whatever the time is.
+    func savePins(_ now: Instant) {
+        let turns = scoreboard.sum(.turnsFinished)
+        guard now >= pinsSaveAt, turns != pinsTurns else { return }
+        pinsSaveAt = now == .never ? .never : now.adding(milliseconds: Limits.pinFileMilliseconds)
+        do throws(SystemError) {
+            _ = try PinFile.save(scoreboard.pins, to: pinFile, now: loop.now, wall: Clock.wall)
+            pinsTurns = turns
+        } catch { log.warning("whose conversations are whose can't be kept for the next start", metadata: ["error": "\(error)"]) }
+    }
 }

@@ -13,14 +13,14 @@ import Vocabulary
 
 /// What a reload changes, and what becomes of whoever waits for it.
 extension Supervisor {
-    /// The candidate is in charge: its settings are ours, and where nobody listens any more the doors close.
+    /// The candidate is in charge: its settings are ours, and where nobody listens any more the sockets close.
     func reloaded(_ generation: UInt64) {
         guard let next = plans[generation] else { return }
         let before = plan
         if fleet.lastGood == planGeneration { goodPlan = before } else if fleet.lastGood == nil { goodPlan = nil }
         (plan, planGeneration) = (next, generation)
         nextPlan = nil
-        for door in before.doors where !plan.doors.contains(door) { door.close() }
+        for socket in before.sockets where !plan.sockets.contains(socket) { socket.close() }
         log = source.logger(settings)
         tell { $0.level = settings.logLevel }
         if let interval = settings.database.backupIntervalMilliseconds {
@@ -41,7 +41,7 @@ extension Supervisor {
     }
 
     func reloadFailed(_ reason: String) {
-        for door in nextPlan?.doors ?? [] where !plan.doors.contains(door) { door.close() }
+        for socket in nextPlan?.sockets ?? [] where !plan.sockets.contains(socket) { socket.close() }
         nextPlan = nil
         for reading in readings where reading.exit == nil { Process.signal(reading.pid, SIGKILL) }  // they only read
         var reason = reason
@@ -73,11 +73,11 @@ extension Supervisor {
     }
 
     func adopt(_ new: Settings, _ environment: [String: String]) {
-        let doors: [Door]
-        do throws(SystemError) { doors = try open(new.listen) } catch {
+        let sockets: [ListeningSocket]
+        do throws(SystemError) { sockets = try open(new.listen) } catch {
             return perform(fleet.settingsRefused(reason: "\(error)", now: loop.now))
         }
-        nextPlan = Plan(settings: new, environment: environment, doors: doors)
+        nextPlan = Plan(settings: new, environment: environment, sockets: sockets)
         perform(fleet.settingsChecked(workers: new.workers, times: Fleet.Times(new), now: loop.now))
     }
 
@@ -92,23 +92,23 @@ extension Supervisor {
     }
 
     /// Those that are open stay; those of systemd are all there is.
-    func open(_ addresses: [String]) throws(SystemError) -> [Door] {
-        guard !plan.doors.contains(where: { $0.spec == nil }) else { return plan.doors }
-        var doors: [Door] = []
+    func open(_ addresses: [String]) throws(SystemError) -> [ListeningSocket] {
+        guard !plan.sockets.contains(where: { $0.spec == nil }) else { return plan.sockets }
+        var sockets: [ListeningSocket] = []
         do throws(SystemError) {
             for text in addresses {
-                let spec = try Door.spec(text)
-                if let door = plan.doors.lazy.compactMap({ $0.serves(spec) }).first {
-                    if !doors.contains(door) { doors.append(door) }
+                let spec = try ListeningSocket.spec(text)
+                if let socket = plan.sockets.lazy.compactMap({ $0.serves(spec) }).first {
+                    if !sockets.contains(socket) { sockets.append(socket) }
                 } else {
-                    doors.append(try Door.bound(spec))
+                    sockets.append(try ListeningSocket.bound(spec))
                 }
             }
         } catch {
-            for door in doors where !plan.doors.contains(door) { door.close() }
+            for socket in sockets where !plan.sockets.contains(socket) { socket.close() }
             throw error
         }
-        return doors
+        return sockets
     }
 
     /// Says to every child how to log.

@@ -75,7 +75,7 @@ extension Supervisor {
         guard !isReplacing, isAtRest else { return }
         isReplacing = true
         Process.blockSignals(true)
-        // One turn of the loop sees what the handlers have left, the next one is behind it.
+        // one iteration of the loop sees what the handlers have left, the next one is behind it.
         loop.later { [self] in loop.later { [self] in replaceNow() } }
     }
 

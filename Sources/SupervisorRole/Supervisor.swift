@@ -19,7 +19,7 @@ final class Supervisor {
     let source: SettingsSource
     private let lock: InstanceLock
     let started: Instant
-    /// What the generation in charge works by. Its doors are gone from the order to stop on.
+    /// What the generation in charge works by. its sockets are gone from the order to stop on.
     var plan: Plan
     var planGeneration: UInt64
     /// Of the generations that have a process, and of the candidate.
@@ -40,6 +40,8 @@ final class Supervisor {
     /// Of the reload under way, once its settings are known to be good.
     var nextPlan: Plan?
     private let scoreboardMemory: SharedMemory
+    /// When the pins are written next, and how many turns had been finished when they were last.
+    var pinsSaveAt = Instant(nanoseconds: 0), pinsTurns = 0
     let scoreboard: Scoreboard
     /// By the row whose process appends to it.
     var journals: [Int: SharedMemory] = [:]
@@ -70,7 +72,9 @@ final class Supervisor {
     /// One line about the database that an operator should know; empty when all is well.
     var databaseProblem = ""
     private var timer: LoopTimer!
-    private var door: ControlDoor!
+    private var control: ControlServer!
+    /// What workers serve by, sealed: for one that starts while PostgreSQL is away. The last one told, as of the workers themselves.
+    private var keptSnapshot: KeptSnapshot?
     private var readyFacts: Ready?
     var stopSignals = 0
     private var refusedFiles: [String] = []
@@ -78,7 +82,7 @@ final class Supervisor {
     var statusTold = ""
 
     var settings: Settings { plan.settings }
-    var listenerNames: [String] { plan.doors.map(\.name) }
+    var listenerNames: [String] { plan.sockets.map(\.name) }
 
     static let tickMilliseconds = 50
     /// A scheduled backup's child looks itself whether one is due; this is how often it is asked at most.
@@ -99,7 +103,8 @@ final class Supervisor {
         scoreboardMemory = try SharedMemory.create("codex-lb:scoreboard", count: Scoreboard.memoryBytes)
         scoreboard = Scoreboard(fresh: scoreboardMemory)
         handover = try HandoverSocket.pair()
-        door = try ControlDoor(loop, path: settings.controlSocket, supervisor: self)
+        control = try ControlServer(loop, path: settings.controlSocket, supervisor: self)
+        loadPins()
         obeySignals()
         timer = LoopTimer(loop) { [unowned self] in tick() }
     }
@@ -115,14 +120,14 @@ final class Supervisor {
             throw SystemError(EPROTO, "what codex-lb \(left.versionBefore) has left")
         }
         self.fleet = fleet
-        var doors: [Door] = []
-        for door in left.doors { doors.append(try Door(door)) }
+        var sockets: [ListeningSocket] = []
+        for socket in left.sockets { sockets.append(try ListeningSocket(socket)) }
         for generation in left.generations {
             plans[generation.number] = Plan(
-                settings: settings, environment: left.environment, doors: generation.doors.map { doors[Int($0)] })
+                settings: settings, environment: left.environment, sockets: generation.sockets.map { sockets[Int($0)] })
         }
         (planGeneration, isSuccessor) = (fleet.generation, true)
-        plan = plans[fleet.generation] ?? Plan(settings: settings, environment: left.environment, doors: doors)
+        plan = plans[fleet.generation] ?? Plan(settings: settings, environment: left.environment, sockets: sockets)
         scoreboardMemory = try SharedMemory(descriptor: left.scoreboard, count: Scoreboard.memoryBytes)
         scoreboard = try Scoreboard(inherited: scoreboardMemory)
         for journal in left.journals {
@@ -132,11 +137,12 @@ final class Supervisor {
         (check, backup) = (left.checkPid == 0 ? nil : left.checkPid, left.backupPid == 0 ? nil : left.backupPid)
         homecoming = left.homecomingPid == 0 ? nil : left.homecomingPid
         (strays, databaseProblem) = (left.strayPids, left.databaseProblem)
-        door = try ControlDoor(loop, path: settings.controlSocket, supervisor: self, adopting: left.control)
+        keptSnapshot = left.hasKeptSnapshot ? left.keptSnapshot : nil
+        control = try ControlServer(loop, path: settings.controlSocket, supervisor: self, adopting: left.control)
         for (child, (link, pending)) in zip(fleet.children, zip(left.childLinks, left.childPending)) where link >= 0 {
             links[child.id] = ChildLink(loop, link, child.id, self, unfinished: Array(pending))
         }
-        try door.adopt(left.visitors) { since, answer in
+        try control.adopt(left.visitors) { since, answer in
             waiting.append(ReloadWaiter(number: 1, since: since, isUpgrade: true, answer: answer))
         }
         obeySignals()
@@ -155,7 +161,7 @@ final class Supervisor {
     }
 
     /// No word is half said between us and anybody.
-    var isAtRest: Bool { door.isAtRest && links.values.allSatisfy(\.isAtRest) && stopSignals == 0 }
+    var isAtRest: Bool { control.isAtRest && links.values.allSatisfy(\.isAtRest) && stopSignals == 0 }
 
     /// What another program in this process needs to go on, in these settings.
     func succession(_ environment: [String: String]) -> Succession {
@@ -164,23 +170,23 @@ final class Supervisor {
         left.locks = lock.descriptors
         left.scoreboard = scoreboardMemory.descriptor
         (left.handoverTaking, left.handoverGiving) = handover
-        door.leave(to: &left)
+        control.leave(to: &left)
         left.journals = journals.map { row, memory in
             var journal = SuccessionJournal()
             (journal.row, journal.descriptorNumber) = (UInt32(row), memory.descriptor)
             return journal
         }
-        // A door that has been closed is none of anybody's any more.
-        let doors = plan.doors
-        left.doors = doors.map {
-            var door = SuccessionDoor()
-            (door.address, door.descriptorNumber, door.isProxied) = ($0.spec?.text ?? "", $0.descriptor, $0.isProxied)
-            return door
+        // A socket that has been closed is none of anybody's any more.
+        let sockets = plan.sockets
+        left.sockets = sockets.map {
+            var socket = SuccessionSocket()
+            (socket.address, socket.descriptorNumber, socket.isProxied) = ($0.spec?.text ?? "", $0.descriptor, $0.isProxied)
+            return socket
         }
         left.generations = plans.map { number, plan in
             var generation = SuccessionGeneration()
             generation.number = number
-            generation.doors = plan.doors.compactMap { doors.firstIndex(of: $0).map { UInt32($0) } }
+            generation.sockets = plan.sockets.compactMap { sockets.firstIndex(of: $0).map { UInt32($0) } }
             return generation
         }
         left.setFleet(fleet)
@@ -193,6 +199,7 @@ final class Supervisor {
         left.startedNs = started.nanoseconds
         left.databaseProblem = databaseProblem
         left.versionBefore = Version.text
+        if let keptSnapshot { left.keptSnapshot = keptSnapshot }
         return left
     }
 
@@ -219,15 +226,17 @@ final class Supervisor {
         for reading in readings where reading.exit == nil { Process.signal(reading.pid, SIGKILL) }  // they only read
         closeListeners()
         spool()
+        savePins(.never)
         ServiceManager.notify("STOPPING=1")
-        door.close()
+        ServiceManager.barrier(milliseconds: Limits.barrierMilliseconds)
+        control.close()
         loop.stop()
     }
 
     /// A backlog that nobody serves would take clients in only to reset them. What systemd holds stays with it, for the next start.
     private func closeListeners() {
-        for door in plan.doors { door.close() }
-        plan.doors = []
+        for socket in plan.sockets { socket.close() }
+        plan.sockets = []
     }
 
     /// What no store has acknowledged outlives us as a file.
@@ -271,7 +280,7 @@ final class Supervisor {
         tellAlive(now)
         let isLookDue = now >= lookAt
         if isLookDue { lookAt = now.adding(milliseconds: Limits.lookMilliseconds) }
-        door.sweep(now, isLookDue: isLookDue)
+        control.sweep(now, isLookDue: isLookDue)
         droppedTold += LogSink.standard.dropped(since: droppedTold) { scoreboard.add(.logLinesDropped, $0) }
         guard migration == nil else { return extendStart(now) }
         if now >= backupAt, backup == nil, stopSignals == 0 { backup = oneShot(["db", "backup", "--scheduled"]) }
@@ -285,6 +294,7 @@ final class Supervisor {
         guard isLookDue else { return }
         mendTurns()
         bringHome(now)
+        savePins(now)
         countRefused()
         tellStatus(now)
     }
@@ -351,7 +361,7 @@ final class Supervisor {
         var drain = Drain()
         drain.milliseconds = UInt32(clamping: milliseconds)
         drain.handsOver = handsOver
-        for (number, door) in (plans[child.generation]?.doors ?? []).enumerated() where !plan.doors.contains(door) {
+        for (number, socket) in (plans[child.generation]?.sockets ?? []).enumerated() where !plan.sockets.contains(socket) {
             drain.orphanedListeners.append(UInt32(number))
         }
         links[id]?.send { $0.drain = drain }
@@ -375,8 +385,8 @@ final class Supervisor {
                 heritage.handover = handover
                 // One that only brings records home listens nowhere, and its listeners may have been closed.
                 if child.isWanted {
-                    heritage.listeners = plan.doors.map(\.descriptor)
-                    heritage.proxied = Set(plan.doors.indices.filter { plan.doors[$0].isProxied })
+                    heritage.listeners = plan.sockets.map(\.descriptor)
+                    heritage.proxied = Set(plan.sockets.indices.filter { plan.sockets[$0].isProxied })
                 }
                 scoreboard.close(row: row)
                 scoreboard.setRows(inUse: fleet.rowsEnd)
@@ -440,7 +450,7 @@ final class Supervisor {
         }
         links[child.id]?.close()
         links[child.id] = nil
-        if child.slot.role == .writer { door.writerGone() } else { door.workerGone(child.id) }
+        if child.slot.role == .writer { control.writerGone() } else { control.workerGone(child.id) }
         if let row = child.row { scoreboard.close(row: row) }
         if !hasRecords { journal?.rest() }
         let actions = fleet.exited(pid: pid, hasRecords: hasRecords, isOrderly: isOrderly, reason: "\(exit)", now: loop.now)
@@ -505,10 +515,14 @@ final class Supervisor {
         case .refused(let refused):
             log.critical("\(refused.reason)", metadata: ["child": "\(slot)"])
             perform(fleet.refused(id, reason: refused.reason, now: loop.now))
+        case .hello where slot.role == .worker:
+            // One of a new generation must show that it reaches the database by its settings.
+            if let kept = keptSnapshot, fleet[id]?.generation == fleet.generation { links[id]?.send { $0.keptSnapshot = kept } }
+        case .keptSnapshot(let snapshot): keptSnapshot = snapshot
         case .storeReply(let reply):
-            door.answered(frame.correlation) { $0.storeReply = reply }
+            control.answered(frame.correlation) { $0.storeReply = reply }
         case .explainReply(let reply):
-            door.answered(frame.correlation) { $0.explainReply = reply }
+            control.answered(frame.correlation) { $0.explainReply = reply }
         default: break
         }
     }

@@ -33,7 +33,7 @@ public enum SupervisorRole {
                 log.notice("no room is kept for records of a stop on a full disk", metadata: ["error": "\(error)"])
             }
             let loop = EventLoop()
-            let plan = Plan(settings: settings, environment: environment, doors: try doors(settings, environment, log))
+            let plan = Plan(settings: settings, environment: environment, sockets: try sockets(settings, environment, log))
             let supervisor = try Supervisor(loop, plan, source, lock, log: log)
             supervisor.start()
             loop.run()
@@ -60,8 +60,10 @@ public enum SupervisorRole {
     }
 
     /// Sockets of systemd's socket units if it gave any, else bound here, or by a predecessor whose sockets systemd kept.
-    private static func doors(_ settings: Settings, _ environment: [String: String], _ log: Logger) throws(SystemError) -> [Door] {
-        var out: [Door] = []
+    private static func sockets(_ settings: Settings, _ environment: [String: String], _ log: Logger) throws(SystemError)
+        -> [ListeningSocket]
+    {
+        var out: [ListeningSocket] = []
         var kept: [String: Int32] = [:]
         for (name, descriptor) in ServiceManager.listenSockets(environment) {
             guard Sockets.isListening(descriptor) else {
@@ -70,16 +72,16 @@ public enum SupervisorRole {
             if name.hasPrefix(ServiceManager.storedPrefix) {
                 if let twin = kept.updateValue(descriptor, forKey: name) { Descriptor.close(twin) }
             } else {
-                out.append(Door(given: descriptor, name: name))
+                out.append(ListeningSocket(given: descriptor, name: name))
             }
         }
         let isGiven = !out.isEmpty
         if !isGiven {
             for text in settings.listen {
-                let spec = try Door.spec(text)
+                let spec = try ListeningSocket.spec(text)
                 if out.contains(where: { $0.spec == spec }) { continue }
                 if let descriptor = kept.removeValue(forKey: ServiceManager.storedName(spec.address)) {
-                    out.append(Door(spec, descriptor: descriptor))
+                    out.append(ListeningSocket(spec, descriptor: descriptor))
                 } else {
                     out.append(try bind(spec))
                 }
@@ -96,20 +98,20 @@ public enum SupervisorRole {
             Descriptor.close(descriptor)
             ServiceManager.notify("FDSTOREREMOVE=1\nFDNAME=\(name)")
         }
-        for door in out {
+        for socket in out {
             log.notice(
                 "listening",
-                metadata: ["address": "\(door.name)", "from": "\(isGiven ? "systemd" : "bind")", "proxy_header": "\(door.isProxied)"])
+                metadata: ["address": "\(socket.name)", "from": "\(isGiven ? "systemd" : "bind")", "proxy_header": "\(socket.isProxied)"])
         }
         return out
     }
 
     /// Workers that a dead supervisor has left close its listeners within milliseconds of its end: an address in use is tried again for
     /// that long. We hold the instance's lock, so nobody else of ours waits for it.
-    private static func bind(_ spec: ListenerSpec) throws(SystemError) -> Door {
+    private static func bind(_ spec: ListenerSpec) throws(SystemError) -> ListeningSocket {
         let by = Clock.now.adding(milliseconds: Limits.addressWaitMilliseconds)
         while true {
-            do throws(SystemError) { return try Door.bound(spec) } catch {
+            do throws(SystemError) { return try ListeningSocket.bound(spec) } catch {
                 guard error.code == EADDRINUSE, Clock.now < by else { throw error }
             }
             usleep(10_000)

@@ -33,6 +33,8 @@ public final class TransportStream: ByteStreamDelegate {
     public let stream: ByteStream
     public var delegate: (any TransportDelegate)?
     private var tls: TLSClient?
+    /// Of a proxy on the way, which the other one's records travel in.
+    private var outer: TLSClient?
     private var isPaused = true
     /// Bytes given to the socket since `countFromHere`, as they travel.
     public private(set) var sentBytes = 0
@@ -57,9 +59,9 @@ public final class TransportStream: ByteStreamDelegate {
 
     // MARK: TLS
 
-    /// Begins the handshake; `transportSecured` or `transportFailed` follows.
+    /// Begins the handshake; `transportSecured` or `transportFailed` follows. Once the stream is secure: another one inside it.
     public func secure(_ tls: TLSClient) {
-        self.tls = tls
+        (outer, self.tls) = (self.tls, tls)
         resume()
         shake(tls)
     }
@@ -80,10 +82,30 @@ public final class TransportStream: ByteStreamDelegate {
         delegate?.transportFailed(TransportFailure(description: error.description, isUntrusted: error.isUntrusted))
     }
 
-    private func send(_ bytes: [UInt8]) {
-        guard !bytes.isEmpty else { return }
+    private func send(_ records: [UInt8]) {
+        guard !records.isEmpty else { return }
+        var bytes = records
+        if let outer {
+            let problem = records.withUnsafeBytes { records -> TLSError? in
+                do throws(TLSError) { try outer.write(records) } catch { return error }
+                return nil
+            }
+            if let problem { return fail(problem) }
+            bytes = outer.takeOutgoing()
+        }
         sentBytes += bytes.count
         stream.write(bytes)
+    }
+
+    /// Gives what has come to the innermost TLS.
+    private func take(_ bytes: UnsafeRawBufferPointer, _ tls: TLSClient) throws(TLSError) {
+        guard let outer else { return tls.receive(bytes) }
+        outer.receive(bytes)
+        while case let count = try outer.read(into: buffer), count > 0 {
+            tls.receive(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
+        }
+        let records = outer.takeOutgoing()  // key updates
+        if !records.isEmpty { stream.write(records) }
     }
 
     // MARK: Use
@@ -131,8 +153,8 @@ public final class TransportStream: ByteStreamDelegate {
                 case .nothing: return true
                 case .bytes(let count):
                     guard let tls else { return false }
-                    tls.receive(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
-                    if !isQuiet(tls) { return false }
+                    do throws(TLSError) { try take(UnsafeRawBufferPointer(rebasing: buffer[..<count]), tls) } catch { return false }
+                    if !isQuiet(tls) || outer?.isPeerClosed == true { return false }
                 case .end: return false
                 }
             }
@@ -148,7 +170,7 @@ public final class TransportStream: ByteStreamDelegate {
 
     public func close() {
         delegate = nil
-        tls = nil
+        (tls, outer) = (nil, nil)
         stream.close()
     }
 
@@ -160,10 +182,11 @@ public final class TransportStream: ByteStreamDelegate {
             delegate?.transportPaused()
             return
         }
-        tls.receive(bytes)
+        do throws(TLSError) { try take(bytes, tls) } catch { return fail(error) }
         guard tls.isEstablished else { return shake(tls) }
         read(tls)
         delegate?.transportPaused()
+        if outer?.isPeerClosed == true, !self.stream.isClosed { end(isWhole: tls.isPeerClosed) }
     }
 
     private func read(_ tls: TLSClient) {

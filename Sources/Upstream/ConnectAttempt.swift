@@ -7,9 +7,19 @@ internal import Vocabulary
 
 /// One new connection: name, addresses in a race (RFC 8305), tunnel, handshake. All of it within one deadline.
 public final class ConnectAttempt: TransportDelegate {
+    private enum Phase {
+        case connect
+        /// TLS to the proxy.
+        case secureProxy
+        /// What is said to the proxy.
+        case tunnel
+        /// TLS to the upstream.
+        case secure
+    }
+
     private unowned let pool: UpstreamPool
     private let origin: Origin
-    private let proxy: OutboundProxy?
+    private let proxy: EgressProxy?
     private var done: ((Result<UpstreamConnection, ConnectFailure>) -> Void)?
     private var deadline = Instant.never
     /// Those not tried yet.
@@ -19,13 +29,13 @@ public final class ConnectAttempt: TransportDelegate {
     private var nextTryAt = Instant.never
     /// The one that won.
     private var transport: TransportStream?
-    private var tunnelBytes: [UInt8] = []
-    private var isTunnelling = false
+    private var tunnel: Tunnel?
+    private var phase = Phase.connect
     private var lastProblem = "no address"
     private var resolver: Resolver?
 
     init(
-        _ pool: UpstreamPool, _ origin: Origin, proxy: OutboundProxy?,
+        _ pool: UpstreamPool, _ origin: Origin, proxy: EgressProxy?,
         _ done: @escaping (Result<UpstreamConnection, ConnectFailure>) -> Void
     ) {
         (self.pool, self.origin, self.proxy, self.done) = (pool, origin, proxy, done)
@@ -37,6 +47,20 @@ public final class ConnectAttempt: TransportDelegate {
     func start(_ resolver: Resolver, milliseconds: Int) {
         deadline = pool.loop.now.adding(milliseconds: milliseconds)
         self.resolver = resolver
+        guard let proxy, proxy.scheme == .socks5 else { return connect(resolver, tunnelTo: origin.host) }
+        resolver.resolve(origin.host, port: origin.port) { [weak self] result in
+            guard let self, done != nil else { return }
+            switch result {
+            case .success(let found) where !found.isEmpty: connect(resolver, tunnelTo: found[0].hostText)
+            case .success: fail(.unreachable("\(origin.host): no address"))
+            case .failure(let error): failResolving(origin.host, error)
+            }
+        }
+    }
+
+    /// To the proxy, if there is one, which connects to `host`; else to the origin.
+    private func connect(_ resolver: Resolver, tunnelTo host: String) {
+        tunnel = proxy.map { Tunnel(through: $0, to: host, port: origin.port) }
         let (host, port) = peer
         resolver.resolve(host, port: port) { [weak self] result in
             guard let self, done != nil else { return }
@@ -44,10 +68,13 @@ public final class ConnectAttempt: TransportDelegate {
             case .success(let found):
                 addresses = Self.alternating(found)
                 tryNext()
-            case .failure(let error):
-                fail(error.isExhaustion ? .exhausted("\(host): \(error)") : .unreachable("\(host): \(error)"))
+            case .failure(let error): failResolving(host, error)
             }
         }
+    }
+
+    private func failResolving(_ host: String, _ error: LoopError) {
+        fail(error.isExhaustion ? .exhausted("\(host): \(error)") : .unreachable("\(host): \(error)"))
     }
 
     /// RFC 8305 §4: the families by turns, beginning with the resolver's first, so that a dead one holds up nothing.
@@ -91,7 +118,7 @@ public final class ConnectAttempt: TransportDelegate {
     }
 
     func sweep(_ now: Instant) {
-        if now >= deadline { return unreachable("\(origin.authority): no connection in time") }
+        if now >= deadline { return unreachable("\(peerName): no connection in time") }
         if now >= nextTryAt { tryNext() }
     }
 
@@ -104,63 +131,70 @@ public final class ConnectAttempt: TransportDelegate {
     private func connected(_ transport: TransportStream) {
         self.transport = transport
         transport.delegate = self
-        if let proxy {
-            isTunnelling = true
-            var head: [UInt8] = []
-            let target = "\(origin.host.contains(":") ? "[\(origin.host)]" : origin.host):\(origin.port)"
-            head += "CONNECT \(target) HTTP/1.1\r\nHost: \(target)\r\n".utf8
-            if let authorization = proxy.authorization { HeadWriter.field("Proxy-Authorization", authorization, into: &head) }
-            HeadWriter.end(into: &head)
-            do throws(TransportFailure) { try transport.write(head.span.bytes) } catch {
-                return lost("\(origin.authority): \(error)")
-            }
-            transport.resume()
-        } else if origin.isTLS {
-            secure(transport)
-        } else {
-            succeed(transport)
-        }
+        guard let proxy, proxy.scheme == .https else { return beginTunnel(transport) }
+        phase = .secureProxy
+        do throws(TLSError) { transport.secure(try pool.client(proxy)) } catch { lost("\(proxy): \(error)") }
     }
 
-    private func secure(_ transport: TransportStream) {
+    private func beginTunnel(_ transport: TransportStream) {
+        guard let tunnel else { return reached(transport) }
+        phase = .tunnel
+        say(tunnel.opening, transport)
+        transport.resume()
+    }
+
+    private func say(_ bytes: [UInt8], _ transport: TransportStream) {
+        do throws(TransportFailure) { try transport.write(bytes.span.bytes) } catch { lost("\(peerName): \(error)") }
+    }
+
+    /// What is written now goes to the upstream.
+    private func reached(_ transport: TransportStream) {
+        guard origin.isTLS else { return succeed(transport) }
+        phase = .secure
         do throws(TLSError) { transport.secure(try pool.client(origin)) } catch { lost("\(origin.authority): \(error)") }
     }
 
-    public func transportSecured() { if let transport { succeed(transport) } }
+    public func transportSecured() {
+        guard let transport else { return }
+        if phase == .secureProxy { beginTunnel(transport) } else { succeed(transport) }
+    }
 
     public func transportReceived(_ bytes: RawSpan) {
-        guard isTunnelling, let transport else { return }
-        tunnelBytes.append(bytes)
-        var scanned = 0
-        let answer = tunnelBytes
-        do throws(WireError) {
-            guard let (head, consumed) = try ResponseHead.parse(answer.span.bytes, scanned: &scanned) else { return }
-            guard head.status / 100 == 2 else {
-                return fail(.unreachable("the proxy \(proxy?.host ?? "") answered CONNECT with \(head.status)"))
+        guard phase == .tunnel, let transport else { return }
+        do throws(TunnelError) {
+            switch try tunnel?.feed(bytes) {
+            case .say(let words): say(words, transport)
+            case .open:
+                transport.pause()
+                reached(transport)
+            case .wait, nil: break
             }
-            guard consumed == answer.count else { return fail(.unreachable("the proxy sent bytes before the tunnel was used")) }
         } catch {
-            return fail(.unreachable("the proxy \(proxy?.host ?? "") answered CONNECT with no HTTP: \(error.reason)"))
+            fail(.unreachable(error.reason))
         }
-        isTunnelling = false
-        transport.pause()
-        secure(transport)
+    }
+
+    /// Whom the present step is about.
+    private var peerName: String {
+        guard let proxy, phase != .secure else { return origin.authority }
+        return "the proxy \(proxy) on the way to \(origin.authority)"
     }
 
     public func transportPaused() {}
-    public func transportEnded(isWhole: Bool) { lost("\(origin.authority): closed while connecting") }
+    public func transportEnded(isWhole: Bool) { lost("\(peerName): closed while connecting") }
     public func transportFailed(_ why: TransportFailure) {
-        if transport?.isSecure == true { pool.distrust(origin) }
-        if why.isUntrusted { fail(.untrusted("\(origin.authority): \(why)")) } else { lost("\(origin.authority): \(why)") }
+        if phase == .secure { pool.distrust(origin) }
+        if why.isUntrusted { fail(.untrusted("\(peerName): \(why)")) } else { lost("\(peerName): \(why)") }
     }
-    public func transportWriteFailed(_ why: String) { lost("\(origin.authority): \(why)") }
+    public func transportWriteFailed(_ why: String) { lost("\(peerName): \(why)") }
     public func transportDrained() {}
 
     /// An address that took the connection and then failed: the next one may do better.
     private func lost(_ why: String) {
         lastProblem = why
         transport?.close()
-        (transport, isTunnelling, tunnelBytes) = (nil, false, [])
+        (transport, phase) = (nil, .connect)
+        tunnel = tunnel?.anew
         tryNext()
     }
 

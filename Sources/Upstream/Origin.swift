@@ -1,8 +1,12 @@
-/// Where an upstream is: scheme, host, port. Connections are pooled by it.
+public import Vocabulary
+
+/// Where an upstream is and what it is reached through. Connections are pooled by it.
 public struct Origin: Hashable, Sendable {
     public var isTLS: Bool
     public var host: String
     public var port: UInt16
+    /// The account's own; nil: the environment's, if that serves the host.
+    public var proxy: EgressProxy?
 
     /// The value of `Host`: the port only where it is not the scheme's own.
     public var authority: String {

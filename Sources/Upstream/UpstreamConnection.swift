@@ -75,7 +75,7 @@ public final class UpstreamConnection: TransportDelegate {
 
     init(_ home: OriginConnections, _ transport: TransportStream, _ pool: UpstreamPool) {
         (self.home, self.transport, self.pool) = (home, transport, pool)
-        idleSince = transport.loop.turnTime
+        idleSince = transport.loop.iterationTime
         tookAt = idleSince
         transport.delegate = self
     }
@@ -91,7 +91,7 @@ public final class UpstreamConnection: TransportDelegate {
         machine.requestSent(method)
         (unsent, unsentOffset, isRequestOut) = (parts, 0, false)
         (isPaused, isResting) = (false, false)
-        tookAt = transport.loop.turnTime
+        tookAt = transport.loop.iterationTime
         transport.countFromHere()
         pump()
         if !isClosed { transport.resume() }
@@ -113,7 +113,7 @@ public final class UpstreamConnection: TransportDelegate {
             do throws(TransportFailure) { try transport.write(part.span.bytes.extracting(unsentOffset..<end)) } catch {
                 return fail(error.description)
             }
-            tookAt = transport.loop.turnTime
+            tookAt = transport.loop.iterationTime
             if end == part.count {
                 unsent.removeFirst()
                 unsentOffset = 0
@@ -259,7 +259,7 @@ public final class UpstreamConnection: TransportDelegate {
         self.user = nil
         // An answer that came before its request was taken whole leaves the rest of that request on the way.
         if machine.keepsAlive, isRequestOut, writeProblem == nil {
-            idleSince = transport.loop.turnTime
+            idleSince = transport.loop.iterationTime
             isPaused = false
             // What else that read brought may be bytes that nobody asked for: nobody gets the connection before that is known.
             if transport.hasUnseen { isReturning = true } else { keep() }

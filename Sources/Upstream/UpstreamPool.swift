@@ -27,7 +27,7 @@ public final class UpstreamPool {
     private let resolver: Resolver
     /// Made when it is needed: to read the system's certificates takes a good part of a worker's start.
     private lazy var tls = Result { () throws(TLSError) in try TLSContext() }
-    private let proxy: OutboundProxy?
+    private let proxy: EnvironmentProxy?
     private let connectMilliseconds: Int
     /// Idle connections are closed before there are more than this, whatever their origin.
     private let connectionsMax: Int
@@ -43,14 +43,16 @@ public final class UpstreamPool {
     /// Told of each connection that is given out.
     public var counted: (_ reused: Bool) -> Void = { _ in }
 
-    public init(_ loop: EventLoop, proxy: OutboundProxy?, connectMilliseconds: Int, connectionsMax: Int) {
+    public init(_ loop: EventLoop, proxy: EnvironmentProxy?, connectMilliseconds: Int, connectionsMax: Int) {
         (self.loop, self.proxy) = (loop, proxy)
         (self.connectMilliseconds, self.connectionsMax) = (connectMilliseconds, connectionsMax)
         resolver = Resolver(loop)
     }
 
     /// These are what will be connected to.
-    public func expect(_ origins: some Sequence<Origin>) { if origins.contains(where: \.isTLS) { _ = tls } }
+    public func expect(_ origins: some Sequence<Origin>) {
+        if origins.contains(where: { $0.isTLS || $0.proxy?.scheme == .https }) { _ = tls }
+    }
 
     /// Gives a connection, kept or fresh. `done` may be called at once. The token cancels a connection being made.
     @discardableResult
@@ -63,15 +65,21 @@ public final class UpstreamPool {
             return nil
         }
         counted(false)
-        if origin.isTLS, case .failure(let error) = tls {
+        let proxy = self.proxy(for: origin)
+        if origin.isTLS || proxy?.scheme == .https, case .failure(let error) = tls {
             done(.failure(.untrusted(error.description)))
             return nil
         }
         if all.count + attempts.count >= connectionsMax { closeIdle(1) }
-        let attempt = ConnectAttempt(self, origin, proxy: proxy.flatMap { $0.serves(origin) ? $0 : nil }, done)
+        let attempt = ConnectAttempt(self, origin, proxy: proxy, done)
         attempts[ObjectIdentifier(attempt)] = attempt
         attempt.start(resolver, milliseconds: connectMilliseconds)
         return attempt
+    }
+
+    /// An account's own is never gone around. The environment's is for https alone, as its name says.
+    private func proxy(for origin: Origin) -> EgressProxy? {
+        origin.proxy ?? proxy.flatMap { origin.isTLS && $0.serves(origin.host) ? $0.proxy : nil }
     }
 
     func finished(_ attempt: ConnectAttempt) { attempts[ObjectIdentifier(attempt)] = nil }
@@ -89,9 +97,12 @@ public final class UpstreamPool {
         return new
     }
 
-    func client(_ origin: Origin) throws(TLSError) -> TLSClient {
-        let isAddress = SocketAddress(numeric: origin.host, port: 0) != nil
-        return try TLSClient(try tls.get(), host: origin.host, isAddress: isAddress, resuming: origins[origin]?.session)
+    func client(_ origin: Origin) throws(TLSError) -> TLSClient { try client(origin.host, resuming: origins[origin]?.session) }
+    func client(_ proxy: EgressProxy) throws(TLSError) -> TLSClient { try client(proxy.host, resuming: nil) }
+
+    private func client(_ host: String, resuming session: TLSSession?) throws(TLSError) -> TLSClient {
+        let isAddress = SocketAddress(numeric: host, port: 0) != nil
+        return try TLSClient(try tls.get(), host: host, isAddress: isAddress, resuming: session)
     }
 
     func distrust(_ origin: Origin) { origins[origin]?.session = nil }

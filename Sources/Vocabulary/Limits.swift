@@ -111,6 +111,18 @@ public enum Limits {
     public static let pinsMax = 128 * 1024
     /// A response, a turn's state or a session stays with its account for so long after its last turn.
     public static let pinSeconds = 24 * 3600
+    /// Pins that one statement tells other instances of, and reads from them. The second is the larger: what one transaction told comes whole.
+    public static let pinsToldMax = 1_000
+    public static let pinNewsMax = 4_000
+    /// Pins that wait to be told; beyond that they are not.
+    public static let pinsUntoldMax = 16 * 1024
+    /// Between two looks at what other instances have told, and between what is learned and told.
+    public static let pinNewsMilliseconds = 400
+    public static let pinTellMilliseconds = 200
+    /// How often the table of told pins is cut to its size.
+    public static let pinTrimMilliseconds = 60_000
+    /// How often the pins are written to a file while there are turns: what a sudden end of the instance forgets.
+    public static let pinFileMilliseconds = 30_000
     /// A prompt's cache is worth returning to for so long (`prompt_cache_key`, or the conversation's beginning).
     public static let cachePinSeconds = 1_800
     /// A conversation leaves its account when that has so many turns more in flight than the least busy one.
@@ -183,7 +195,7 @@ public enum Limits {
     public static let dnsCacheMilliseconds = 30_000
     public static let dnsCacheEntriesMax = 256
 
-    /// What a packed answer gives in one turn of the loop, and in all; then it fails.
+    /// What a packed answer gives in one iteration of the loop, and in all; then it fails.
     public static let unpackedPassBytes = 256 * 1024
     public static let unpackedAnswerBytesMax = 1 << 30
 
@@ -320,7 +332,9 @@ public enum Limits {
     public static let backOffMillisecondsMax = 5_000
     /// A service manager is told this often that a drain goes on, and gives it twice as long.
     public static let extendMilliseconds = 10_000
-    /// Idle connections that a worker hands over, or takes, in one turn of its loop.
+    /// How long the last word of a supervisor waits for the service manager to hear it.
+    public static let barrierMilliseconds = 500
+    /// Idle connections that a worker hands over, or takes, in one iteration of its loop.
     public static let handoversPerTurn = 64
     /// From spawn to READY.
     public static let readyMilliseconds = 30_000

@@ -38,7 +38,7 @@ final class AccessEntry {
     }
 
     func turnBegan() { awaitsTurn = true }
-    func turnEnded() {
+    func iterationEnded() {
         awaitsTurn = false
         writeIfWhole()
     }

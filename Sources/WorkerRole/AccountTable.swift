@@ -275,10 +275,12 @@ final class AccountTable {
             message = "No account is configured. Add one with: codex-lb accounts add NAME --base-url URL --key-file FILE"
         } else if stored.strategy == .singleAccount, stored.singleAccount == nil {
             code = "single_account_not_configured"
-            message = "The routing strategy is single_account, but no account is named. Set one with: codex-lb settings set routing.single_account NAME"
+            message =
+                "The routing strategy is single_account, but no account is named. Set one with: codex-lb settings set routing.single_account NAME"
         } else if stored.strategy == .singleAccount, let name = stored.singleAccount {
             code = "single_account_unavailable"
-            message = "The routing strategy is single_account, and the account \(name) can't serve \(route.rawValue). See: codex-lb accounts explain"
+            message =
+                "The routing strategy is single_account, and the account \(name) can't serve \(route.rawValue). See: codex-lb accounts explain"
         } else if all.allSatisfy({ $0.value.state != .active }) {
             message = "All accounts are paused or need a new login. See: codex-lb accounts list"
         } else {

@@ -53,7 +53,7 @@ final class ClientConnection: ByteStreamDelegate {
     init(_ worker: Worker, _ stream: ByteStream, peer: IPAddress?, isProxied: Bool, client: IPAddress?) {
         (self.worker, self.stream, self.peer, proxiedClient) = (worker, stream, peer, client)
         isLocalPeer = (stream.peer?.isLoopback ?? false) && !worker.settings.trustedProxies.contains(peer)
-        let (now, times) = (worker.loop.turnTime, worker.settings.times)
+        let (now, times) = (worker.loop.iterationTime, worker.settings.times)
         if isProxied { proxyHeader = (ProxyHeaderReader(), now.adding(milliseconds: times.head)) }
         machine = ServerMachine(.init(idle: times.idle, head: times.head, bodyProgress: times.bodyProgress), now: now)
         (lastWrite, stalledSince) = (now, now)
@@ -61,7 +61,7 @@ final class ClientConnection: ByteStreamDelegate {
         stream.startReading()
     }
 
-    private var now: Instant { worker.loop.turnTime }
+    private var now: Instant { worker.loop.iterationTime }
     var isHalfClosed: Bool { machine.isHalfClosed }
     private var isClosed: Bool { machine.phase == .closed }
     /// Between requests.

@@ -56,7 +56,7 @@ final class ClientRequest {
     typealias Reading = Result<TurnRequest, ProxyError>
 
     /// Unpacks and reads the whole body, a large one on the thread pool; `done` is called at once or from the loop.
-    func read(on lane: WorkLane, aliases: [String: String], _ done: @escaping (Reading) -> Void) {
+    func read(on queue: WorkQueue, aliases: [String: String], _ done: @escaping (Reading) -> Void) {
         let encodings = head.fields.contentEncodings
         let body = self.body
         self.body = []
@@ -67,21 +67,22 @@ final class ClientRequest {
                 body, encodings, route, aliases, bytesMax: encodings.isEmpty ? inline : min(inline, route.bodyBytesMax))
             if !isLarger { return done(counted(reading)) }
         }
-        unpack(body, encodings, room: encodings.isEmpty ? body.count : max(1 << 20, 8 * body.count), aliases, on: lane, done)
+        unpack(body, encodings, room: encodings.isEmpty ? body.count : max(1 << 20, 8 * body.count), aliases, on: queue, done)
     }
 
     /// What a packed body unpacks to has its room before it is unpacked: more is tried with more.
     private func unpack(
-        _ body: [UInt8], _ encodings: [String], room: Int, _ aliases: [String: String], on lane: WorkLane, _ done: @escaping (Reading) -> Void
+        _ body: [UInt8], _ encodings: [String], room: Int, _ aliases: [String: String], on queue: WorkQueue,
+        _ done: @escaping (Reading) -> Void
     ) {
         let route = route
         let room = min(room, route.bodyBytesMax)
         guard encodings.isEmpty || memory.resize(to: body.count + room) else {
             return done(.failure(MemoryBudget.overloaded("the request body does not fit when it is unpacked")))
         }
-        lane.run({ Self.read(body, encodings, route, aliases, bytesMax: room) }) { [self] reading, isLarger in
+        queue.run({ Self.read(body, encodings, route, aliases, bytesMax: room) }) { [self] reading, isLarger in
             guard isLarger, room < route.bodyBytesMax else { return done(counted(reading)) }
-            unpack(body, encodings, room: 4 * room, aliases, on: lane, done)
+            unpack(body, encodings, room: 4 * room, aliases, on: queue, done)
         }
     }
 

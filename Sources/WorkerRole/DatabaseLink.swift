@@ -13,8 +13,8 @@ import Vocabulary
 final class DatabaseLink: StoreLink {
     private unowned let worker: Worker
     private let pool: PostgresPool
-    private let lane: RecordLane
-    /// Place in the journal up to which records have been given to the lane.
+    private let queue: RecordQueue
+    /// Place in the journal up to which records have been given to the queue.
     private var sent: UInt64
     private var gatherTimer: LoopTimer!
     private var isGathering = false
@@ -23,6 +23,9 @@ final class DatabaseLink: StoreLink {
     /// The database was away: a standby that took over may lack the last changes, and count others under the same versions.
     private var mayHaveMoved = false
     private var complainedAt: Instant?
+    /// Until the database has told its own.
+    private var kept: KeptSnapshot?
+    private let startedAt: Instant
     private(set) var revision = ""
     let isPolled = true
 
@@ -30,6 +33,8 @@ final class DatabaseLink: StoreLink {
     /// but it takes a lock over all commits of the server and needs a session, which poolers do not keep.
     static let pollMilliseconds = 400
     static let complainMilliseconds = 5_000
+    /// A database that says nothing for so long is away for a worker that starts.
+    static let keptAfterMilliseconds = 1_000
     /// One worker of an instance says that it serves.
     static let servingMilliseconds = 5_000
     private var servingAt = Instant(nanoseconds: 0)
@@ -39,23 +44,23 @@ final class DatabaseLink: StoreLink {
     init(_ worker: Worker, _ url: PostgresURL) {
         self.worker = worker
         pool = PostgresPool(worker.loop, PostgresTarget(url), worker.poolLimits)
-        lane = RecordLane(worker.loop, pool)
+        queue = RecordQueue(worker.loop, pool)
         sent = worker.usageJournal.tail
-        pollAt = worker.loop.now
+        (startedAt, pollAt) = (worker.loop.now, worker.loop.now)
         gatherTimer = LoopTimer(worker.loop) { [unowned self] in
             isGathering = false
             flush()
         }
-        lane.failed = { [unowned self] in complain($0) }
+        queue.failed = { [unowned self] in complain($0) }
         poll()
         flush()
     }
 
     // MARK: Records
 
-    func turnEnded() {
+    func iterationEnded() {
         let waiting = worker.usageJournal.head &- sent
-        guard waiting > 0, lane.hasRoom else { return }
+        guard waiting > 0, queue.hasRoom else { return }
         if waiting >= WriterLink.gatherBytes {
             flush()
         } else if !isGathering {
@@ -67,7 +72,7 @@ final class DatabaseLink: StoreLink {
     private func flush() {
         // What the records' table looks like is known with the first look.
         guard !revision.isEmpty else { return }
-        while lane.hasRoom, sent < worker.usageJournal.head {
+        while queue.hasRoom, sent < worker.usageJournal.head {
             let (entries, end, damaged) = worker.usageJournal.read(from: sent, count: Limits.batchRecordsMax)
             if damaged { worker.log.critical("the journal is damaged: what follows this place is given up", metadata: ["place": "\(end)"]) }
             // The acknowledgement of what could still be read forgets what could not.
@@ -78,7 +83,7 @@ final class DatabaseLink: StoreLink {
                 worker.log.critical("a usage record can't be read and is set aside", metadata: ["error": "\(error)", "bytes": "\(hex)"])
             }
             let count = entries.count
-            lane.append(rows.records) { [unowned self] setAside in acknowledged(upTo, count, setAside) }
+            queue.append(rows.records) { [unowned self] setAside in acknowledged(upTo, count, setAside) }
         }
     }
 
@@ -119,7 +124,7 @@ final class DatabaseLink: StoreLink {
             case .success(let facts):
                 revision = facts.revision
                 worker.scoreboard.set(.schemaRevision, Int(facts.revision) ?? 0)
-                lane.storesChecksums = Int(facts.revision) ?? 0 >= Schema.checksumRevision
+                queue.storesChecksums = Int(facts.revision) ?? 0 >= Schema.checksumRevision
                 guard mayHaveMoved || facts.version != worker.snapshot?.version else {
                     seen()
                     return polled()
@@ -128,29 +133,68 @@ final class DatabaseLink: StoreLink {
             case .failure(let error):
                 mayHaveMoved = true
                 complain(error)
+                beginWithKept()
                 polled()
             }
         }
     }
 
+    private func vault(_ fingerprint: String) throws(StoreError) -> Vault {
+        try Vault.load(
+            sealedWith: fingerprint, keyPath: worker.settings.keyFile, place: worker.settings.database.url.description)
+    }
+
     private func loadSnapshot() {
-        let settings = worker.settings
-        pool.snapshot(revision: Int(revision) ?? 0, { fingerprint throws(StoreError) in
-            try Vault.load(sealedWith: fingerprint, keyPath: settings.keyFile, place: settings.database.url.description)
+        var vault: Vault?
+        pool.snapshot(revision: Int(revision) ?? 0, { [self] fingerprint throws(StoreError) in
+            let loaded = try self.vault(fingerprint)
+            vault = loaded
+            return loaded
         }) { [weak self] result in
             guard let self else { return }
             switch result {
             case .success(let snapshot):
-                mayHaveMoved = false
+                (mayHaveMoved, kept) = (false, nil)
                 seen()
                 worker.snapshotArrived(snapshot)
+                if let vault { keep(snapshot, vault) }
             case .failure(let error):
                 // No time and no other server makes the key right.
                 if error.kind == .wrongKey { worker.refuse(error) }
                 complain(error)
+                beginWithKept()
             }
             polled()
         }
+    }
+
+    /// One worker of an instance gives the supervisor what the next one begins with if the database is away then.
+    private func keep(_ snapshot: Snapshot, _ vault: Vault) {
+        guard worker.position == 0 else { return }
+        do throws(StoreError) {
+            let sealed = try vault.seal(kept: FrameCodec.bytes(of: SnapshotMessage(snapshot)))
+            worker.keep(KeptSnapshot(fingerprint: vault.fingerprint, sealed: sealed))
+        } catch { worker.log.error("the snapshot can't be sealed for the supervisor to keep", metadata: ["error": "\(error)"]) }
+    }
+
+    func keptSnapshotArrived(_ kept: KeptSnapshot) {
+        guard worker.snapshot == nil else { return }
+        self.kept = kept
+        if mayHaveMoved { beginWithKept() }
+    }
+
+    /// The database is away: what stood in it when somebody reached it last is better than to serve nobody.
+    private func beginWithKept() {
+        guard worker.snapshot == nil, let kept else { return }
+        self.kept = nil
+        do {
+            let bytes = try vault(kept.fingerprint).open(kept: kept.sealedBytes)
+            let snapshot = try Snapshot(SnapshotMessage(serialized: bytes))
+            worker.log.warning(
+                "the database is away: beginning with what the worker before served by", metadata: ["version": "\(snapshot.version)"])
+            mayHaveMoved = true
+            worker.snapshotArrived(snapshot)
+        } catch { worker.log.error("the kept snapshot can't be used", metadata: ["error": "\(error)"]) }
     }
 
     private func polled() {
@@ -236,13 +280,9 @@ final class DatabaseLink: StoreLink {
     }
 
     func saveLogin(_ account: Account, _ new: Account.Credentials) {
-        let settings = worker.settings
         pool.renewLogin(
             account: account.id, changedAt: account.changedAt, now: Clock.wall,
-            sealed: { fingerprint throws(StoreError) in
-                try Vault.load(sealedWith: fingerprint, keyPath: settings.keyFile, place: settings.database.url.description).seal(
-                    new, account: account.id)
-            }
+            sealed: { [self] fingerprint throws(StoreError) in try vault(fingerprint).seal(new, account: account.id) }
         ) { [weak self] result in
             guard let self else { return }
             switch result {
@@ -256,7 +296,7 @@ final class DatabaseLink: StoreLink {
 
     /// The database answers; that does not help while it does not take records.
     private func seen() {
-        guard lane.problem == nil else { return }
+        guard queue.problem == nil else { return }
         if complainedAt != nil {
             complainedAt = nil
             worker.log.notice("the database is reached again", metadata: ["journal_bytes": "\(worker.usageJournal.usedBytes)"])
@@ -275,10 +315,11 @@ final class DatabaseLink: StoreLink {
 
     func sweep(_ now: Instant) {
         pool.sweep(now)
-        lane.sweep(now)
+        queue.sweep(now)
         if now >= pollAt { poll() }
+        if kept != nil, now.milliseconds(since: startedAt) >= Self.keptAfterMilliseconds { beginWithKept() }
         if now >= servingAt { tellServing(now) }
         readFacts(now)
-        if lane.hasRoom, sent < worker.usageJournal.head, !isGathering { flush() }
+        if queue.hasRoom, sent < worker.usageJournal.head, !isGathering { flush() }
     }
 }

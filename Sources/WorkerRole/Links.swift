@@ -58,6 +58,7 @@ final class SupervisorLink: ByteStreamDelegate {
                         $0.correlation = frame.correlation
                         $0.explainReply = reply
                     }
+                case .keptSnapshot(let kept): worker.keptSnapshotArrived(kept)
                 default: break  // a newer supervisor may say more
                 }
             }
@@ -82,8 +83,8 @@ enum AccountJob {
 
 /// A worker's way to the store: takes the journal there and brings snapshots back.
 protocol StoreLink: AnyObject {
-    /// Called at the end of each turn of the loop.
-    func turnEnded()
+    /// Called at the end of each iteration of the loop.
+    func iterationEnded()
     /// To be called some times a second.
     func sweep(_ now: Instant)
     func totals(ofKey key: Int64?, _ done: @escaping (Result<UsageTotals, StoreError>) -> Void)
@@ -95,6 +96,8 @@ protocol StoreLink: AnyObject {
     func claim(_ job: AccountJob, _ account: Account, _ done: @escaping (Bool) -> Void)
     /// The account has these credentials now, unless it has changed meanwhile. To be called again until the snapshot has them.
     func saveLogin(_ account: Account, _ new: Account.Credentials)
+    /// What another worker served by, sealed: to begin with while the store is away.
+    func keptSnapshotArrived(_ kept: KeptSnapshot)
     /// The worker takes nothing new any more.
     func draining()
     /// What it has to say at its end is still on its way.
@@ -141,12 +144,12 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
         connect()
     }
 
-    /// Called at the end of each turn of the loop.
-    func turnEnded() {
+    /// Called at the end of each iteration of the loop.
+    func iterationEnded() {
         let waiting = worker.usageJournal.head &- sent
         guard waiting > 0, isConnected else { return }
         if isGathering, waiting < Self.gatherBytes { return }
-        if waiting >= Self.gatherBytes || worker.loop.turnTime.milliseconds(since: flushedAt) >= Self.gatherMilliseconds {
+        if waiting >= Self.gatherBytes || worker.loop.iterationTime.milliseconds(since: flushedAt) >= Self.gatherMilliseconds {
             flush()
         } else {
             isGathering = true
@@ -208,6 +211,7 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
         reads.first(Queries.totals(ofKey: key), done)
     }
 
+    func keptSnapshotArrived(_ kept: KeptSnapshot) {}  // the writer is of this machine, as we are
     func draining() {}
     let isLeaving = false
 
@@ -244,7 +248,7 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
     /// Sends what the journal holds beyond what was sent.
     func flush() {
         guard isConnected, let stream, stream.queuedBytes < 1 << 20 else { return }
-        flushedAt = worker.loop.turnTime
+        flushedAt = worker.loop.iterationTime
         while sent < worker.usageJournal.head {
             var records: [UInt8] = []
             let (count, end, damaged) = worker.usageJournal.visit(from: sent, count: Limits.batchRecordsMax) {
@@ -277,6 +281,7 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
                     retryMilliseconds = 10
                     do {
                         worker.snapshotArrived(try Snapshot(message))
+                        worker.storeSeen()
                     } catch {
                         worker.log.error("unreadable snapshot", metadata: ["error": "\(error)"])
                     }

@@ -9,7 +9,7 @@ final class ReadPool {
     private static let statementMilliseconds = 5_000
 
     private let loop: EventLoop
-    private let work: WorkLane
+    private let work: WorkQueue
     private let path: String
     private let limits: PoolMachine.Limits
     private var machine: PoolMachine
@@ -20,7 +20,7 @@ final class ReadPool {
 
     init(_ loop: EventLoop, path: String, _ limits: PoolMachine.Limits) {
         (self.loop, self.path, self.limits) = (loop, path, limits)
-        work = WorkLane(loop, threadsMax: Limits.readThreadsMax)
+        work = WorkQueue(loop, threadsMax: Limits.readThreadsMax)
         machine = PoolMachine(limits)
     }
 

@@ -60,7 +60,7 @@ extension Worker {
         if head.framing != .none, !memory.hasRoom(0, for: .request) {
             return refused(MemoryBudget.overloaded("no further request body is taken"), isAdmission: true)
         }
-        let request = ClientRequest(head, route, recordID: recordID, id: id, time: time, start: loop.turnTime, key: key, memory)
+        let request = ClientRequest(head, route, recordID: recordID, id: id, time: time, start: loop.iterationTime, key: key, memory)
         return (.taken(request), pageOrigin)
     }
 

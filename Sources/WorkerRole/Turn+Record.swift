@@ -29,7 +29,7 @@ extension Turn {
             worker.scoreboard.add(.outputTokens, worker: worker.slot, Int(usage.output))
         }
         record.firstByteMilliseconds = firstByteMilliseconds.map { Int64($0) }
-        record.durationMilliseconds = Int64(worker.loop.turnTime.milliseconds(since: request.start))
+        record.durationMilliseconds = Int64(worker.loop.iterationTime.milliseconds(since: request.start))
         record.attempts = outcome.attempts
         record.requestBytes = Int64(request.receivedBytes)
         record.responseBytes = Int64(client?.bodyBytes ?? 0)

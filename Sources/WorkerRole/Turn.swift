@@ -49,7 +49,7 @@ final class Turn: UpstreamUser, Answering {
         perform(machine.start())
     }
 
-    private var now: Instant { worker.loop.turnTime }
+    private var now: Instant { worker.loop.iterationTime }
 
     // MARK: Actions
 
@@ -91,7 +91,7 @@ final class Turn: UpstreamUser, Answering {
             worker.clientLeft(self)  // no connection sweeps it any more
             clientDrained()
         case .over:
-            request.access?.turnEnded()
+            request.access?.iterationEnded()
             worker.ended(self)
         }
     }

@@ -27,7 +27,7 @@ final class Worker {
     let memory: MemoryBudget
     let originPolicy: OriginPolicy
     /// Where large bodies are unpacked and read.
-    let bodyWork: WorkLane
+    let bodyWork: WorkQueue
     private var date: (seconds: Int64, field: [UInt8]) = (-1, [])
     /// Its row of the scoreboard.
     var slot: Int { heritage.row }
@@ -47,10 +47,10 @@ final class Worker {
     private var turns: [ObjectIdentifier: Turn] = [:]
     /// Those of them whose client has left and whose usage is still awaited.
     private var clientless: [ObjectIdentifier: Turn] = [:]
-    /// By the descriptor of `doors` that each listens on.
+    /// By the descriptor of `sockets` that each listens on.
     private var listeners: [Int32: Listener] = [:]
     /// Listening sockets of the heritage; none from the drain on.
-    private var doors: [Int32]
+    private var sockets: [Int32]
     private var isDeaf = false
     /// Takes nothing new, and ends when the last turn has.
     private(set) var isLeaving = false
@@ -78,7 +78,7 @@ final class Worker {
     private var store: (any StoreLink)!
     private var supervisor: SupervisorLink!
     private var sweepTimer: LoopTimer!
-    private var turnEnd: TurnEnd!
+    private var iterationEnd: IterationEnd!
     private var isReady = false
     /// Client connections, and as many to upstreams.
     private let connectionsMax: Int
@@ -95,19 +95,19 @@ final class Worker {
 
     init(_ loop: EventLoop, _ settings: Settings, _ heritage: Heritage, _ log: Logger, _ accessLog: AccessLog?) throws {
         (self.loop, self.settings, self.heritage, self.log, self.accessLog) = (loop, settings, heritage, log, accessLog)
-        doors = heritage.listeners
+        sockets = heritage.listeners
         scoreboard = try Scoreboard(inherited: try SharedMemory(descriptor: heritage.scoreboard, count: Scoreboard.memoryBytes))
         usageJournal = try Journal(inherited: try SharedMemory(descriptor: heritage.journal, count: Journal.memoryBytes()))
         // A tenth of the descriptors stays free for the store, name look-ups and the unexpected.
         connectionsMax = max(64, Process.descriptorLimit * 45 / 100)
         pool = UpstreamPool(
-            loop, proxy: OutboundProxy(url: settings.httpsProxy, exceptions: settings.noProxy), connectMilliseconds: settings.times.connect,
+            loop, proxy: settings.httpsProxy, connectMilliseconds: settings.times.connect,
             connectionsMax: connectionsMax)
         scoreboard.close(row: heritage.row)
         memory = MemoryBudget(
             scoreboard, slot: heritage.row, bytesMax: settings.memoryBytesMax ?? Process.memoryBytes / Limits.memoryPart)
         originPolicy = OriginPolicy(allowed: settings.allowedOrigins)
-        bodyWork = WorkLane(loop, threadsMax: Limits.bodyThreadsMax)
+        bodyWork = WorkQueue(loop, threadsMax: Limits.bodyThreadsMax)
         accounts = AccountTable(
             scoreboard, row: heritage.row, passingOrganization: settings.accountsPassingOrganization, isSticky: settings.isSticky, log)
         gate = ClientGate(
@@ -122,8 +122,8 @@ final class Worker {
         accounts.modelRefused = { [unowned self] in catalogue.refresh() }
         sweepTimer = LoopTimer(loop) { [unowned self] in sweep() }
         sweepTimer.start(milliseconds: Self.sweepMilliseconds, repeating: Self.sweepMilliseconds)
-        turnEnd = TurnEnd(loop) { [unowned self] in
-            store.turnEnded()
+        iterationEnd = IterationEnd(loop) { [unowned self] in
+            store.iterationEnded()
             if hasIdled { handOver() }
         }
     }
@@ -144,7 +144,6 @@ final class Worker {
             usage.accountsChanged(accounts.all)
         }
         scoreboard.set(.snapshotVersion, worker: slot, Int(new.version))
-        storeSeen()
         if !isReady { becomeReady() }
     }
 
@@ -179,6 +178,9 @@ final class Worker {
     /// something to acknowledge.
     func isStoreAway(now: Instant) -> Bool { scoreboard.isStoreAway(now: now, isPolled: store.isPolled) }
 
+    func keptSnapshotArrived(_ kept: KeptSnapshot) { store.keptSnapshotArrived(kept) }
+    func keep(_ snapshot: KeptSnapshot) { supervisor.send { $0.keptSnapshot = snapshot } }
+
     private func becomeReady() {
         isReady = true
         listen()
@@ -202,15 +204,15 @@ final class Worker {
     private func listen() {
         guard isReady, !isLeaving, !isAcceptPaused, !balance.isPaused else { return }
         takeHandovers()
-        for door in doors where listeners[door] == nil {
+        for socket in sockets where listeners[socket] == nil {
             // The handle owns a copy: closing it must not close what we would listen on again.
-            let copy = Descriptor.duplicate(door)
+            let copy = Descriptor.duplicate(socket)
             do throws(LoopError) {
                 guard copy >= 0 else { throw LoopError(code: -Descriptor.lastError) }
-                let kind: ByteStream.Kind = Sockets.isUnix(door) ? .unix : .tcp
+                let kind: ByteStream.Kind = Sockets.isUnix(socket) ? .unix : .tcp
                 let silent = max(Limits.peerSilentMilliseconds, settings.times.writeStalled)
-                let isProxied = heritage.listeners.firstIndex(of: door).map(heritage.proxied.contains) ?? false
-                listeners[door] = try Listener(loop, descriptor: copy, kind: kind, silentMilliseconds: silent) { [unowned self] in
+                let isProxied = heritage.listeners.firstIndex(of: socket).map(heritage.proxied.contains) ?? false
+                listeners[socket] = try Listener(loop, descriptor: copy, kind: kind, silentMilliseconds: silent) { [unowned self] in
                     accepted($0, isProxied: isProxied)
                 }
             } catch {
@@ -218,7 +220,7 @@ final class Worker {
                 isDeaf = true
             }
         }
-        guard isDeaf, listeners.count == doors.count else { return }
+        guard isDeaf, listeners.count == sockets.count else { return }
         isDeaf = false
         log.notice("listening again")
     }
@@ -262,10 +264,10 @@ final class Worker {
     /// closes over them would reset them. Where others do, they are theirs.
     private func leaveDoors(orphaned: (Int) -> Bool) {
         stopListening()
-        for (number, door) in doors.enumerated() {
-            let kind: ByteStream.Kind = Sockets.isUnix(door) ? .unix : .tcp
+        for (number, socket) in sockets.enumerated() {
+            let kind: ByteStream.Kind = Sockets.isUnix(socket) ? .unix : .tcp
             var left = orphaned(number) ? Limits.backlogTakenMax : 0
-            while left > 0, connections.count < connectionsMax, let client = Sockets.accept(door) {
+            while left > 0, connections.count < connectionsMax, let client = Sockets.accept(socket) {
                 left -= 1
                 let stream = ByteStream(loop, kind)
                 do throws(LoopError) {
@@ -276,9 +278,9 @@ final class Worker {
                     stream.close()
                 }
             }
-            Descriptor.close(door)
+            Descriptor.close(socket)
         }
-        doors = []
+        sockets = []
     }
 
     func closed(_ connection: ClientConnection) {
@@ -381,7 +383,7 @@ final class Worker {
         store.sweep(now)
         others.look(now)
         keepBalance(now)
-        if listeners.count < doors.count { listen() }
+        if listeners.count < sockets.count { listen() }
         if now >= drainIdleBy {
             drainIdleBy = .never
             for connection in connections.values { connection.drain(idleToo: true) }

@@ -22,7 +22,7 @@ final class Writer {
     private var listener: Listener?
     private var socketFile: SocketFile?
     private var workers: [ObjectIdentifier: WorkerLink] = [:]
-    private var supervisor: ControlLink!
+    private var supervisor: SupervisorLink!
     private var snapshot: Snapshot
     private var isDraining = false
     /// The supervisor is dead: the database belongs to whoever starts next.
@@ -127,7 +127,7 @@ final class Writer {
         }
     }
 
-    func start(_ supervisor: ControlLink, database: String, revision: String) {
+    func start(_ supervisor: SupervisorLink, database: String, revision: String) {
         self.supervisor = supervisor
         supervisor.attach(self)
         var ready = Ready()

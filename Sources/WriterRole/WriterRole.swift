@@ -16,9 +16,9 @@ public enum WriterRole {
         Process.name("codex-lb:writer")
         Process.forbidDumps()
         let loop = EventLoop()
-        let supervisor: ControlLink
+        let supervisor: SupervisorLink
         do throws(LoopError) {
-            supervisor = try ControlLink(loop, heritage)
+            supervisor = try SupervisorLink(loop, heritage)
         } catch {
             log.critical("control socket unusable", metadata: ["error": "\(error)"])
             return 1

@@ -132,7 +132,8 @@ extension Accounts {
                 ["ACCOUNT", "VERDICT", "RANK", "LOAD", "SHARE", "OPEN", "CAP", "WEIGHT", "POLICY", "5H", "WEEK", "WHY"],
                 reply.rows.map { row in
                     [
-                        row.account, row.verdict, String(row.rank), String(Int(row.load)), percent(row.sharePermille > 0, row.sharePermille),
+                        row.account, row.verdict, String(row.rank), String(Int(row.load)),
+                        percent(row.sharePermille > 0, row.sharePermille),
                         String(row.inFlight), row.streamsMax == 0 ? "-" : String(row.streamsMax), String(row.weight),
                         row.policy + (row.overflow ? ",overflow" : ""), percent(row.hasPrimaryUsedPermille, row.primaryUsedPermille),
                         percent(row.hasSecondaryUsedPermille, row.secondaryUsedPermille), row.reason,

@@ -19,7 +19,8 @@ struct Accounts: ParsableCommand {
         static let configuration = CommandConfiguration(abstract: "Add an OpenAI-compatible upstream with its API key.")
         @Argument(help: "A name of your choice.") var name: String
         @Option(name: .customLong("base-url"), help: "For example https://api.openai.com/v1") var baseURL: String
-        @Option(name: .customLong("key-file"), help: "File with the API key, or - for standard input; not needed where a --header has the key.")
+        @Option(
+            name: .customLong("key-file"), help: "File with the API key, or - for standard input; not needed where a --header has the key.")
         var keyFile: String?
         @Flag(name: .long, help: "Give the account of this name, if there is one, this key and base URL.") var replace = false
         @OptionGroup var options: AccountOptions

@@ -13,7 +13,7 @@ final class BlockingFetch {
 
     init(_ settings: Settings) {
         pool = UpstreamPool(
-            loop, proxy: OutboundProxy(url: settings.httpsProxy, exceptions: settings.noProxy), connectMilliseconds: settings.times.connect,
+            loop, proxy: settings.httpsProxy, connectMilliseconds: settings.times.connect,
             connectionsMax: 16)
     }
 

@@ -7,19 +7,18 @@ seconds=$1; shift
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 dir=${FUZZ_DIR:-$root/.build/fuzz}
-[ $# -gt 0 ] || set -- RequestHead ResponseHead ChunkedBody Events JSON Frames Inflate Translation PageFile
+[ $# -gt 0 ] || set -- RequestHead ResponseHead ProxyHeader ChunkedBody Events JSON Frames Inflate Translation PageFile
 mkdir -p "$dir"
 status=0
 for name; do
     case $name in JSON) module=JSONWire ;; Frames) module=ControlWire ;; Inflate | Translation) module=$name ;; PageFile) module=SQLiteStore ;; *) module=HTTPWire ;; esac
-    # One module of the sources and the harness: what the sources import of Vocabulary is the file of limits alone.
+    # One module of the sources, of Bytes and Vocabulary, and of the harness.
     work=$dir/$name.sources
     rm -rf "$work"; mkdir -p "$work" "$dir/$name.corpus"
-    cp "$root/Sources/$module"/*.swift "$root/Sources/Bytes"/*.swift "$root/Sources/Vocabulary/Limits.swift" "$work/"
+    cp "$root/Sources/$module"/*.swift "$root/Sources/Bytes"/*.swift "$root/Sources/Vocabulary"/*.swift "$work/"
     link=""
     if [ $module = ControlWire ]; then
-        # Its values are Vocabulary's, and its messages need SwiftProtobuf: a debug build has made that.
-        cp "$root/Sources/Vocabulary"/*.swift "$work/"
+        # Its messages need SwiftProtobuf: a debug build has made that.
         built=$(cd "$root" && swift build --show-bin-path)
         [ -f "$built/Modules/SwiftProtobuf.swiftmodule" ] || (cd "$root" && swift build --target ControlWire)
         link="-I $built/Modules $built/SwiftProtobuf.build/*.o"
@@ -35,8 +34,8 @@ for name; do
         sed -n '/^public enum SQLValue/,/^}/p' "$root/Sources/Store/SQL.swift" >"$work/SQLValue.swift"
         dict= ;;
     Translation)
-        # Its layers below become one module with it.
-        cp "$root/Sources/JSONWire"/*.swift "$root/Sources/Vocabulary"/*.swift "$work/"
+        # Its layer below becomes one module with it.
+        cp "$root/Sources/JSONWire"/*.swift "$work/"
         dict=$here/Translation.dict ;;
     esac
     cp "$here/$name.swift" "$work/Harness.swift"

@@ -115,6 +115,27 @@ extension Integration {
             for _ in 0..<4 { #expect(try chosen(stage, ["a", "b"]) { _ = try turn(stage, headers: headers) } == [other]) }
         }
 
+        /// What is remembered outlives a stop, and all but the last moments a sudden end; a file that can't be read is told and costs no turn.
+        @Test(arguments: Database.both) func outlivesTheInstance(_ database: Database) throws {
+            let stage = try Stage("a", "b", workers: 2, on: database)
+            stage.always("b", Self.response("resp_of_b"))
+            for _ in 0..<2 { #expect(try turn(stage).status == 200) }
+            for round in 0..<3 {
+                if round == 2 { try Data("no pins".utf8).write(to: URL(fileURLWithPath: stage.daemon.data + "/pins")) }
+                #expect(stage.daemon.stop() == .code(0))
+                if round == 1 { try Data("no pins".utf8).write(to: URL(fileURLWithPath: stage.daemon.data + "/pins")) }
+                try stage.daemon.launch()
+                try stage.daemon.waitReady()
+                let before = stage.calls("a")
+                for _ in 0..<4 { #expect(try turn(stage, ",\"previous_response_id\":\"resp_of_b\"").status == 200) }
+                if round == 1 {
+                    #expect(stage.daemon.waitLog("conversations of the last run are not known"))
+                } else {
+                    #expect(stage.calls("a") == before, "round \(round)")
+                }
+            }
+        }
+
         /// What is remembered outlives the workers that learned it.
         @Test func outlivesWorkers() throws {
             let stage = try Stage("a", "b", workers: 2)

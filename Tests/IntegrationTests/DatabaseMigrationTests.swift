@@ -95,11 +95,11 @@ extension Integration {
             for (migrator, file) in zip(migrators, files) {
                 #expect(migrator.wait(30) == .code(0), "\(procText(file + ".err"))")
                 let json = try JSONSerialization.jsonObject(with: Data(procText(file).utf8)) as? [String: Any]
-                #expect(json?["revision"] as? String == "0003", "\(procText(file))")
+                #expect(json?["revision"] as? String == Revisions.head, "\(procText(file))")
                 applied.append(json?["applied"] as? [String] ?? ["?"])
             }
-            #expect(applied.filter { !$0.isEmpty } == [["0001", "0002", "0003"]], "\(applied)")
-            #expect(try database.ledger == "0001\n0002\n0003")
+            #expect(applied.filter { !$0.isEmpty } == [Revisions.all], "\(applied)")
+            #expect(try database.ledger == Revisions.ledger)
             #expect(try !database.isLocked)
             let check = try daemon.run("db", "check", "--url", database.url)
             #expect(check.isGood, "\(check)")
@@ -118,7 +118,7 @@ extension Integration {
                 // With an upgrade by hand and with the one that any command makes.
                 let again = try daemon.run("db", "upgrade", "--url", database.url)
                 #expect(again.isGood, "\(number): \(again)")
-                #expect(try database.ledger == "0001\n0002\n0003", "\(number)")
+                #expect(try database.ledger == Revisions.ledger, "\(number)")
                 let check = try daemon.run("db", "check", "--url", database.url)
                 #expect(check.isGood, "\(number): \(check)")
                 #expect(try !database.isLocked, "\(number)")
@@ -131,7 +131,7 @@ extension Integration {
             let daemon = try Daemon(on: kind)
             #expect(try daemon.run("db", "upgrade", "--die-before", "5").exit == .signal(SIGKILL))
             try daemon.start()
-            #expect(try BareDatabase(of: daemon).ledger == "0001\n0002\n0003")
+            #expect(try BareDatabase(of: daemon).ledger == Revisions.ledger)
             #expect(try daemon.get("/health/live").status == 200)
         }
 
@@ -143,7 +143,7 @@ extension Integration {
             #expect(
                 text.isGood && text.output.contains("CREATE TABLE usage_records") && text.output.contains("-- revision 0002"), "\(text)")
             let json = try daemon.run("db", "upgrade", "--dry-run", "--json", "--url", database.url)
-            #expect(json.jsonList.map { $0["id"] as? String } == ["0001", "0002", "0003"], "\(json)")
+            #expect(json.jsonList.map { $0["id"] as? String } == Revisions.all, "\(json)")
             #expect(try database.tables == 0)
             #expect(kind != .sqlite || !FileManager.default.fileExists(atPath: database.place))
             #expect(!FileManager.default.fileExists(atPath: daemon.data + "/encryption.key"))
@@ -157,7 +157,7 @@ extension Integration {
             #expect(try db("current").output == "none\n")
             #expect(try db("current", "--json").json["revision"] is NSNull)
             let early = try db("wait", "--timeout", "0.3")
-            #expect(early.exit == .code(1) && early.errors.contains("0001, 0002, 0003"), "\(early)")
+            #expect(early.exit == .code(1) && early.errors.contains(Revisions.all.joined(separator: ", ")), "\(early)")
 
             let first = try db("upgrade", "--to", "0001", "--json")
             #expect(
@@ -165,8 +165,8 @@ extension Integration {
             #expect(try db("current").output == "0001\n")
             #expect(try database.ledger == "0001")
             let check = try db("check")
-            #expect(check.exit == .code(1) && check.errors.contains("0003"), "\(check)")
-            #expect(try db("upgrade", "--dry-run", "--json").jsonList.map { $0["id"] as? String } == ["0002", "0003"])
+            #expect(check.exit == .code(1) && check.errors.contains(Revisions.head), "\(check)")
+            #expect(try db("upgrade", "--dry-run", "--json").jsonList.map { $0["id"] as? String } == Revisions.afterFirst)
             let half = try db("wait", "--timeout", "0.3")
             #expect(half.exit == .code(1) && half.errors.contains("0002") && !half.errors.contains("0001,"), "\(half)")
 
@@ -175,14 +175,14 @@ extension Integration {
                 Daemon.binary, ["db", "wait", "--timeout", "20", "--json", "--url", database.url], environment: daemon.environment,
                 output: daemon.directory + "/wait")
             let second = try db("upgrade", "--json")
-            #expect(second.json["applied"] as? [String] == ["0002", "0003"] && second.json["before"] as? String == "0001", "\(second)")
+            #expect(second.json["applied"] as? [String] == Revisions.afterFirst && second.json["before"] as? String == "0001", "\(second)")
             #expect(waiting.wait(10) == .code(0))
-            #expect(procText(daemon.directory + "/wait").contains("\"revision\":\"0003\""))
+            #expect(procText(daemon.directory + "/wait").contains("\"revision\":\"\(Revisions.head)\""))
 
             #expect(try db("upgrade", "--json").json["applied"] as? [String] == [])
-            #expect(try db("current", "--json").json["head"] as? String == "0003")
+            #expect(try db("current", "--json").json["head"] as? String == Revisions.head)
             let history = try db("history", "--json").jsonList
-            #expect(history.map { $0["id"] as? String } == ["0001", "0002", "0003"])
+            #expect(history.map { $0["id"] as? String } == Revisions.all)
             #expect(
                 history.allSatisfy { ($0["checksum"] as? String)?.count == 16 && ($0["applied_at"] as? String)?.hasSuffix("Z") == true })
             #expect(try db("history").output.contains("accounts, client keys, usage, settings"))
@@ -256,7 +256,10 @@ extension Integration {
             try database.sql("DROP TABLE leases")
             try database.sql("DROP INDEX usage_records_key")
             try database.sql("ALTER TABLE usage_records DROP COLUMN checksum")
-            try database.sql("DELETE FROM revision_history WHERE id IN ('0002', '0003')")
+            for column in ["policy", "weight", "streams_max", "models", "is_overflow"] {
+                try database.sql("ALTER TABLE accounts DROP COLUMN \(column)")
+            }
+            try database.sql("DELETE FROM revision_history WHERE id > '0001'")
             try database.sql("CREATE TABLE leases (mine TEXT)")
             try stage.daemon.start()
             #expect(

@@ -72,8 +72,8 @@ extension Integration {
 
         /// 9. A worker that dies at each start for a while: five starts in ten seconds at once, then 0.5, 1, 2, 4, 5, 5 … s; the others are
         /// unharmed, and it serves again afterwards.
-        @Test func diesAtEachStart() throws {
-            let stage = try Stage("a", workers: 2)
+        @Test(arguments: Database.both) func diesAtEachStart(_ database: Database) throws {
+            let stage = try Stage("a", workers: 2, on: database)
             let daemon = stage.daemon
             struct Start {
                 var pid: Int32
@@ -110,27 +110,29 @@ extension Integration {
             let failures = load.failures
             #expect(!failures.contains { $0.isRefused } && failures.count <= killed.count, "\(failures.count): \(failures.prefix(3))")
             tally(
-                9, "a worker that dies at each start",
+                9, "a worker that dies at each start (\(database))",
                 "\(times.count) starts, \(load.count) good on the other, \(failures.count) in flight on the dead, 0 refused")
         }
 
         /// 10. A worker and the writer stand still: both are replaced within 12 s, and only what the worker had in hand fails.
-        @Test func standStill() throws {
-            let stage = try Stage("a", workers: 2)
-            let (worker, writer) = (try #require(Self.workers(stage.daemon).first), try #require(Self.writer(stage.daemon)))
+        @Test(arguments: Database.both) func standStill(_ database: Database) throws {
+            let stage = try Stage("a", workers: 2, on: database)
+            let worker = try #require(Self.workers(stage.daemon).first)
+            let writer = Self.writer(stage.daemon)
+            #expect((writer == nil) == (database != .sqlite))
             let pulse = Pulse(stage)
             defer { pulse.stop() }
             let load = OpenLoad(stage, rate: 40)
             #expect(eventually(10) { load.count > 20 })
             kill(worker, SIGSTOP)
-            kill(writer, SIGSTOP)
+            if let writer { kill(writer, SIGSTOP) }
             let since = Date()
             func seconds(_ pid: Int32, _ pids: () -> [Int32]) -> Double {
                 eventually(30) { !pids().contains(pid) && !pids().isEmpty }
                 return Date().timeIntervalSince(since)
             }
             let first = seconds(worker) { Self.workers(stage.daemon) }
-            let second = seconds(writer) { Self.writer(stage.daemon).map { [$0] } ?? [] }
+            let second = writer.map { seconds($0) { Self.writer(stage.daemon).map { [$0] } ?? [] } } ?? first
             #expect(first < 12 && second < 12, "worker after \(first) s, writer after \(second) s")
             let before = load.count
             #expect(eventually(20) { load.count > before + 20 })
@@ -139,7 +141,7 @@ extension Integration {
             let others = failures.filter { abs($0.to.timeIntervalSince(since) - first) > 1 }
             #expect(others.isEmpty && !failures.contains { $0.isRefused }, "\(others.prefix(3))")
             tally(
-                10, "SIGSTOP of a worker and of the writer",
+                10, database == .sqlite ? "SIGSTOP of a worker and of the writer" : "SIGSTOP of a worker (\(database))",
                 String(
                     format: "replaced after %.1f and %.1f s, %d good, %d in the hands of the stopped", first, second, load.count,
                     failures.count))
@@ -189,9 +191,9 @@ extension Integration {
         }
 
         /// 13. More clients than a process may have descriptors: they wait in the backlog, and none is reset.
-        @Test func fewDescriptors() throws {
+        @Test(arguments: Database.both) func fewDescriptors(_ database: Database) throws {
             let upstream = try FakeUpstream()
-            let daemon = try Daemon()
+            let daemon = try Daemon(on: database)
             try daemon.addAccount("a", baseURL: upstream.baseURL, key: Stage.key("a"))
             daemon.runner = ["/usr/bin/prlimit", "--nofile=256:256"]
             try daemon.start(workers: 2)
@@ -217,12 +219,12 @@ extension Integration {
             }
             #expect(stage.calls("a") == clients * rounds)
             #expect(!daemon.log.contains("child ended"))
-            tally(13, "EMFILE at 256 descriptors", "\(clients * rounds) clients, 0 reset, 0 failed")
+            tally(13, "EMFILE at 256 descriptors (\(database))", "\(clients * rounds) clients, 0 reset, 0 failed")
         }
 
         /// 14. Mixed load with reloads: memory, descriptors and threads of those that stay are flat.
-        @Test func flat() throws {
-            let stage = try Stage("a", workers: 2)
+        @Test(arguments: Database.both) func flat(_ database: Database) throws {
+            let stage = try Stage("a", workers: 2, on: database)
             let steady = SteadyLoad(stage, clients: 3, keepsAlive: true, name: "kept", pause: 5_000)
             let fresh = OpenLoad(stage, rate: 50)
             let (seconds, spacing) = (longRun("CODEX_LB_TEST_FLAT_SECONDS", 8), longRun("CODEX_LB_TEST_FLAT_RELOAD_SECONDS", 1))
@@ -239,14 +241,16 @@ extension Integration {
                     threads: statusKilobytes(pid, "Threads"))
             }
             let start = Date()
-            let staying = [stage.daemon.supervisorPID, try #require(Self.writer(stage.daemon))]
+            let writer = Self.writer(stage.daemon).map { [$0] } ?? []
+            #expect(writer.isEmpty == (database != .sqlite))
+            let staying = [stage.daemon.supervisorPID] + writer
             var samples: [Int32: [Sample]] = [:]
             var reloads = 0
             while Date().timeIntervalSince(start) < Double(seconds) {
                 #expect(try stage.daemon.run("ctl", "reload").isGood)
                 reloads += 1
                 // At rest: two workers and nobody that drains.
-                #expect(eventually(20) { stage.daemon.fleetPIDs().count == 3 })
+                #expect(eventually(20) { stage.daemon.fleetPIDs().count == 2 + writer.count })
                 for pid in staying { samples[pid, default: []].append(sample(pid)) }
                 let next = start.addingTimeInterval(Double(reloads * spacing))
                 if next.timeIntervalSinceNow > 0 { usleep(UInt32(next.timeIntervalSinceNow * 1_000_000)) }
@@ -273,7 +277,7 @@ extension Integration {
                     "\(name) \(first.kilobytes) to \(last.kilobytes) KiB, \(last.descriptors) descriptors, \(last.threads) threads")
             }
             tally(
-                14, "mixed load with reloads",
+                14, "mixed load with reloads (\(database))",
                 "\(reloads) reloads in \(seconds) s, \(good.count + others.count) good, 0 failed; " + words.joined(separator: "; "))
         }
 

@@ -165,6 +165,31 @@ extension Integration {
             expect(stage.daemon.log, has: "turns go on", "127.0.0.1:\(cluster.port)", "is reached again")
         }
 
+        /// The only worker dies while the database is away: the next one serves by what that one knew, accounts and keys, and what it records
+        /// comes home later. A second death in that time too.
+        @Test func workerDiesMeanwhile() throws {
+            let (stage, cluster) = try stage(["CODEX_LB_REQUIRE_KEYS": "never"])
+            let key = try stage.daemon.createKey("laptop")
+            func turn(_ id: String, _ key: String) -> Int? {
+                let headers = [Self.remote, ("X-Request-Id", id), ("Authorization", "Bearer \(key)")]
+                return try? stage.daemon.post("/v1/responses", Stage.body(), headers: headers, seconds: 5).status
+            }
+            #expect(eventually(5) { turn("before", key) == 200 })
+            try cluster.stop()
+            defer { try? cluster.start() }
+            for number in 1...2 {
+                let pid = try #require(stage.daemon.pid("worker", 0))
+                kill(pid, SIGKILL)
+                #expect(eventually(10) { turn("away-\(number)", key) == 200 }, "nobody serves while the database is away")
+                #expect(stage.daemon.pid("worker", 0) != pid)
+                #expect(turn("stranger", "sk-clb-x") == 401)
+            }
+            #expect(try stage.health() == (200, "degraded", "unreachable"))
+            try cluster.start()
+            #expect(try eventually(15, every: 0.1) { try stage.health() == (200, "ok", "ok") })
+            for id in ["before", "away-1", "away-2"] { _ = try stage.daemon.record(id) }
+        }
+
         /// Who reads usage just when the database goes is not kept for the pool's whole time (30 s): it is answered when that is known.
         @Test func readAsItGoes() throws {
             let (stage, cluster) = try stage(["CODEX_LB_DATABASE_POOL_TIMEOUT_SECONDS": "30"])

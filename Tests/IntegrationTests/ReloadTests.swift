@@ -28,7 +28,10 @@ extension Integration {
             }
             guard code == 0 else { throw HarnessError("binding \(path)") }
         }
-        deinit { for descriptor in [descriptor] + kept.values { close(descriptor) } }
+        deinit { for descriptor in [descriptor, barrier ?? -1] + kept.values { close(descriptor) } }
+
+        /// Somebody waits until this is closed.
+        var barrier: Int32?
 
         /// All messages, each with a line end behind it.
         var text: String {
@@ -41,6 +44,7 @@ extension Integration {
                 received += message + "\n"
                 let name = message.split(separator: "\n").first { $0.hasPrefix("FDNAME=") }.map { String($0.dropFirst(7)) }
                 if message.hasPrefix("FDSTORE=1"), let name { kept[name] = passed }
+                if message.hasPrefix("BARRIER=1") { barrier = passed }
                 if message.hasPrefix("FDSTOREREMOVE=1"), let name, let old = kept.removeValue(forKey: name) { close(old) }
             }
         }

@@ -598,7 +598,7 @@ extension Integration {
             try #require(
                 Child.capture("/usr/bin/sqlite3", [daemon.database, "PRAGMA user_version = 9; PRAGMA wal_checkpoint(TRUNCATE)"]).isGood)
             let before = FileManager.default.contents(atPath: daemon.database)
-            try daemon.expectRefusedStart("has revision 0009", "knows 0003", "run the newer codex-lb", "restore a backup")
+            try daemon.expectRefusedStart("has revision 0009", "knows \(Revisions.head)", "run the newer codex-lb", "restore a backup")
             try daemon.run("db", "upgrade").expectRefused("0009")
             #expect(FileManager.default.contents(atPath: daemon.database) == before)
         }

@@ -74,6 +74,20 @@ extension Integration {
             #expect(!eventually(1) { beats() > 0 })
         }
 
+        /// The manager can tell whose a message is only while the sender lives: at its end the supervisor waits until all is heard.
+        @Test func lastWordIsHeard() throws {
+            let daemon = try Daemon()
+            let manager = try NotifySocket(daemon.directory + "/notify")
+            daemon.environment["NOTIFY_SOCKET"] = manager.path
+            try daemon.start()
+            daemon.child?.signal(SIGTERM)
+            #expect(eventually(10) { manager.text.contains("STOPPING=1") && manager.barrier != nil })
+            #expect(Daemon.isAlive(daemon.supervisorPID))
+            close(try #require(manager.barrier))
+            manager.barrier = nil
+            #expect(daemon.child?.wait(5) == .code(0))
+        }
+
         /// Another process's watchdog is none of ours, and without one nothing is said.
         @Test func noWatchdog() throws {
             let daemon = try Daemon()

@@ -133,6 +133,40 @@ extension Integration {
             #expect(try server.stage.turn().status == 200)
         }
 
+        /// The new program takes the process over, but its workers die at their start: those of the old program serve on, the upgrade fails
+        /// with the reason, and a reload brings the new program's workers when they can be started.
+        @Test func newWorkersDie() throws {
+            let server = try Installed()
+            let daemon = server.stage.daemon
+            let load = SteadyLoad(server.stage, clients: 4, keepsAlive: true)
+            let old = Set(daemon.fleetPIDs())
+            try server.install()
+            // The writer stands still: new workers get no snapshot, so that none of them is ready.
+            let writer = try #require(daemon.pid("writer"))
+            kill(writer, SIGSTOP)
+            defer { kill(writer, SIGCONT) }
+            daemon.child?.signal(SIGUSR2)
+            var fresh: Int32?
+            #expect(
+                eventually(20) {
+                    fresh = daemon.fleetPIDs().first {
+                        !old.contains($0) && procText("/proc/\($0)/cmdline").split(separator: "\0").contains("worker")
+                    }
+                    return fresh != nil
+                })
+            kill(try #require(fresh), SIGKILL)
+            #expect(eventually(10) { (daemon.status()?["reload_problem"] as? String ?? "").contains("signal 9") })
+            kill(writer, SIGCONT)
+            #expect(eventually(10) { Set(daemon.fleetPIDs()) == old }, "\(daemon.fleetPIDs()), before \(old)")
+            #expect(daemon.status()?["generation"] as? Int == 1)
+            let before = load.count
+            #expect(eventually(10) { load.count > before + 20 })
+            #expect(try daemon.run("ctl", "reload").isGood)
+            #expect(eventually(10) { old.subtracting([writer]).isDisjoint(with: daemon.fleetPIDs()) })
+            try server.stage.expectThreeSets(load)
+            #expect(load.connections == 4, "connections were closed")
+        }
+
         /// SIGUSR2 upgrades; an open stream goes on in the old worker, byte for byte; a stop, a reload and a dead worker are obeyed and
         /// replaced by the new program as by the old one.
         @Test func goesOn() throws {

@@ -120,7 +120,8 @@ func later(_ milliseconds: Int) -> Instant { start.adding(milliseconds: millisec
         // Busier than the other, and used later.
         let busy = [account(1), account(2) { ($0.inFlight, $0.lastUsed) = (5, used(9)) }]
         #expect(choices(busy) == [.account(1), .account(1), .account(1)])
-        #expect(choices([account(1), account(2) { $0.inFlight = Limits.pinnedSurplusMax + 1 }]) == [.account(1), .account(1), .account(0)])
+        #expect(
+            choices([account(1), account(2) { $0.inFlight = Limits.pinnedSurplusMax + 1 }]) == [.account(1), .account(1), .account(0)])
         #expect(choices([account(1), account(2) { $0.cooldownUntil = later(1) }]) == [.account(1), .account(1), .account(0)])
         let limited = account(2) { ($0.cooldownUntil, $0.isLimited) = (later(1), true) }
         #expect(choices([account(1), limited]) == [.ownerUnavailable, .account(0), .account(0)])
@@ -166,7 +167,9 @@ func later(_ milliseconds: Int) -> Instant { start.adding(milliseconds: millisec
         #expect(pool.validUntil == later(700))
         pool.refresh(now: later(700), wall: WallTime(milliseconds: wallStart.milliseconds + 700)) { _, _ in }
         #expect(pool.validUntil == later(900) && pool.would(now: later(700)) == .account(0))
-        pool = RoutingTests.pool([account(1) { ($0.primaryUsed, $0.primaryResets) = (10, WallTime(milliseconds: wallStart.milliseconds + 50)) }])
+        pool = RoutingTests.pool([
+            account(1) { ($0.primaryUsed, $0.primaryResets) = (10, WallTime(milliseconds: wallStart.milliseconds + 50)) }
+        ])
         #expect(pool.validUntil == later(50))
     }
 

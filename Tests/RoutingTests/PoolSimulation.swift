@@ -71,7 +71,10 @@ private struct World {
         // What a worker knows may be old, but never beyond a moment that it knew of.
         let isFresh = chance(70) || now >= pools[worker].validUntil
         if isFresh { refresh(worker) }
-        let pin = chance(40) ? Pin(Int64.random(in: 1...Int64(truth.count) + 1, using: &random), [.only, .owner, .prefer].randomElement(using: &random)!) : nil
+        let pin =
+            chance(40)
+            ? Pin(Int64.random(in: 1...Int64(truth.count) + 1, using: &random), [.only, .owner, .prefer].randomElement(using: &random)!)
+            : nil
         let mask = chance(20) ? AccountMask(truth.map { _ in chance(70) ? .serves : .notOffered }) : nil
         let tried = chance(20) ? [Int64.random(in: 1...Int64(truth.count), using: &random)] : []
         while true {
@@ -108,7 +111,8 @@ private struct World {
     /// A conversation never moves while its account can serve it.
     private func checkPinned(_ choice: Choice, _ pin: Pin?, _ mask: AccountMask?, _ tried: [Int64]) {
         guard let pin, pin.strength != .prefer, let owner = truth.firstIndex(where: { $0.id == pin.account }) else { return }
-        let isThere = truth[owner].isActive && (strategy != .singleAccount || truth[owner].id == 1) && !tried.contains(pin.account)
+        let isThere =
+            truth[owner].isActive && (strategy != .singleAccount || truth[owner].id == 1) && !tried.contains(pin.account)
             && mask?.reasons[owner] ?? .serves == .serves
         guard isThere, !(truth[owner].isLimited && truth[owner].cooldownUntil > now) else {
             if pin.strength == .only { #expect(choice == .ownerUnavailable || choice == .allTried) }
@@ -155,7 +159,9 @@ private struct World {
 
     private mutating func learnQuota() {
         let place = Int.random(in: truth.indices, using: &random)
-        (truth[place].primaryUsed, truth[place].secondaryUsed) = (Int.random(in: 0...1000, using: &random), Int.random(in: 0...1000, using: &random))
+        (truth[place].primaryUsed, truth[place].secondaryUsed) = (
+            Int.random(in: 0...1000, using: &random), Int.random(in: 0...1000, using: &random)
+        )
         truth[place].primaryResets = WallTime(milliseconds: wall.milliseconds + Int64.random(in: -5...18_000_000, using: &random))
         truth[place].secondaryResets = WallTime(milliseconds: wall.milliseconds + Int64.random(in: -5...604_800_000, using: &random))
     }

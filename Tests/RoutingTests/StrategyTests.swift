@@ -69,8 +69,9 @@ import Vocabulary
     @Test("relative_availability: by the square of what is left for the time left; the far-off and all but five wait")
     func relative() {
         // 100 left in one day against 100 left in two: twice the score, four times the turns; 30 days' worth is far behind.
-        var pair = pool([login(1, secondary: 0, resets: 1), login(2, secondary: 0, resets: 2), login(3, secondary: 900, resets: 7)],
-                        .relativeAvailability)
+        var pair = pool(
+            [login(1, secondary: 0, resets: 1), login(2, secondary: 0, resets: 2), login(3, secondary: 900, resets: 7)],
+            .relativeAvailability)
         let counted = counts(&pair, 40_000)
         #expect(counted[2] == 0 && fits(Array(counted[..<2]), [4, 1]), "\(counted)")
         var many = pool((1...8).map { login($0, secondary: Int($0) * 10, resets: 1) }, .relativeAvailability)
@@ -98,17 +99,24 @@ import Vocabulary
 
     @Test("fill_first: the fullest until it is nearly full; sequential_drain: the smallest until it can take no more")
     func filling() {
-        var fill = pool([login(1, primary: 100, secondary: 0), login(2, primary: 940, secondary: 0), login(3, primary: 960, secondary: 0)], .fillFirst)
+        var fill = pool(
+            [login(1, primary: 100, secondary: 0), login(2, primary: 940, secondary: 0), login(3, primary: 960, secondary: 0)], .fillFirst)
         let fillCounts = counts(&fill, 10)
         #expect(fillCounts == [0, 10, 0])
-        var drain = pool([login(1, secondary: 0, weight: 200), login(2, secondary: 990, weight: 50), login(3, secondary: 0, weight: 50)], .sequentialDrain)
+        var drain = pool(
+            [login(1, secondary: 0, weight: 200), login(2, secondary: 990, weight: 50), login(3, secondary: 0, weight: 50)],
+            .sequentialDrain)
         let drainCounts = counts(&drain, 10)
         #expect(drainCounts == [0, 10, 0])
     }
 
     @Test("reset_drain: the week that ends first, by days; within a day the one with most left")
     func resets() {
-        let pool = pool([login(1, secondary: 0, resets: 3.2), login(2, secondary: 600, resets: 1.9), login(3, secondary: 500, resets: 1.1), account(4)], .resetDrain)
+        let pool = pool(
+            [
+                login(1, secondary: 0, resets: 3.2), login(2, secondary: 600, resets: 1.9), login(3, secondary: 500, resets: 1.1),
+                account(4),
+            ], .resetDrain)
         #expect(pool.would(now: start) == .account(2))
         #expect(pool.would(excluding: [2, 3], now: start) == .account(0))
         #expect(pool.would(excluding: [1, 2, 3], now: start) == .account(3))
@@ -125,7 +133,9 @@ import Vocabulary
         #expect(pool.would(now: start) == .noneEligible)
     }
 
-    @Test("No account starves under the strategies that spread", arguments: [RoutingStrategy.capacityWeighted, .usageWeighted, .roundRobin, .leastInFlight])
+    @Test(
+        "No account starves under the strategies that spread",
+        arguments: [RoutingStrategy.capacityWeighted, .usageWeighted, .roundRobin, .leastInFlight])
     func starving(_ strategy: RoutingStrategy) {
         var pool = pool((1...10).map { id in account(id) { $0.weight = Int(id) * 20 } }, strategy)
         let counted = counts(&pool, 5_000)

@@ -62,7 +62,8 @@ private struct Ledger {
 
 /// An upgrade beside the released revisions. Its id has no number, so that `Inspection`, which knows the released ones, takes the file.
 private let more = Revision(
-    id: "0003+", name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER PRIMARY KEY) STRICT", "INSERT INTO more VALUES (7)"]])
+    id: Schema.head.id + "+", name: "more",
+    statements: [.sqlite: ["CREATE TABLE more (id INTEGER PRIMARY KEY) STRICT", "INSERT INTO more VALUES (7)"]])
 
 /// The records that are stored, and whether the file holds together.
 private func stored(_ store: StoreSession) throws -> [Int] {

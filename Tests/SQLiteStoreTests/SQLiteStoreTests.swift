@@ -65,8 +65,6 @@ func tablesAreListed() throws {
 }
 
 let now = WallTime(milliseconds: 1_800_000_000_000)
-/// The revision that a later build would add.
-let next = Schema.name(Schema.revisions.count + 1)
 
 func record(_ n: Int) -> UsageRecord {
     var r = UsageRecord(
@@ -353,17 +351,19 @@ let newAccount = NewAccount(
         var store = try scratch.open()
         #expect(store.applied == Schema.revisions.map(\.id))
         store.close()
-        let two = Revision(id: next, name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER) STRICT"]])
+        let two = Revision(
+            id: Schema.name(Schema.head.number + 1), name: "more", statements: [.sqlite: ["CREATE TABLE more (id INTEGER) STRICT"]])
         let broken = Revision(
-            id: next, name: "broken", statements: [.sqlite: ["CREATE TABLE half (id INTEGER) STRICT", "CREATE NONSENSE"]])
+            id: Schema.name(Schema.head.number + 1), name: "broken",
+            statements: [.sqlite: ["CREATE TABLE half (id INTEGER) STRICT", "CREATE NONSENSE"]])
         #expect(kind { () throws(StoreError) in _ = try scratch.open(revisions: Schema.revisions + [broken]) } != nil)
         store = try scratch.open(revisions: Schema.revisions + [two])
-        #expect(store.applied == [next])
+        #expect(store.applied == [Schema.name(Schema.head.number + 1)])
         #expect(try store.sqlite.int("SELECT count(*) FROM sqlite_master WHERE name = 'half'") == 0)
-        #expect(try store.sqlite.int("PRAGMA user_version") == Int64(Schema.revisions.count + 1))
+        #expect(try store.sqlite.int("PRAGMA user_version") == Int64(Schema.head.number + 1))
         store.close()
         let newer = kind { () throws(StoreError) in _ = try scratch.open() }
-        #expect(newer?.kind == .newer && newer?.message.contains(next) == true)
+        #expect(newer?.kind == .newer && newer?.message.contains(Schema.name(Schema.head.number + 1)) == true)
 
         let other = Scratch()
         store = try other.open()

@@ -9,11 +9,11 @@ import Vocabulary
 
 /// A worker's way into PostgreSQL, on a loop of its own, with a real server.
 @Suite(.serialized) struct RecordLaneTests {
-    /// A loop with a pool of `size` connections and a lane, swept as a worker does.
+    /// A loop with a pool of `size` connections and a queue, swept as a worker does.
     private final class Ground {
         let loop = EventLoop()
         let pool: PostgresPool
-        let lane: RecordLane
+        let queue: RecordQueue
         let database: String
         private var timer: LoopTimer!
         private var endBy = Instant.never
@@ -24,15 +24,15 @@ import Vocabulary
             guard case .postgresql(let url) = try DatabaseURL.parse(cluster.url(database), setting: "test", absolute: { $0 }) else {
                 preconditionFailure("a PostgreSQL URL")
             }
-            let key = cluster.directory + "/lane-\(database).key"
+            let key = cluster.directory + "/queue-\(database).key"
             try PostgresStore.upgrade(
-                url, keyPath: key, appVersion: "lane", lockWaitMilliseconds: 10_000, now: WallTime(milliseconds: 1_800_000_000_000)
+                url, keyPath: key, appVersion: "queue", lockWaitMilliseconds: 10_000, now: WallTime(milliseconds: 1_800_000_000_000)
             ).close()
             pool = PostgresPool(loop, PostgresTarget(url), PoolMachine.Limits(size: size, overflow: 0, waitMilliseconds: 5_000))
-            lane = RecordLane(loop, pool)
+            queue = RecordQueue(loop, pool)
             timer = LoopTimer(loop) { [unowned self] in
                 pool.sweep(loop.now)
-                lane.sweep(loop.now)
+                queue.sweep(loop.now)
                 if loop.now >= endBy { loop.stop() }
             }
         }
@@ -53,7 +53,7 @@ import Vocabulary
         let ground = try Ground(size: 1)
         var answered: [Int] = []
         for (number, records) in [[], [record(1)], [], [record(2)]].enumerated() {
-            ground.lane.append(records) { setAside in
+            ground.queue.append(records) { setAside in
                 #expect(setAside.isEmpty)
                 answered.append(number)
                 if answered.count == 4 { ground.loop.stop() }
@@ -77,7 +77,7 @@ import Vocabulary
         for _ in 0..<4 { read() }
         var stored = 0
         for n in 0..<20 {
-            ground.lane.append([record(n)]) { _ in
+            ground.queue.append([record(n)]) { _ in
                 stored += 1
                 if stored == 20 { ground.loop.stop() }
             }
@@ -86,14 +86,14 @@ import Vocabulary
         #expect(stored == 20, "\(reads) reads meanwhile")
     }
 
-    @Test("Who waits while the lane loses its connection gets another one, not that one")
+    @Test("Who waits while the queue loses its connection gets another one, not that one")
     func lost() throws {
         let cluster = try Cluster.shared()
         let ground = try Ground(size: 1)
         let holder = try cluster.hold("BEGIN; LOCK TABLE usage_records IN ACCESS EXCLUSIVE MODE", in: ground.database)
         defer { try? holder.end() }  // the next test has a database of its own
         var (stored, read): (Bool, Result<[Int64], StoreError>?) = (false, nil)
-        ground.lane.append([record(1)]) { _ in
+        ground.queue.append([record(1)]) { _ in
             stored = true
             if read != nil { ground.loop.stop() }
         }

@@ -14,8 +14,8 @@ import Vocabulary
     import Glibc
 #endif
 
-/// The revision that a later build would add.
-private let next = Schema.name(Schema.revisions.count + 1)
+/// The revision after the newest one.
+private let following = Schema.name(Schema.head.number + 1)
 
 /// Goal: each revision is applied once and whole, and both dialects end in one schema.
 @Suite(.serialized) struct StoreRevisionTests {
@@ -36,31 +36,31 @@ private let next = Schema.name(Schema.revisions.count + 1)
     @Test("A revision that fails leaves nothing of itself; the next attempt applies it", arguments: Database.both)
     func failedRevision(_ kind: Database) throws {
         let ground = try Ground(kind)
-        func revisions(with statements: String...) -> [Revision] {
-            Schema.revisions + [Revision(id: next, name: "more", statements: [.sqlite: statements, .postgresql: statements])]
+        func next(_ statements: String...) -> [Revision] {
+            Schema.revisions + [Revision(id: following, name: "more", statements: [.sqlite: statements, .postgresql: statements])]
         }
         try ground.open().close()
         let broken = failure { () throws(StoreError) in
-            _ = try ground.open(revisions: revisions(with: "CREATE TABLE more (x TEXT)", "CREATE NONSENSE"))
+            _ = try ground.open(revisions: next("CREATE TABLE more (x TEXT)", "CREATE NONSENSE"))
         }
-        for word in ["revision \(next)", "statement 2 of 2", "CREATE NONSENSE"] {
+        for word in ["revision \(following)", "statement 2 of 2", "CREATE NONSENSE"] {
             #expect(broken?.message.contains(word) == true, "\(String(describing: broken))")
         }
         let store = try ground.open()
         #expect(try !store.connection.hasTable("more"))
         store.close()
-        let later = try ground.open(revisions: revisions(with: "CREATE TABLE more (x TEXT)"))
-        #expect(try later.applied == [next] && later.connection.hasTable("more"))
+        let later = try ground.open(revisions: next("CREATE TABLE more (x TEXT)"))
+        #expect(try later.applied == [following] && later.connection.hasTable("more"))
         later.close()
         // And now this build is the older one.
         let newer = failure { () throws(StoreError) in _ = try ground.open() }
-        #expect(newer?.kind == .newer && newer?.message.contains(next) == true, "\(String(describing: newer))")
+        #expect(newer?.kind == .newer && newer?.message.contains(following) == true, "\(String(describing: newer))")
     }
 
     @Test(
         "Four ledgers that must not be touched are told apart, by writers and readers", arguments: Database.both,
         [
-            (StoreError.Kind.newer, "INSERT INTO revision_history VALUES ('\(next)', 'later', 'abc', 1, 1, '9.9')", next),
+            (StoreError.Kind.newer, "INSERT INTO revision_history VALUES ('\(following)', 'later', 'abc', 1, 1, '9.9')", following),
             (.changed, "UPDATE revision_history SET checksum = '0123456789abcdef' WHERE id = '0002'", "0123456789abcdef"),
             (.missingRevision, "DELETE FROM revision_history WHERE id = '0001'", "lacks 0001"),
             (.diverged, "UPDATE revision_history SET name = 'something else' WHERE id = '0002'", "something else"),

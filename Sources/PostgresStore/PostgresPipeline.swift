@@ -6,7 +6,7 @@ internal import Vocabulary
 /// A connection on the loop, in pipeline mode: requests are sent as they come, and answered in their order.
 ///
 /// Everything runs on the loop's thread.
-final class PostgresWire {
+final class PostgresPipeline {
     /// Statements between two syncs: one implicit transaction. None of them begins one of its own, which an error would leave open.
     private struct Request {
         var count: Int
@@ -20,7 +20,7 @@ final class PostgresWire {
     private let loop: EventLoop
     private let target: PostgresTarget
     private var candidates: [(host: PostgresURL.Host, address: String?)] = []
-    private var link: PostgresLink?
+    private var link: PostgresHandle?
     private var poll: DescriptorPoll?
     private var connectBy = Instant.never
     private var errors: [StoreError] = []
@@ -73,7 +73,7 @@ final class PostgresWire {
         }
         let (host, address) = candidates.removeFirst()
         do throws(StoreError) {
-            let link = try PostgresLink(target, host, address: address)
+            let link = try PostgresHandle(target, host, address: address)
             self.link = link
             connectBy = loop.now.adding(milliseconds: target.connectMilliseconds)
             watch(link, .writable)
@@ -83,7 +83,7 @@ final class PostgresWire {
     }
 
     /// libpq may close its socket and open another one under the same number at any step: the poll ends before each and begins after it.
-    private func watch(_ link: PostgresLink, _ wants: PostgresLink.Wants) {
+    private func watch(_ link: PostgresHandle, _ wants: PostgresHandle.Wants) {
         do throws(LoopError) {
             let poll = try DescriptorPoll(loop, link.socket) { [unowned self] _ in connectStep(link) }
             self.poll = poll
@@ -93,7 +93,7 @@ final class PostgresWire {
         }
     }
 
-    private func connectStep(_ link: PostgresLink) {
+    private func connectStep(_ link: PostgresHandle) {
         poll?.close()
         poll = nil
         do throws(StoreError) {
@@ -155,7 +155,7 @@ final class PostgresWire {
         }
     }
 
-    private func flush(_ link: PostgresLink) throws(StoreError) {
+    private func flush(_ link: PostgresHandle) throws(StoreError) {
         poll?.watch(try link.flush() ? .readable : [.readable, .writable])
     }
 
@@ -172,7 +172,7 @@ final class PostgresWire {
         }
     }
 
-    private func collect(_ link: PostgresLink) throws(StoreError) {
+    private func collect(_ link: PostgresHandle) throws(StoreError) {
         while !requests.isEmpty, !link.isBusy {
             // Each statement's results end with nil; the segment ends with a result of its own.
             guard let result = link.next() else {

@@ -5,7 +5,7 @@ import Platform
 import Vocabulary
 
 /// The control socket to the supervisor.
-final class ControlLink: ByteStreamDelegate {
+final class SupervisorLink: ByteStreamDelegate {
     private weak var writer: Writer?
     private let stream: ByteStream
     private var reader = FrameReader()

@@ -2,7 +2,7 @@ import Foundation
 import Loop
 import Testing
 
-@Suite struct WorkLaneTests {
+@Suite struct WorkQueueTests {
     /// What the loop's thread and the pool's threads count together.
     private final class Shared: @unchecked Sendable {  // every access holds `lock`
         private let lock = NSLock()
@@ -14,10 +14,10 @@ import Testing
         }
     }
 
-    @Test("A lane runs its work in order, never more at once than it may, and leaves threads to others")
+    @Test("A queue runs its work in order, never more at once than it may, and leaves threads to others")
     func bounded() {
         let loop = EventLoop()
-        let (slow, other) = (WorkLane(loop, threadsMax: 2), WorkLane(loop, threadsMax: 1))
+        let (slow, other) = (WorkQueue(loop, threadsMax: 2), WorkQueue(loop, threadsMax: 1))
         let shared = Shared()
         let hold = DispatchSemaphore(value: 0)
         for i in 0..<10 {
@@ -33,7 +33,7 @@ import Testing
                 if shared.change({ $0.done.count }) == 10 { loop.stop() }
             }
         }
-        // All of the slow lane's work waits for this: it must find a thread.
+        // All of the slow queue's work waits for this: it must find a thread.
         other.run({ 1 }) { _ in for _ in 0..<10 { hold.signal() } }
         loop.run()
         #expect(shared.change { $0.most } == 2)

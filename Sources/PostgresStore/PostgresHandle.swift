@@ -144,6 +144,8 @@ struct PostgresStatement {
     var sql: String
     var parameters: [PostgresParameter]
     init(_ sql: String, _ values: [SQLValue] = []) { (self.sql, parameters) = (sql, values.map { PostgresParameter($0) }) }
+    /// One array per column of `rows`.
+    init(_ sql: String, columns rows: [[SQLValue]]) { (self.sql, parameters) = (sql, PostgresParameter.columns(rows)) }
     init<T>(_ query: Query<T>) { self.init(query.sql, query.values) }
 
     /// Stores records whose ids are new; repeating it changes nothing. In the order of ids: a batch that is sent again while its first
@@ -162,7 +164,7 @@ struct PostgresStatement {
 /// libpq's connection to one host, never blocking: whoever drives it waits for `socket` and calls again.
 ///
 /// Not thread-safe. Owner of the PGconn and its socket.
-final class PostgresLink {
+final class PostgresHandle {
     enum Wants { case readable, writable }
 
     let host: PostgresURL.Host

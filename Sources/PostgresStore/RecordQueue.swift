@@ -6,7 +6,7 @@ public import Vocabulary
 /// their order. A batch is one statement and so one transaction, and can be repeated: its records have ids.
 ///
 /// Everything runs on the loop's thread.
-public final class RecordLane {
+public final class RecordQueue {
     /// Batches sent and not yet answered.
     public static let depthMax = 8
     /// The connection goes back to the pool after this long without a batch.
@@ -16,7 +16,7 @@ public final class RecordLane {
     private struct Batch {
         var records: [StoredRecord]
         var isSent = false
-        /// Goes in piece by piece over other connections than the lane's.
+        /// Goes in piece by piece over other connections than the queue's.
         var isApart = false
         /// Nil while it is on its way.
         var outcome: Outcome?
@@ -39,7 +39,7 @@ public final class RecordLane {
     private var retryMilliseconds = 50
     /// Why the batch in front is not stored yet; nil when all goes well.
     public private(set) var problem: StoreError?
-    /// Whether the schema has checksums of records. It may get them while the lane is in use.
+    /// Whether the schema has checksums of records. It may get them while the queue is in use.
     public var storesChecksums = true
     /// An error of a batch that will be tried again.
     public var failed: (StoreError) -> Void = { _ in }

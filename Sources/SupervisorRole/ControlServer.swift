@@ -6,7 +6,7 @@ import Platform
 import Vocabulary
 
 /// The Unix socket that the command line talks to. Only our own user and root may.
-final class ControlDoor {
+final class ControlServer {
     private let loop: EventLoop
     private let path: String
     private unowned let supervisor: Supervisor
@@ -15,7 +15,10 @@ final class ControlDoor {
     private var file: SocketFile?
     private var visitors: [ObjectIdentifier: Visitor] = [:]
     /// Who answers a question that is passed on.
-    private enum Answerer { case writer, worker(ChildID) }
+    private enum Answerer {
+        case writer
+        case worker(ChildID)
+    }
     /// Whose question went to a child under which number of ours, and what the visitor called it.
     private var asked: [UInt64: (visitor: Visitor, correlation: UInt64, by: Instant, answerer: Answerer)] = [:]
     private var next: UInt64 = 1
@@ -179,13 +182,13 @@ final class ControlDoor {
 
 private final class Visitor: ByteStreamDelegate {
     private let stream: ByteStream
-    private unowned let door: ControlDoor
+    private unowned let server: ControlServer
     private var reader = FrameReader()
     /// An order that is not answered yet.
     var question: (correlation: UInt64, since: Instant)?
 
-    init(_ stream: ByteStream, _ door: ControlDoor, unfinished: [UInt8] = []) {
-        (self.stream, self.door) = (stream, door)
+    init(_ stream: ByteStream, _ server: ControlServer, unfinished: [UInt8] = []) {
+        (self.stream, self.server) = (stream, server)
         reader.unfinished = unfinished
         stream.delegate = self
         stream.startReading()
@@ -217,7 +220,7 @@ private final class Visitor: ByteStreamDelegate {
 
     func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
         do throws(FrameError) {
-            try reader.feed(bytes.bytes) { frame throws(FrameError) in door.received(frame, from: self) }
+            try reader.feed(bytes.bytes) { frame throws(FrameError) in server.received(frame, from: self) }
         } catch {
             end()
         }
@@ -228,6 +231,6 @@ private final class Visitor: ByteStreamDelegate {
 
     private func end() {
         stream.close()
-        door.gone(self)
+        server.gone(self)
     }
 }

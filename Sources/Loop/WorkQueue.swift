@@ -1,6 +1,6 @@
 /// Blocking work of one kind on libuv's thread pool, a few pieces at a time: the rest waits here in order, so that no kind of work keeps
 /// the threads from another, and none from name look-ups.
-public final class WorkLane {
+public final class WorkQueue {
     private let loop: EventLoop
     private let threadsMax: Int
     private var busy = 0
