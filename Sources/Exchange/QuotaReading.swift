@@ -81,7 +81,9 @@ public struct QuotaReading: Sendable, Equatable {
     public init?(event json: RawSpan, now: WallTime) {
         guard json.byteCount <= Limits.quotaEventBytesMax else { return nil }
         for name in ["limit_id", "limit_name", "metered_limit_name"] as [StaticString] {
-            if let limit = JSONScan.member(json, name).flatMap({ JSONScan.string(json, $0) }), !limit.isEmpty, limit != "codex" { return nil }
+            if let limit = JSONScan.member(json, name).flatMap({ JSONScan.string(json, $0) }), !limit.isEmpty, limit != "codex" {
+                return nil
+            }
         }
         if let limits = JSONScan.find(json, "rate_limits"), JSONScan.kind(json, limits) == .object {
             for slot in Slot.allCases { put(Told(json, slot == .primary ? "primary" : "secondary", in: limits), in: slot, now) }

@@ -68,7 +68,8 @@ extension Scoreboard {
 
     /// The account's quotas of single models are these, by `QuotaKey`; those beyond `Limits.modelQuotasMax` are left out.
     @discardableResult
-    public func setModelQuotas(account slot: Int, owner id: Int64, _ quotas: [(key: UInt64, usedPermille: Int, resetsAt: WallTime)]) -> Bool {
+    public func setModelQuotas(account slot: Int, owner id: Int64, _ quotas: [(key: UInt64, usedPermille: Int, resetsAt: WallTime)]) -> Bool
+    {
         guard isOwned(slot, by: id) else { return false }
         var hasChanged = false
         for index in 0..<Limits.modelQuotasMax {

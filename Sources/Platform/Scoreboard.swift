@@ -311,7 +311,9 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         addTurns(slot, 1)
     }
 
-    public func lastUsed(account slot: Int) -> Instant { Instant(nanoseconds: accountCell(slot, .lastUsed).pointee.load(ordering: .relaxed)) }
+    public func lastUsed(account slot: Int) -> Instant {
+        Instant(nanoseconds: accountCell(slot, .lastUsed).pointee.load(ordering: .relaxed))
+    }
 
     /// It could not be reached; how often in a row by now. Turns that fail together while it cools down already count once.
     public func unreachable(account slot: Int, owner id: Int64, now: Instant) -> Int {

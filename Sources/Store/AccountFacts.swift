@@ -31,7 +31,8 @@ public struct QuotaFact: Sendable, Equatable {
 
     private static func windows(_ json: JSONValue?) -> [(name: String, window: Window)] {
         (json?.objectValue?.members ?? []).compactMap { member in
-            guard let used = member.value["used_permille"]?.intValue, (0...1000).contains(used), let at = member.value["resets_at_ms"]?.intValue
+            guard let used = member.value["used_permille"]?.intValue, (0...1000).contains(used),
+                let at = member.value["resets_at_ms"]?.intValue
             else { return nil }
             return (member.key, Window(usedPermille: Int(used), resetsAt: WallTime(milliseconds: at)))
         }

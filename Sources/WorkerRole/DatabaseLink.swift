@@ -146,11 +146,14 @@ final class DatabaseLink: StoreLink {
 
     private func loadSnapshot() {
         var vault: Vault?
-        pool.snapshot(revision: Int(revision) ?? 0, { [self] fingerprint throws(StoreError) in
-            let loaded = try self.vault(fingerprint)
-            vault = loaded
-            return loaded
-        }) { [weak self] result in
+        pool.snapshot(
+            revision: Int(revision) ?? 0,
+            { [self] fingerprint throws(StoreError) in
+                let loaded = try self.vault(fingerprint)
+                vault = loaded
+                return loaded
+            }
+        ) { [weak self] result in
             guard let self else { return }
             switch result {
             case .success(let snapshot):

@@ -16,7 +16,7 @@ final class FactRecords {
     init(_ worker: Worker) { self.worker = worker }
 
     /// A stop waits for it.
-    var isBusy: Bool { isOurs && (isWriting || !isClean) }
+    var isBusy: Bool { isOurs && worker.isDraining && (isWriting || !isClean) }
 
     private var isOurs: Bool { worker.position == 0 && worker.snapshot != nil }
 

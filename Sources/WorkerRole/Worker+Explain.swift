@@ -95,7 +95,12 @@ extension AccountTable {
         case .full: return ("full", "\(facts.inFlight) of \(facts.cap) turns open")
         case .limited: return ("limited", "its quota is used up; back in \(seconds) s")
         case .tried: return ("tried", "was asked in this turn")
-        case .inactive: return ("inactive", account.state == .paused ? "paused by the operator" : account.state == .deactivated ? "its upstream says it is closed" : "needs a new login")
+        case .inactive:
+            return (
+                "inactive",
+                account.state == .paused
+                    ? "paused by the operator" : account.state == .deactivated ? "its upstream says it is closed" : "needs a new login"
+            )
         case .notTheSingle: return ("excluded", "the strategy is single_account, and it is another one")
         case .masked(let reason): return ("excluded", excluded(reason))
         }

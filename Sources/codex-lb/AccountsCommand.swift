@@ -12,7 +12,8 @@ struct Accounts: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Add, list, test, pause and remove upstream accounts.",
         subcommands: [
-            Add.self, Import.self, Login.self, List.self, Set.self, Explain.self, Test.self, Pause.self, Resume.self, Export.self, Remove.self,
+            Add.self, Import.self, Login.self, List.self, Set.self, Explain.self, Test.self, Pause.self, Resume.self, Export.self,
+            Remove.self,
         ])
 
     struct Add: ParsableCommand {

@@ -198,7 +198,8 @@ struct AccountView {
                             name,
                             .raw(
                                 JSONText.object([
-                                    ("used_percent", .raw(Self.percent(window.usedPermille))), ("resets_at", .string(window.resetsAt.rfc3339)),
+                                    ("used_percent", .raw(Self.percent(window.usedPermille))),
+                                    ("resets_at", .string(window.resetsAt.rfc3339)),
                                     ("resets_in_seconds", .int((window.resetsAt.milliseconds - now.milliseconds + 999) / 1000)),
                                 ]))
                         )

@@ -80,7 +80,8 @@ extension Accounts {
             guard case .figures(let reading) = UsageAnswer(status: 200, body: body, now: now) else {
                 return "usage     its answer tells none"
             }
-            let windows = [("5 hours", reading.primary), ("week", reading.secondary), ("month", reading.monthly)].compactMap { name, window in
+            let windows = [("5 hours", reading.primary), ("week", reading.secondary), ("month", reading.monthly)].compactMap {
+                name, window in
                 window.map {
                     "\(name) \(Double($0.usedPermille) / 10)% used, anew in \(AccountView.span($0.resetsAt.milliseconds - now.milliseconds))"
                 }

@@ -39,7 +39,9 @@ struct DeviceLogin {
             client.fetch.wait(seconds: interval)
             let answer = try client.post("/api/accounts/deviceauth/token", "application/json", poll)
             if let tokens = client.tokens(answer) { return tokens }
-            if answer.status == 200, let code = client.text(answer, "authorization_code"), let verifier = client.text(answer, "code_verifier") {
+            if answer.status == 200, let code = client.text(answer, "authorization_code"),
+                let verifier = client.text(answer, "code_verifier")
+            {
                 return try client.exchange(code, verifier: verifier, redirect: issuer + "/deviceauth/callback")
             }
             let error = client.text(answer, "error") ?? ""

@@ -35,7 +35,8 @@ import Vocabulary
         "Numbers that nobody can count with say nothing, and a little beyond the scale is its end",
         arguments: [
             ("nan", "60", nil), ("inf", "60", nil), ("x", "60", nil), ("", "60", nil), ("5", "nan", nil), ("5", "0", nil), ("5", "-1", nil),
-            ("5", "1e300", nil), ("5", "31622401", nil), ("-3", "60", nil), ("1e300", "60", nil), ("1001", "60", nil), ("100.4", "60", 1000),
+            ("5", "1e300", nil), ("5", "31622401", nil), ("-3", "60", nil), ("1e300", "60", nil), ("1001", "60", nil),
+            ("100.4", "60", 1000),
             ("0", "60", 0), ("99.99", "60", 999),
         ] as [(String, String, Int?)])
     func absurd(_ used: String, _ seconds: String, _ expected: Int?) throws {
@@ -77,9 +78,12 @@ import Vocabulary
         #expect(told.credits == Credits(hasCredits: true, isUnlimited: false, balanceHundredths: 0) && told.credits?.areUsable == false)
         #expect(
             told.models == [
-                ModelQuota(model: "gpt-5.3-codex-spark", window: window(1000, 6_000)), ModelQuota(model: "GPT-6 Nano", window: window(30, 60)),
+                ModelQuota(model: "gpt-5.3-codex-spark", window: window(1000, 6_000)),
+                ModelQuota(model: "GPT-6 Nano", window: window(30, 60)),
             ])
-        #expect(QuotaKey.of(model: "GPT-6 Nano") == QuotaKey.of(model: "gpt-6-nano") && QuotaKey.of(model: "gpt-6") != QuotaKey.of(model: "gpt-5"))
+        #expect(
+            QuotaKey.of(model: "GPT-6 Nano") == QuotaKey.of(model: "gpt-6-nano")
+                && QuotaKey.of(model: "gpt-6") != QuotaKey.of(model: "gpt-5"))
     }
 
     @Test(
@@ -106,7 +110,8 @@ import Vocabulary
     func events() {
         let windows =
             "{\"primary\":{\"used_percent\":30,\"window_minutes\":300,\"resets_at\":1800000060},\"secondary\":{\"used_percent\":40,\"window_minutes\":10080,\"reset_at\":1800000600}}"
-        let told = event("{\"type\":\"codex.rate_limits\",\"plan_type\":\"team\",\"rate_limits\":\(windows),\"credits\":{\"unlimited\":true}}")
+        let told = event(
+            "{\"type\":\"codex.rate_limits\",\"plan_type\":\"team\",\"rate_limits\":\(windows),\"credits\":{\"unlimited\":true}}")
         #expect(told?.primary == window(300, 60) && told?.secondary == window(400, 600) && told?.plan == .team)
         #expect(told?.credits == Credits(hasCredits: false, isUnlimited: true) && told?.credits?.areUsable == true)
         #expect(event("{\"type\":\"codex.rate_limits\",\"limit_id\":\"codex\",\"rate_limits\":\(windows)}")?.primary == window(300, 60))
@@ -131,7 +136,8 @@ import Vocabulary
             var bytes = good
             for _ in 0..<1 + next() % 4 { bytes[next() % bytes.count] = UInt8(next() & 0xFF) }
             for reading in [QuotaReading(usage: bytes.span.bytes, now: now), QuotaReading(event: bytes.span.bytes, now: now)] {
-                let windows = [reading?.primary, reading?.secondary, reading?.monthly].compactMap { $0 } + (reading?.models.map(\.window) ?? [])
+                let windows =
+                    [reading?.primary, reading?.secondary, reading?.monthly].compactMap { $0 } + (reading?.models.map(\.window) ?? [])
                 for window in windows { #expect((0...1000).contains(window.usedPermille) && window.resetsAt > now, "seed \(seed)") }
             }
         }

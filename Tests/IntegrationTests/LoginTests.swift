@@ -182,7 +182,9 @@ extension Integration {
                     return (String(pair[0]), String(pair[1]))
                 })
             #expect(url.contains("http://\(stage.upstream.host)/oauth/authorize?response_type=code&client_id=app_"))
-            #expect(members["redirect_uri"] == "http%3A%2F%2Flocalhost%3A\(port)%2Fauth%2Fcallback" && members["code_challenge_method"] == "S256")
+            #expect(
+                members["redirect_uri"] == "http%3A%2F%2Flocalhost%3A\(port)%2Fauth%2Fcallback"
+                    && members["code_challenge_method"] == "S256")
             #expect(members["scope"] == "openid%20profile%20email%20offline_access" && members["code_challenge"]?.count == 43)
             let state = try #require(members["state"])
             let (wrong, right) = ("/auth/callback?code=b%2F1&state=\(state)x", "/auth/callback?code=b%2F1&state=\(state)")
@@ -201,7 +203,9 @@ extension Integration {
                 #expect(try browse("/favicon.ico") == 404 && browse(wrong) == 400 && browse(right) == 200)
             }
             #expect(command.wait(10) == .code(0), "\(said())")
-            #expect(String(decoding: FileManager.default.contents(atPath: out) ?? Data(), as: UTF8.self) == "account me@example.com logged in\n")
+            #expect(
+                String(decoding: FileManager.default.contents(atPath: out) ?? Data(), as: UTF8.self) == "account me@example.com logged in\n"
+            )
             if isPasted { #expect(said().contains("not the address") && said().contains("another login"), "\(said())") }
             #expect(issuer.verifier?.count == 43 && issuer.verifier != members["code_challenge"])
             #expect(try eventually(5) { try stage.turn(stream: false).status == 200 })
@@ -249,7 +253,9 @@ extension Integration {
             let there = try stage.daemon.run("accounts", "export", "key", "--to", file)
             #expect(!there.isGood && there.errors.contains("already") && FileManager.default.contents(atPath: file) == written)
             let other = try Daemon()
-            #expect(try other.run("accounts", "import", file, "--base-url", stage.upstream.chatGPTBaseURL).output == "account me@example.com imported\n")
+            #expect(
+                try other.run("accounts", "import", file, "--base-url", stage.upstream.chatGPTBaseURL).output
+                    == "account me@example.com imported\n")
             #expect(try stage.daemon.run("accounts", "export", "key", "--to", file + ".key").isGood)
             let key = try JSONSerialization.jsonObject(with: Data(contentsOf: URL(fileURLWithPath: file + ".key"))) as? [String: Any]
             #expect(key?["OPENAI_API_KEY"] as? String == "sk-exported" && key?["auth_mode"] as? String == "apikey")
@@ -263,9 +269,12 @@ extension Integration {
             try Self.bring(stage, issuer.login("me"))
             stage.upstream.always(
                 path: "/backend-api/wham/usage",
-                .status(200, "{\"plan_type\":\"plus\",\"rate_limit\":{\"primary_window\":{\"used_percent\":42,\"reset_after_seconds\":600}}}"))
+                .status(
+                    200, "{\"plan_type\":\"plus\",\"rate_limit\":{\"primary_window\":{\"used_percent\":42,\"reset_after_seconds\":600}}}"))
             let good = try stage.daemon.run("accounts", "test", "me")
-            #expect(good.isGood && good.output.contains("login     good") && good.output.contains("plan plus; 5 hours 42.0% used"), "\(good.output)")
+            #expect(
+                good.isGood && good.output.contains("login     good") && good.output.contains("plan plus; 5 hours 42.0% used"),
+                "\(good.output)")
             stage.upstream.always(path: "/backend-api/wham/usage", .error(401, code: "token_expired"))
             let refused = try stage.daemon.run("accounts", "test", "me")
             #expect(!refused.isGood && refused.output.contains("refused (token_expired") && refused.output.contains("accounts login"))

@@ -70,7 +70,8 @@ extension Integration {
             #expect(asked.method == "GET" && asked.header("chatgpt-account-id") == "w-a")
             func check() throws {
                 let account = try Self.account(stage, "a")
-                #expect(account["plan"] as? String == "pro" && Self.used(account, "secondary") == 7 && Self.used(account, "primary") == 42.5)
+                #expect(
+                    account["plan"] as? String == "pro" && Self.used(account, "secondary") == 7 && Self.used(account, "primary") == 42.5)
                 #expect((account["credits"] as? [String: Any])?["balance"] as? Double == 12.5)
             }
             #expect(try eventually(5) { try Self.account(stage, "a")["credits"] is [String: Any] })
@@ -101,8 +102,10 @@ extension Integration {
         /// A limit that a turn met ends early when figures that were asked for later show room: credits were bought, or the window was reset.
         @Test func endsEarly() throws {
             let stage = try Self.stage("a", "b", poll: "2")
-            stage.upstream.script("t-a", .error(429, code: "usage_limit_reached", type: "usage_limit_reached", more: "\"resets_in_seconds\":90000"))
-            stage.upstream.script("t-b", .error(429, code: "usage_limit_reached", type: "usage_limit_reached", more: "\"resets_in_seconds\":90000"))
+            stage.upstream.script(
+                "t-a", .error(429, code: "usage_limit_reached", type: "usage_limit_reached", more: "\"resets_in_seconds\":90000"))
+            stage.upstream.script(
+                "t-b", .error(429, code: "usage_limit_reached", type: "usage_limit_reached", more: "\"resets_in_seconds\":90000"))
             let refused = try Self.turn(stage)
             #expect(refused.status == 429)
             #expect(try eventually(10) { try Self.turn(stage).status == 200 })
@@ -119,7 +122,9 @@ extension Integration {
             stage.upstream.forgetRequests()
             let answer = try Self.turn(stage)
             let error = try #require(answer.json["error"] as? [String: Any])
-            #expect(answer.status == 429 && error["code"] as? String == "usage_limit_reached" && error["type"] as? String == "usage_limit_reached")
+            #expect(
+                answer.status == 429 && error["code"] as? String == "usage_limit_reached"
+                    && error["type"] as? String == "usage_limit_reached")
             let seconds = try #require(error["resets_in_seconds"] as? Int)
             #expect((2_900...3_001).contains(seconds) && answer.header("retry-after") == String(seconds))
             let at = try #require(error["resets_at"] as? Double)
@@ -236,7 +241,9 @@ extension Integration {
             #expect(eventually(10) { pids.allSatisfy { !Daemon.isAlive($0) } })
             try stage.daemon.start(workers: 2)
             let answer = try Self.turn(stage)
-            #expect(answer.status == 429 && answer.errorCode == "usage_limit_reached" && stage.upstream.requests.filter { $0.method == "POST" }.count == 5)
+            #expect(
+                answer.status == 429 && answer.errorCode == "usage_limit_reached"
+                    && stage.upstream.requests.filter { $0.method == "POST" }.count == 5)
             // The operator knows better.
             #expect(try stage.daemon.run("accounts", "pause", "a").isGood && stage.daemon.run("accounts", "resume", "a").isGood)
             #expect(try eventually(5) { try Self.turn(stage).status == 200 })
@@ -293,7 +300,10 @@ extension Integration {
             try other.start(workers: 1)
             Self.usage(stage.upstream, "a", Self.figures(primary: 100))
             let second = Stage(stage.upstream, other)
-            #expect(try eventually(20) { try Self.cooldown(Self.account(second, "a")) == "quota" && Self.cooldown(Self.account(stage, "a")) == "quota" })
+            #expect(
+                try eventually(20) {
+                    try Self.cooldown(Self.account(second, "a")) == "quota" && Self.cooldown(Self.account(stage, "a")) == "quota"
+                })
             for one in [stage, second] { #expect(try Self.turns(one, 3) == ["b": 3]) }
             // From here on for two intervals: two questions for each account, one more where an interval's border lies.
             stage.upstream.forgetRequests()
@@ -311,7 +321,8 @@ extension Daemon {
     fileprivate func waitStored(of name: String) -> Bool {
         eventually(10) {
             // Without the server's socket the list comes from the store alone.
-            guard let result = try? run(["accounts", "list", "--json"], environment: ["CODEX_LB_RUNTIME_DIR": "/nonexistent"]), result.isGood,
+            guard let result = try? run(["accounts", "list", "--json"], environment: ["CODEX_LB_RUNTIME_DIR": "/nonexistent"]),
+                result.isGood,
                 let rows = try? JSONSerialization.jsonObject(with: Data(result.output.utf8)) as? [[String: Any]]
             else { return false }
             return rows.contains { $0["name"] as? String == name && $0["cooldown"] is [String: Any] }
