@@ -1,5 +1,5 @@
 public import Store
-public import Vocabulary
+internal import Vocabulary
 
 /// Whose conversations are whose, told among the instances that share the database: the table `pins`, of which each instance reads what the
 /// others have changed since it looked last.
