@@ -117,6 +117,9 @@ final class UsagePolls {
             if isFirst { worker.logins.wanted(account) { _ in } }
         case .closed(let reason):
             failed(id, reason)
+            worker.scoreboard.setTrouble(
+                account: account.value.slot, owner: id,
+                Trouble(at: Clock.wall, .refused, status: answer.status, code: reason.split(separator: " ").last.map(String.init) ?? ""))
             worker.accounts.leave(account.value, .deactivated, reason: reason)
         case .failed(let reason):
             failed(id, reason)

@@ -180,7 +180,7 @@ struct AccountView {
             let what = kind == "quota" ? "no quota" : kind == "limit" ? "limited" : "resting"
             return "\(what) \(Self.span(until.milliseconds - now.milliseconds))"
         }
-        return live?.tier ?? "-"
+        return row.state == Account.State.active.rawValue ? live?.tier ?? "-" : "-"
     }
 
     private func lastError(_ now: WallTime) -> String {

@@ -197,7 +197,7 @@ extension Integration {
                 func browse(_ target: String) throws -> Int {
                     let connection = try HTTPConnection("127.0.0.1:\(port)")
                     defer { connection.close() }
-                    try connection.send("GET", target)
+                    try connection.send("GET", target, body: nil)
                     return try connection.answer(5).status
                 }
                 #expect(try browse("/favicon.ico") == 404 && browse(wrong) == 400 && browse(right) == 200)
