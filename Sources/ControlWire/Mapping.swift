@@ -39,6 +39,10 @@ extension Account {
                 chatGPTAccountID: m.hasChatgptAccountID ? m.chatgptAccountID : nil),
             createdAt: WallTime(milliseconds: m.createdAtMs), changedAt: WallTime(milliseconds: m.changedAtMs))
         credentials.headers = m.headers.map { Header($0.name, $0.value) }
+        if !m.proxy.isEmpty {
+            guard let proxy = EgressProxy(m.proxy) else { throw MappingError("account \(m.name): its proxy can't be read") }
+            credentials.proxy = proxy
+        }
         if m.hasOptions { options = try Options(m.options, of: m.name) }
     }
 }
@@ -78,6 +82,7 @@ extension AccountMessage {
         if let token = a.credentials.refreshToken { refreshToken = token }
         if let token = a.credentials.idToken { idToken = token }
         headers = a.credentials.headers.map { HeaderMessage($0) }
+        proxy = a.credentials.proxy?.url ?? ""
     }
 
     /// For the eyes of an operator: bearer and tokens stay empty.
@@ -87,6 +92,7 @@ extension AccountMessage {
         (kind, state, changedAtMs) = (a.kind.rawValue, a.state.rawValue, a.changedAt.milliseconds)
         if let id = a.credentials.chatGPTAccountID { chatgptAccountID = id }
         options = AccountOptionsMessage(a.options)
+        proxy = a.credentials.proxy?.description ?? ""
     }
 }
 

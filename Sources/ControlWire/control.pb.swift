@@ -781,6 +781,12 @@ public nonisolated struct AccountMessage: @unchecked Sendable {
     set {_uniqueStorage()._headers = newValue}
   }
 
+  /// Without credentials but in a snapshot; empty: none.
+  public var proxy: String {
+    get {_storage._proxy}
+    set {_uniqueStorage()._proxy = newValue}
+  }
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -878,6 +884,16 @@ public nonisolated struct AccountChangeMessage: Sendable {
   /// Empty: none.
   public var headers: [HeaderMessage] = []
 
+  /// Empty: none.
+  public var proxy: String {
+    get {_proxy ?? String()}
+    set {_proxy = newValue}
+  }
+  /// Returns true if `proxy` has been explicitly set.
+  public var hasProxy: Bool {self._proxy != nil}
+  /// Clears the value of `proxy`. Subsequent reads from it will return its default value.
+  public mutating func clearProxy() {self._proxy = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -886,6 +902,7 @@ public nonisolated struct AccountChangeMessage: Sendable {
   fileprivate var _weight: UInt32? = nil
   fileprivate var _streamsMax: UInt32? = nil
   fileprivate var _overflow: Bool? = nil
+  fileprivate var _proxy: String? = nil
 }
 
 public nonisolated struct ClientKeyMessage: Sendable {
@@ -1339,6 +1356,8 @@ public nonisolated struct RenewLogin: Sendable {
   public mutating func clearChatgptAccountID() {self._chatgptAccountID = nil}
 
   public var headers: [HeaderMessage] = []
+
+  public var proxy: String = String()
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -3232,7 +3251,7 @@ nonisolated extension UsageRecordMessage: SwiftProtobuf.Message, SwiftProtobuf._
 
 nonisolated extension AccountMessage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".AccountMessage"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}slot\0\u{1}name\0\u{1}kind\0\u{1}state\0\u{3}base_url\0\u{1}bearer\0\u{3}refresh_token\0\u{3}id_token\0\u{3}chatgpt_account_id\0\u{3}created_at_ms\0\u{3}changed_at_ms\0\u{2}\u{8}options\0\u{1}headers\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{1}slot\0\u{1}name\0\u{1}kind\0\u{1}state\0\u{3}base_url\0\u{1}bearer\0\u{3}refresh_token\0\u{3}id_token\0\u{3}chatgpt_account_id\0\u{3}created_at_ms\0\u{3}changed_at_ms\0\u{2}\u{8}options\0\u{1}headers\0\u{1}proxy\0")
 
   fileprivate class _StorageClass {
     var _id: Int64 = 0
@@ -3249,6 +3268,7 @@ nonisolated extension AccountMessage: SwiftProtobuf.Message, SwiftProtobuf._Mess
     var _changedAtMs: Int64 = 0
     var _options: AccountOptionsMessage? = nil
     var _headers: [HeaderMessage] = []
+    var _proxy: String = String()
 
       // This property is used as the initial default value for new instances of the type.
       // The type itself is protecting the reference to its storage via CoW semantics.
@@ -3273,6 +3293,7 @@ nonisolated extension AccountMessage: SwiftProtobuf.Message, SwiftProtobuf._Mess
       _changedAtMs = source._changedAtMs
       _options = source._options
       _headers = source._headers
+      _proxy = source._proxy
     }
   }
 
@@ -3305,6 +3326,7 @@ nonisolated extension AccountMessage: SwiftProtobuf.Message, SwiftProtobuf._Mess
         case 12: try { try decoder.decodeSingularInt64Field(value: &_storage._changedAtMs) }()
         case 20: try { try decoder.decodeSingularMessageField(value: &_storage._options) }()
         case 21: try { try decoder.decodeRepeatedMessageField(value: &_storage._headers) }()
+        case 22: try { try decoder.decodeSingularStringField(value: &_storage._proxy) }()
         default: break
         }
       }
@@ -3359,6 +3381,9 @@ nonisolated extension AccountMessage: SwiftProtobuf.Message, SwiftProtobuf._Mess
       if !_storage._headers.isEmpty {
         try visitor.visitRepeatedMessageField(value: _storage._headers, fieldNumber: 21)
       }
+      if !_storage._proxy.isEmpty {
+        try visitor.visitSingularStringField(value: _storage._proxy, fieldNumber: 22)
+      }
     }
     try unknownFields.traverse(visitor: &visitor)
   }
@@ -3382,6 +3407,7 @@ nonisolated extension AccountMessage: SwiftProtobuf.Message, SwiftProtobuf._Mess
         if _storage._changedAtMs != rhs_storage._changedAtMs {return false}
         if _storage._options != rhs_storage._options {return false}
         if _storage._headers != rhs_storage._headers {return false}
+        if _storage._proxy != rhs_storage._proxy {return false}
         return true
       }
       if !storagesAreEqual {return false}
@@ -3483,7 +3509,7 @@ nonisolated extension HeaderMessage: SwiftProtobuf.Message, SwiftProtobuf._Messa
 
 nonisolated extension AccountChangeMessage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".AccountChangeMessage"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}policy\0\u{1}weight\0\u{3}streams_max\0\u{3}sets_models\0\u{1}models\0\u{1}overflow\0\u{3}sets_headers\0\u{1}headers\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}policy\0\u{1}weight\0\u{3}streams_max\0\u{3}sets_models\0\u{1}models\0\u{1}overflow\0\u{3}sets_headers\0\u{1}headers\0\u{1}proxy\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3499,6 +3525,7 @@ nonisolated extension AccountChangeMessage: SwiftProtobuf.Message, SwiftProtobuf
       case 6: try { try decoder.decodeSingularBoolField(value: &self._overflow) }()
       case 7: try { try decoder.decodeSingularBoolField(value: &self.setsHeaders) }()
       case 8: try { try decoder.decodeRepeatedMessageField(value: &self.headers) }()
+      case 9: try { try decoder.decodeSingularStringField(value: &self._proxy) }()
       default: break
       }
     }
@@ -3533,6 +3560,9 @@ nonisolated extension AccountChangeMessage: SwiftProtobuf.Message, SwiftProtobuf
     if !self.headers.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.headers, fieldNumber: 8)
     }
+    try { if let v = self._proxy {
+      try visitor.visitSingularStringField(value: v, fieldNumber: 9)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -3545,6 +3575,7 @@ nonisolated extension AccountChangeMessage: SwiftProtobuf.Message, SwiftProtobuf
     if lhs._overflow != rhs._overflow {return false}
     if lhs.setsHeaders != rhs.setsHeaders {return false}
     if lhs.headers != rhs.headers {return false}
+    if lhs._proxy != rhs._proxy {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -4344,7 +4375,7 @@ nonisolated extension LearnFacts: SwiftProtobuf.Message, SwiftProtobuf._MessageI
 
 nonisolated extension RenewLogin: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".RenewLogin"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}unchanged_since_ms\0\u{1}bearer\0\u{3}refresh_token\0\u{3}id_token\0\u{3}chatgpt_account_id\0\u{2}\u{e}headers\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}unchanged_since_ms\0\u{1}bearer\0\u{3}refresh_token\0\u{3}id_token\0\u{3}chatgpt_account_id\0\u{2}\u{e}headers\0\u{1}proxy\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -4359,6 +4390,7 @@ nonisolated extension RenewLogin: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       case 5: try { try decoder.decodeSingularStringField(value: &self._idToken) }()
       case 6: try { try decoder.decodeSingularStringField(value: &self._chatgptAccountID) }()
       case 20: try { try decoder.decodeRepeatedMessageField(value: &self.headers) }()
+      case 21: try { try decoder.decodeSingularStringField(value: &self.proxy) }()
       default: break
       }
     }
@@ -4390,6 +4422,9 @@ nonisolated extension RenewLogin: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if !self.headers.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.headers, fieldNumber: 20)
     }
+    if !self.proxy.isEmpty {
+      try visitor.visitSingularStringField(value: self.proxy, fieldNumber: 21)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -4401,6 +4436,7 @@ nonisolated extension RenewLogin: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if lhs._idToken != rhs._idToken {return false}
     if lhs._chatgptAccountID != rhs._chatgptAccountID {return false}
     if lhs.headers != rhs.headers {return false}
+    if lhs.proxy != rhs.proxy {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

@@ -4,7 +4,7 @@ public import Vocabulary
 
 /// What the role does for a turn, in the order in which it is told. The last one may bring the next event at once.
 public enum TurnAction: Sendable {
-    /// Choose an account, without those of `tried`: `accountSelected` or `noAccount` follows.
+    /// Choose an account, without those of `tried`: `accountSelected` or `noAccount` follows, now or when one has room.
     case select
     /// Get a connection to the account and send it the request. `fresh`: none that was kept.
     case send(fresh: Bool)

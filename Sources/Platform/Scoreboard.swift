@@ -43,7 +43,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     public static let memoryBytes = pinsOffset + PinTable.memoryBytes
 
     /// What lies where. To be counted up with every change of it: builds of two versions never write one memory.
-    public static let layoutVersion = 7
+    public static let layoutVersion = 8
 
     private let base: UnsafeMutableRawPointer
 
@@ -130,6 +130,8 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         case recordsRefused
         /// Bytes of SQLite's log while a reader keeps it from being emptied and it is beyond its limit; else 0.
         case logHeldBytes
+        /// That serve from the database beside this one, as its first worker has seen lately.
+        case otherInstances
         /// 1 once some account has a quota of a single model.
         case modelQuotas
     }

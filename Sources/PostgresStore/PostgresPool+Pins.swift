@@ -47,7 +47,8 @@ extension PostgresPool {
 
     /// What other instances have told since `next`. A row has the number of the transaction that wrote it, and one is read when no
     /// transaction before it is open any more: none is passed over, whatever the order in which they end.
-    public func pinNews(since next: String, of instance: Int64, named name: String, _ done: @escaping (Result<PinNews, StoreError>) -> Void) {
+    public func pinNews(since next: String, of instance: Int64, named name: String, _ done: @escaping (Result<PinNews, StoreError>) -> Void)
+    {
         let now = "CAST(extract(epoch FROM clock_timestamp()) AS BIGINT)"
         let query = Query<(others: Int64, end: String, pin: SharedPin?, changed: String)>(
             """

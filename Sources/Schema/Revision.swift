@@ -50,6 +50,8 @@ public enum Schema {
     public static let checksumRevision = 3
     /// The revision that keeps what was learned of accounts.
     public static let factsRevision = 5
+    /// The one in which instances tell each other whose conversations are whose.
+    public static let pinsRevision = 6
 
     /// The revision that gives accounts their options.
     public static let optionsRevision = 4

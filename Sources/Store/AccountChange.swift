@@ -12,9 +12,19 @@ public struct AccountChange: Sendable, Equatable {
     public var isOverflow: Bool?
     /// Empty: none.
     public var headers: [Account.Header]?
+    /// A URL; empty: none.
+    public var proxy: String?
     public init() {}
 
     public var isNothing: Bool { self == AccountChange() }
+
+    /// What of it is kept with the credentials.
+    public func credentials(from old: Account.Credentials) -> Account.Credentials {
+        var new = old
+        if let headers { new.headers = headers }
+        if let proxy { new.proxy = EgressProxy(proxy) }
+        return new
+    }
 
     public func options(from old: Account.Options) -> Account.Options {
         var new = old
@@ -41,6 +51,7 @@ public struct AccountChange: Sendable, Equatable {
             }
             for model in models { if let problem = ModelName.problem(model) { throw StoreError(.invalid, problem) } }
         }
+        if let proxy, !proxy.isEmpty, EgressProxy(proxy) == nil { throw StoreError(.invalid, "the proxy: \(EgressProxy.expected)") }
         if let headers {
             guard headers.count <= Limits.accountHeadersMax else {
                 throw StoreError(.invalid, "\(headers.count) headers: an account takes \(Limits.accountHeadersMax)")

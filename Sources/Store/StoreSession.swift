@@ -120,10 +120,9 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             guard try connection.rows(Queries.keyFingerprint).first == vault.fingerprint else {
                 throw StoreError(.wrongKey, "the encryption key of \(place) was rotated just now; run this again")
             }
-            var credentials = new.credentials
-            if let headers = new.change.headers { credentials.headers = headers }
+            var credentials = new.change.credentials(from: new.credentials)
             if var account = try known(new, vault) {
-                if new.change.headers == nil { credentials.headers = try sealedCredentials(account.name, vault).headers }
+                credentials = new.change.credentials(from: try sealedCredentials(account.name, vault)).withTokens(of: new.credentials)
                 account.options = new.change.options(from: account.options)
                 if new.baseURL.isEmpty, account.kind == new.kind { base = account.baseURL }
                 // A pause is the operator's.
@@ -178,16 +177,15 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             var account = try existingAccount(name)
             account.options = new.options(from: account.options)
             try store(account.options, of: account.id)
-            guard let headers = new.headers else { return account }
-            var credentials = try sealedCredentials(name, vault)
-            credentials.headers = headers
-            guard !credentials.bearer.isEmpty || !headers.isEmpty else {
+            guard new.headers != nil || new.proxy != nil else { return account }
+            let credentials = new.credentials(from: try sealedCredentials(name, vault))
+            guard !credentials.bearer.isEmpty || !credentials.headers.isEmpty else {
                 throw StoreError(.invalid, "account \(name) has no key but in its headers; it needs one of them")
             }
             try connection.change(
                 "UPDATE accounts SET credentials = $1, changed_at_ms = $2 WHERE id = $3",
                 [.blob(try vault.seal(credentials, account: account.id)), .int(now.milliseconds), .int(account.id)])
-            account.changedAt = now
+            (account.changedAt, account.credentials) = (now, credentials)
             return account
         }
     }
@@ -376,7 +374,14 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
     }
 
     /// By name, without credentials.
-    public func accounts() throws(StoreError) -> [Account] { try connection.rows(Queries.accounts(revision: number)).map(\.account) }
+    /// With their credentials, where the key opens them.
+    public func accounts() throws(StoreError) -> [Account] {
+        try connection.rows(Queries.accounts(revision: number)).map { entry in
+            var account = entry.account
+            if let opened = try? vault?.credentials(of: entry) { account.credentials = opened }  // a list is shown all the same
+            return account
+        }
+    }
 
     /// One with its credentials, for a session without the key.
     public func account(named name: String, keyPath: String) throws(StoreError) -> Account {

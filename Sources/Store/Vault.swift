@@ -170,11 +170,13 @@ public struct Vault: Sendable {
     }
 }
 
-/// The plain text inside the seal: four fields, then name and value of each header, each a byte that says whether it is there, a 4-byte big-endian length, UTF-8.
+/// The plain text inside the seal: four fields, then name and value of each header, and of the proxy if there is one, each a byte that says whether it is there, a 4-byte big-endian length, UTF-8.
 extension Account.Credentials {
     var packed: [UInt8] {
         var out: [UInt8] = []
-        let fields: [String?] = [bearer, refreshToken, idToken, chatGPTAccountID] + headers.flatMap { [String?]([$0.name, $0.value]) }
+        let fields: [String?] =
+            [bearer, refreshToken, idToken, chatGPTAccountID] + headers.flatMap { [String?]([$0.name, $0.value]) }
+            + (proxy.map { [Self.proxyName, $0.url] } ?? [])
         for field in fields {
             let bytes = Array((field ?? "").utf8)
             out.append(field == nil ? 0 : 1)
@@ -183,6 +185,9 @@ extension Account.Credentials {
         }
         return out
     }
+
+    /// No header has such a name.
+    private static let proxyName = ":proxy"
 
     init?(packed: [UInt8]) {
         var fields: [String?] = []
@@ -199,7 +204,12 @@ extension Account.Credentials {
         self.init(bearer: bearer, refreshToken: fields[1], idToken: fields[2], chatGPTAccountID: fields[3])
         for place in stride(from: 4, to: fields.count, by: 2) {
             guard let name = fields[place], let value = fields[place + 1] else { return nil }
-            headers.append(Account.Header(name, value))
+            if name == Self.proxyName {
+                guard let proxy = EgressProxy(value) else { return nil }
+                self.proxy = proxy
+            } else {
+                headers.append(Account.Header(name, value))
+            }
         }
     }
 }

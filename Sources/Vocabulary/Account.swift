@@ -59,10 +59,23 @@ public struct Account: Sendable, Equatable {
         /// The value of `chatgpt-account-id`.
         public var chatGPTAccountID: String?
         public var headers: [Header] = []
+        /// What the account's upstream, and the issuer of its login, are reached through; nil: as the environment says.
+        public var proxy: EgressProxy?
         public init(bearer: String, refreshToken: String? = nil, idToken: String? = nil, chatGPTAccountID: String? = nil) {
             (self.bearer, self.refreshToken, self.idToken, self.chatGPTAccountID) = (bearer, refreshToken, idToken, chatGPTAccountID)
         }
         public var description: String { "Credentials(…)" }
+
+        /// These are of the same login, or the same key.
+        public func hasTokens(of other: Credentials) -> Bool {
+            (bearer, refreshToken, idToken) == (other.bearer, other.refreshToken, other.idToken)
+        }
+        /// With another's tokens; how the upstream is reached stays.
+        public func withTokens(of other: Credentials) -> Credentials {
+            var new = other
+            (new.headers, new.proxy) = (headers, proxy)
+            return new
+        }
     }
 
     /// The number of the row; never used twice.

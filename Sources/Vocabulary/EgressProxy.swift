@@ -60,6 +60,12 @@ public struct EgressProxy: Hashable, Sendable, CustomStringConvertible {
         (host, self.port) = (rest.lowercased(), port)
     }
 
+    /// As it is read, with the credentials.
+    public var url: String {
+        let credentials = user.isEmpty ? "" : Self.encoded(user) + (password.isEmpty ? "" : ":" + Self.encoded(password)) + "@"
+        return "\(scheme.rawValue)://\(credentials)\(host.contains(":") ? "[\(host)]" : host):\(port)"
+    }
+
     public var description: String { "\(scheme.rawValue)://\(host.contains(":") ? "[\(host)]" : host):\(port)" }
 
     private static func isHex(_ c: UInt8) -> Bool { (48...57).contains(c) || (97...102).contains(c | 0x20) }
@@ -67,6 +73,17 @@ public struct EgressProxy: Hashable, Sendable, CustomStringConvertible {
     private static func isOfAddress(_ c: UInt8) -> Bool { isHex(c) || c == 58 || c == 46 }
     /// Letters, digits, `-`, `.` and `_`
     private static func isOfName(_ c: UInt8) -> Bool { isHex(c) || (97...122).contains(c | 0x20) || c == 45 || c == 46 || c == 95 }
+
+    /// Everything but letters and digits as %XX.
+    private static func encoded(_ text: String) -> String {
+        text.utf8.reduce(into: "") { out, c in
+            if (48...57).contains(c) || (97...122).contains(c | 0x20) {
+                out.unicodeScalars.append(Unicode.Scalar(c))
+            } else {
+                out += (c < 16 ? "%0" : "%") + String(c, radix: 16)
+            }
+        }
+    }
 
     /// Nil: it has no valid percent-encoding, is no UTF-8, has control characters or is too long.
     private static func decoded(_ text: Substring) -> String? {

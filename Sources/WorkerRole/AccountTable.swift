@@ -51,6 +51,8 @@ final class AccountTable {
     var takeOut: (AccountRemoval) -> Void = { _ in }
     /// Under which conversations are remembered.
     private(set) var hash = SipHash(key: (0, 0))
+    /// A conversation is an account's; others may need to know.
+    var pinned: (_ key: UInt64, _ account: Int64, _ seconds: Int) -> Void = { _, _, _ in }
     /// Some account does not offer a model: its list is worth asking for.
     var modelRefused: () -> Void = {}
 
@@ -242,19 +244,19 @@ final class AccountTable {
     /// The conversation is this account's from now on. What only one account has stays with that.
     private func remember(_ affinity: Affinity, _ account: RoutedAccount, _ now: Instant) {
         for key in affinity.keys where key.strength != .only {
-            scoreboard.pins.pin(key.hash, to: account.value.id, seconds: key.seconds, now: now)
+            pin(key.hash, to: account, seconds: key.seconds, now)
         }
+    }
+
+    private func pin(_ key: UInt64, to account: RoutedAccount, seconds: Int, _ now: Instant) {
+        if scoreboard.pins.pin(key, to: account.value.id, seconds: seconds, now: now) { pinned(key, account.value.id, seconds) }
     }
 
     /// A good answer says by what its conversation will come back.
     func learn(responseID: String?, turnState: String?, of account: RoutedAccount, now: Instant) {
         guard isSticky, all.count > 1 else { return }
-        if let responseID {
-            scoreboard.pins.pin(Affinity.response(responseID, hash), to: account.value.id, seconds: Limits.pinSeconds, now: now)
-        }
-        if let turnState {
-            scoreboard.pins.pin(Affinity.turnState(turnState, hash), to: account.value.id, seconds: Limits.pinSeconds, now: now)
-        }
+        if let responseID { pin(Affinity.response(responseID, hash), to: account, seconds: Limits.pinSeconds, now) }
+        if let turnState { pin(Affinity.turnState(turnState, hash), to: account, seconds: Limits.pinSeconds, now) }
     }
 
     static let ownerUnavailable = ProxyError(

@@ -14,6 +14,7 @@ final class DatabaseLink: StoreLink {
     private unowned let worker: Worker
     private let pool: PostgresPool
     private let queue: RecordQueue
+    private let pins: PinExchange
     /// Place in the journal up to which records have been given to the queue.
     private var sent: UInt64
     private var gatherTimer: LoopTimer!
@@ -45,6 +46,7 @@ final class DatabaseLink: StoreLink {
         self.worker = worker
         pool = PostgresPool(worker.loop, PostgresTarget(url), worker.poolLimits)
         queue = RecordQueue(worker.loop, pool)
+        pins = PinExchange(worker, pool, name: Self.instanceName)
         sent = worker.usageJournal.tail
         (startedAt, pollAt) = (worker.loop.now, worker.loop.now)
         gatherTimer = LoopTimer(worker.loop) { [unowned self] in
@@ -215,12 +217,16 @@ final class DatabaseLink: StoreLink {
 
     private(set) var isLeaving = false
 
+    /// As other instances see us.
+    private static var instanceName: String { "\(Process.hostName) pid \(Process.parentID)" }
+    func learned(_ pin: SharedPin) { pins.learned(pin) }
+
     private func tellServing(_ now: Instant, isLeaving: Bool = false) {
         guard worker.position == 0, Int(revision) ?? 0 >= 2 else { return }  // the revision that makes the table
         servingAt = isLeaving ? .never : now.adding(milliseconds: Self.servingMilliseconds)
         // What fails is tried again; health and the log tell about the database elsewhere.
         self.isLeaving = isLeaving
-        pool.serving("\(Process.hostName) pid \(Process.parentID)", isLeaving: isLeaving) { [weak self] _ in self?.isLeaving = false }
+        pool.serving(Self.instanceName, isLeaving: isLeaving) { [weak self] _ in self?.isLeaving = false }
     }
 
     func draining() { tellServing(worker.loop.now, isLeaving: true) }
@@ -319,6 +325,7 @@ final class DatabaseLink: StoreLink {
     func sweep(_ now: Instant) {
         pool.sweep(now)
         queue.sweep(now)
+        pins.sweep(now, hasTable: Int(revision) ?? 0 >= Schema.pinsRevision)
         if now >= pollAt { poll() }
         if kept != nil, now.milliseconds(since: startedAt) >= Self.keptAfterMilliseconds { beginWithKept() }
         if now >= servingAt { tellServing(now) }

@@ -3,6 +3,7 @@ import Diagnostics
 import Logging
 import Loop
 import Platform
+import PostgresStore
 import SQLiteStore
 import Settings
 import Store
@@ -96,6 +97,8 @@ protocol StoreLink: AnyObject {
     func claim(_ job: AccountJob, _ account: Account, _ done: @escaping (Bool) -> Void)
     /// The account has these credentials now, unless it has changed meanwhile. To be called again until the snapshot has them.
     func saveLogin(_ account: Account, _ new: Account.Credentials)
+    /// Instances that share the database get to know it.
+    func learned(_ pin: SharedPin)
     /// What another worker served by, sealed: to begin with while the store is away.
     func keptSnapshotArrived(_ kept: KeptSnapshot)
     /// The worker takes nothing new any more.
@@ -211,6 +214,7 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
         reads.first(Queries.totals(ofKey: key), done)
     }
 
+    func learned(_ pin: SharedPin) {}  // this database is of one instance
     func keptSnapshotArrived(_ kept: KeptSnapshot) {}  // the writer is of this machine, as we are
     func draining() {}
     let isLeaving = false
@@ -242,6 +246,7 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
             if let token = new.idToken { $0.storeCommand.renewLogin.idToken = token }
             if let id = new.chatGPTAccountID { $0.storeCommand.renewLogin.chatgptAccountID = id }
             $0.storeCommand.renewLogin.headers = new.headers.map { HeaderMessage($0) }
+            $0.storeCommand.renewLogin.proxy = new.proxy?.url ?? ""
         }
     }
 

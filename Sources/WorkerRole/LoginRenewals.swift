@@ -42,7 +42,7 @@ final class LoginRenewals {
     /// The snapshot has changed.
     func accountsChanged(_ accounts: [RoutedAccount]) {
         // A pause or a new address is no reason to lose them: only other credentials, or the account's end.
-        unsaved = unsaved.filter { id, mine in accounts.contains { $0.value.id == id && $0.value.credentials == mine.old } }
+        unsaved = unsaved.filter { id, mine in accounts.contains { $0.value.id == id && $0.value.credentials.hasTokens(of: mine.old) } }
         let before = waiting
         waiting = []
         for wait in before {
@@ -92,9 +92,11 @@ final class LoginRenewals {
 
     private func fetch(_ account: RoutedAccount) {
         let (value, settings) = (account.value, worker.settings)
-        guard let (origin, prefix) = Origin.parse(settings.issuer) else {
+        guard let (issuer, prefix) = Origin.parse(settings.issuer) else {
             return finished(account, .failed("\(settings.issuer) is no URL of an issuer"))
         }
+        var origin = issuer
+        origin.proxy = account.origin.proxy
         let body = RenewalRequest.body(clientID: settings.issuerClientID, refreshToken: value.credentials.refreshToken ?? "")
         let fetch = Fetch(
             worker.pool,
@@ -146,7 +148,7 @@ final class LoginRenewals {
     private func save(_ id: Int64, _ now: Instant) {
         guard let mine = unsaved[id], let today = worker.accounts.all.first(where: { $0.value.id == id }) else { return }
         unsaved[id]?.nextTry = now.adding(milliseconds: Limits.renewalLookMilliseconds)
-        worker.saveLogin(today.value, mine.new)
+        worker.saveLogin(today.value, today.value.credentials.withTokens(of: mine.new))
     }
 
     /// Those that wait for this account go elsewhere.

@@ -22,6 +22,12 @@ final class ModelCatalogue {
         var failures = 0
         var askAt = Instant(nanoseconds: 0)
         var fetch: ModelFetch?
+
+        /// What is listed and may be asked for.
+        var offered: [ListedModel] {
+            guard let only = account.value.options.models else { return models ?? [] }
+            return (models ?? []).filter { only.contains($0.id) }
+        }
     }
     private var entries: [Int64: Entry] = [:]
 
@@ -129,7 +135,7 @@ final class ModelCatalogue {
                 requestID: request.id)
         }
         var seen: Set<String> = []
-        let models = sorted.compactMap(\.models).joined().filter { model in
+        let models = sorted.flatMap(\.offered).filter { model in
             seen.insert(model.id).inserted && request.key?.models.map { $0.contains(model.id) } ?? true
         }
         let list = JSONValue.array(models.map(\.json))

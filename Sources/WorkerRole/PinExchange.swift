@@ -1,3 +1,5 @@
+import Bytes
+import Loop
 import Platform
 import PostgresStore
 import Store
@@ -20,7 +22,6 @@ final class PinExchange {
     private var isReading = false
     private var readAt = Instant(nanoseconds: 0)
     private var trimAt = Instant.never
-    private var isOff = true
 
     init(_ worker: Worker, _ pool: PostgresPool, name: String) {
         (self.worker, self.pool, self.name) = (worker, pool, name)

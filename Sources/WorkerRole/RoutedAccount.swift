@@ -1,4 +1,5 @@
 import Admission
+import Bytes
 import HTTPWire
 import Store
 import Upstream
@@ -31,7 +32,9 @@ final class RoutedAccount {
     }
 
     init?(_ account: Account, passesOrganization: Bool) {
-        guard let (origin, prefix, query) = Origin.parse(base: account.baseURL) else { return nil }
+        guard let (address, prefix, query) = Origin.parse(base: account.baseURL) else { return nil }
+        var origin = address
+        origin.proxy = account.credentials.proxy
         value = account
         (self.origin, self.prefix, self.query) = (origin, prefix, query)
         renewsAt = LoginAge.renewal(of: account)
@@ -50,6 +53,15 @@ final class RoutedAccount {
             if let id = Self.accountID(account) { HeadWriter.field("chatgpt-account-id", id, into: &fields) }
         }
         headFields = fields
+    }
+
+    /// A field of this name is the account's own: a client's would be a second one.
+    func owns(_ name: RawSpan) -> Bool {
+        value.credentials.headers.contains { header in
+            let bytes = header.name.utf8
+            guard bytes.count == name.byteCount else { return false }
+            return zip(bytes, 0..<name.byteCount).allSatisfy { lowered($0) == lowered(name[$1]) }
+        }
     }
 
     /// Where a path below the base URL is.

@@ -121,6 +121,10 @@ final class Turn: UpstreamUser, Answering {
     }
 
     func chosen(_ choice: AccountChoice) {
+        guard !machine.isFinished else {
+            if case .account(let unused, _) = choice { worker.accounts.release(unused) }
+            return
+        }
         switch choice {
         case .account(let chosen, let isOnly):
             (account, isLeased) = (chosen, true)

@@ -25,6 +25,7 @@ enum UpstreamRequest {
         HeadWriter.field("Content-Length", bodyCount, into: &out)
         let isChatGPT = account.value.kind == .chatGPT
         let isNative = isNative(request.head.fields)
+        let hasOwn = !account.value.credentials.headers.isEmpty
         if !isNative { HeadWriter.field("User-Agent", "codex-lb/\(Version.text)", into: &out) }
         request.head.fields.forEachEndToEnd { known, name, value in
             switch known {
@@ -57,6 +58,7 @@ enum UpstreamRequest {
                 }
                 if !isNative, name.hasPrefix(ignoringCase: "x-stainless-") || name.hasPrefix(ignoringCase: "x-openai-client-") { return }
             }
+            if hasOwn, account.owns(name) { return }
             HeadWriter.field(name, value, into: &out)
         }
         HeadWriter.field("X-Request-Id", request.id, into: &out)

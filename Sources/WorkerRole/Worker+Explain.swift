@@ -41,7 +41,8 @@ extension AccountTable {
         let pool = pool(for: model, now)
         let (choice, accounts) = pool.explain(among: mask, pin: pin, now: now)
         reply.outcome = outcome(choice, route, model, now)
-        reply.rows = accounts.map { row($0, pool.facts[$0.place], now) }
+        let first = accounts.first { $0.verdict == .chosen }
+        reply.rows = accounts.map { row($0, pool.facts[$0.place], first, now) }
         if case .account(let place) = choice { reply.chosen = all[place].value.name }
     }
 
@@ -60,10 +61,12 @@ extension AccountTable {
         }
     }
 
-    private func row(_ explanation: AccountPool.Explanation, _ facts: AccountFacts, _ now: Instant) -> ExplainRow {
+    private func row(
+        _ explanation: AccountPool.Explanation, _ facts: AccountFacts, _ first: AccountPool.Explanation?, _ now: Instant
+    ) -> ExplainRow {
         let account = all[explanation.place].value
         var row = ExplainRow()
-        (row.verdict, row.reason) = words(explanation, facts, account, now)
+        (row.verdict, row.reason) = words(explanation, first, facts, account, now)
         (row.account, row.policy, row.weight) = (account.name, account.options.policy.rawValue, UInt32(account.options.weight))
         (row.inFlight, row.streamsMax) = (UInt32(clamping: facts.inFlight), UInt32(clamping: account.options.streamsMax ?? 0))
         (row.rank, row.load) = (UInt32(explanation.rank), Double(explanation.load))
@@ -75,16 +78,16 @@ extension AccountTable {
         return row
     }
 
-    private func words(_ explanation: AccountPool.Explanation, _ facts: AccountFacts, _ account: Account, _ now: Instant)
-        -> (verdict: String, reason: String)
-    {
+    private func words(
+        _ explanation: AccountPool.Explanation, _ first: AccountPool.Explanation?, _ facts: AccountFacts, _ account: Account, _ now: Instant
+    ) -> (verdict: String, reason: String) {
         let seconds = facts.cooldownUntil.milliseconds(since: now) / 1000 + 1
         switch explanation.verdict {
         case .chosen:
             if explanation.isPinned { return ("chosen", "the conversation is with it") }
             return ("chosen", explanation.sharePermille < 1000 ? "drawn by lot, by its weight" : "the first by rank and load")
         case .equal: return ("equal", "as good as the chosen one; its turn comes by lot or by time of use")
-        case .later: return ("later", later(explanation))
+        case .later: return ("later", later(explanation, first, facts))
         case .spare:
             return (
                 "spare",
@@ -106,8 +109,14 @@ extension AccountTable {
         }
     }
 
-    private func later(_ explanation: AccountPool.Explanation) -> String {
-        "its rank is \(explanation.rank) and its load \(explanation.load): others come first"
+    private func later(_ explanation: AccountPool.Explanation, _ first: AccountPool.Explanation?, _ facts: AccountFacts) -> String {
+        if let first, first.isPinned { return "the conversation is with another one" }
+        guard let first, first.rank < explanation.rank else {
+            return "its load as \(stored.strategy.rawValue) counts it is \(explanation.load), of the first \(first?.load ?? 0)"
+        }
+        if facts.isOverflow { return "overflow: used when no other can serve" }
+        if facts.isTight { return "a quota window is used up to \(Limits.tightPermille / 10) %" }
+        return facts.policy == .preserve ? "policy preserve: used when no other has quota to spare" : "others are burnt first"
     }
 
     private func excluded(_ reason: AccountMask.Reason) -> String {

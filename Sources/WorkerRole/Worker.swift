@@ -7,6 +7,7 @@ public import Logging
 import Loop
 import Metering
 public import Platform
+import PostgresStore
 import Routing
 import Sealing
 public import Settings
@@ -119,6 +120,7 @@ final class Worker {
         case .postgresql(let url): store = DatabaseLink(self, url)
         }
         accounts.takeOut = { [unowned self] in store.takeOut($0) }
+        accounts.pinned = { [unowned self] key, account, seconds in store.learned(SharedPin(key: key, account: account, seconds: seconds)) }
         accounts.modelRefused = { [unowned self] in catalogue.refresh() }
         sweepTimer = LoopTimer(loop) { [unowned self] in sweep() }
         sweepTimer.start(milliseconds: Self.sweepMilliseconds, repeating: Self.sweepMilliseconds)

@@ -52,6 +52,7 @@ public enum StoreCommands {
                     bearer: m.bearer, refreshToken: m.refreshToken, idToken: m.hasIDToken ? m.idToken : nil,
                     chatGPTAccountID: m.hasChatgptAccountID ? m.chatgptAccountID : nil)
                 credentials.headers = m.headers.map { Account.Header($0.name, $0.value) }
+                credentials.proxy = EgressProxy(m.proxy)
                 hasChanged = try session.renewLogin(
                     account: m.id, changedAt: WallTime(milliseconds: m.unchangedSinceMs), credentials, now: now)
             case .removeAccount(let m):
@@ -104,6 +105,7 @@ extension AccountChange {
         if m.hasStreamsMax { streamsMax = Int(m.streamsMax) }
         if m.setsModels { models = m.models }
         if m.hasOverflow { isOverflow = m.overflow }
+        if m.hasProxy { proxy = m.proxy }
         if m.setsHeaders { headers = m.headers.map { Account.Header($0.name, $0.value) } }
     }
 }

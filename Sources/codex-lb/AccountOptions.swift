@@ -20,6 +20,12 @@ struct AccountOptions: ParsableArguments {
             "NAME=VALUE: a field that goes with each request, such as api-key; NAME=@FILE reads the value from a file (- is standard input). May be given several times; they take the place of those before."
     )
     var header: [String] = []
+    @Option(
+        name: .long,
+        help:
+            "A proxy that its upstream is reached through, and never without: SCHEME://[USER:PASSWORD@]HOST[:PORT], SCHEME one of http, https, socks5, socks5h; @FILE reads it from a file (@- is standard input)."
+    )
+    var proxy: String?
 
     func validate() throws {
         if let policy, Account.Policy(rawValue: policy) == nil {
@@ -51,6 +57,13 @@ struct AccountOptions: ParsableArguments {
             }
         }
         if let overflow { out.overflow = overflow }
+        if let proxy {
+            out.proxy = proxy.hasPrefix("@") ? try readSecret(String(proxy.dropFirst()), what: "proxy") : proxy
+            guard EgressProxy(out.proxy) != nil else {
+                complain("--proxy: \(EgressProxy.expected)")
+                throw ExitCode(2)
+            }
+        }
         out.setsHeaders = !header.isEmpty
         out.headers = try header.map { text in
             let name = text.prefix { $0 != "=" }
@@ -72,9 +85,11 @@ extension Accounts {
         @Argument(help: "The account's name.") var name: String
         @OptionGroup var options: AccountOptions
         @Flag(name: .customLong("no-headers"), help: "Send no fields of the account's own any more.") var noHeaders = false
+        @Flag(name: .customLong("no-proxy"), help: "Reach its upstream as the environment says.") var noProxy = false
         @OptionGroup var data: DataOptions
 
         func validate() throws {
+            guard !noProxy || options.proxy == nil else { throw ValidationError("--no-proxy and --proxy exclude each other") }
             guard !noHeaders || options.header.isEmpty else { throw ValidationError("--no-headers and --header exclude each other") }
         }
 
@@ -83,6 +98,7 @@ extension Accounts {
             command.setAccount.name = name
             command.setAccount.change = try options.change()
             if noHeaders { command.setAccount.change.setsHeaders = true }
+            if noProxy { command.setAccount.change.proxy = "" }
             let reply = try StoreClient.perform(command, data.settings())
             print("account \(name) has \(Self.described(reply.accounts.first?.options ?? AccountOptionsMessage()))")
         }

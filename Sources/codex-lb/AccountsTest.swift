@@ -21,10 +21,12 @@ extension Accounts {
             let settings = try data.settings()
             let account = try LocalStore.account(name, settings)
             print("account   \(account.name), \(account.kind.rawValue), \(account.state.rawValue)")
-            guard let (origin, prefix, query) = Origin.parse(base: account.baseURL) else {
+            guard let place = Origin.parse(base: account.baseURL) else {
                 complain("its base URL \(account.baseURL) is none")
                 throw ExitCode(1)
             }
+            var origin = place.origin
+            origin.proxy = account.credentials.proxy
             let isLogin = account.kind == .chatGPT
             var fields: [(name: String, value: String)] = [("Accept", "application/json")]
             if !account.credentials.bearer.isEmpty { fields.append(("Authorization", "Bearer \(account.credentials.bearer)")) }
@@ -32,13 +34,13 @@ extension Accounts {
             if isLogin, let id = account.credentials.chatGPTAccountID, !id.hasPrefix("email_"), !id.hasPrefix("local_") {
                 fields.append(("chatgpt-account-id", id))
             }
-            let path = prefix + (isLogin ? "/wham/usage" : "/models")
+            let path = place.prefix + (isLogin ? "/wham/usage" : "/models")
             let fetch = BlockingFetch(settings)
             let began = Clock.now
             let answer: Fetch.Answer
             do throws(Fetch.Problem) {
                 answer = try fetch.perform(
-                    Fetch.Request(.get, origin, path + query, fields: fields), bytesMax: Limits.modelListBytesMax,
+                    Fetch.Request(.get, origin, path + place.query, fields: fields), bytesMax: Limits.modelListBytesMax,
                     milliseconds: Limits.loginRequestMilliseconds)
             } catch {
                 print("upstream  \(origin.authority) does not answer: \(error.reason.printable)")

@@ -91,14 +91,18 @@ extension Integration {
                 "api.openai.com/v1", "ftp://x/v1", "https://", "https://api.openai.com", "https://api.openai.com/v1/chat/completions",
                 "https://x/v1/responses/", "https://x/v1/models", "https://x:0/v1", "https://x:70000/v1", "https://x:/v1",
                 "https://u:p@x/v1",
-                "https://x/v1?a=b", "https://x/v1#a", "http://0.0.0.0:8000/v1", "http://[::]:8000/v1", "http://localhost:2999/v1",
+                "https://x/v1?", "https://x/v1?a b", "https://x/v1?a#b", "https://x/v1#a", "http://0.0.0.0:8000/v1", "http://[::]:8000/v1",
+                "http://localhost:2999/v1",
                 "http://127.0.0.1:2999/v1", "https://chatgpt.com/backend-api", "https://x y/v1", "https://::1/v1",
             ]
             for url in bad {
                 let result = try daemon.run("accounts", "add", "a", "--base-url", url, "--key-file", "-", input: "k\n")
                 #expect(result.exit == .code(2) && result.errors.contains("base URL \"\(url)\""), "\(url): \(result.errors)")
             }
-            let good = ["https://api.openai.com/v1/", "http://127.0.0.1:2998", "http://[::1]:8000/v1", "https://host.example/openai/v1"]
+            let good = [
+                "https://api.openai.com/v1/", "http://127.0.0.1:2998", "http://[::1]:8000/v1", "https://host.example/openai/v1",
+                "https://x/v1/?a=b/",
+            ]
             for (i, url) in good.enumerated() {
                 #expect(try daemon.run("accounts", "add", "a\(i)", "--base-url", url, "--key-file", "-", input: "k\n").isGood, "\(url)")
             }

@@ -38,7 +38,7 @@ extension Integration {
         }
 
         private func set(_ daemon: Daemon, _ account: String, proxy: String) throws {
-            let result = try daemon.run("accounts", "set", account, "--proxy", "-", input: proxy + "\n")
+            let result = try daemon.run("accounts", "set", account, "--proxy", "@-", input: proxy + "\n")
             #expect(result.isGood, "\(result)")
         }
 
@@ -109,7 +109,7 @@ extension Integration {
             try daemon.run("accounts", "pause", "b")
             try set(daemon, "a", proxy: bad[1])
             let failed = try eventually(5, every: 0.1) { try post(daemon).text.contains("407") }
-            #expect(failed, "\(try post(daemon).text)")
+            #expect(failed, "\(daemon.log.suffix(1000))")
             // Taken away it is reached directly.
             #expect(try daemon.run("accounts", "set", "a", "--no-proxy").isGood)
             #expect(eventually(10) { (try? post(daemon).status) == 200 })
@@ -125,7 +125,7 @@ extension Integration {
             let daemon = try Daemon(on: database)
             try daemon.addAccount("a", baseURL: upstream.baseURL, key: "sk-up-a")
             for bad in ["socks4://user:hush-hush@h:1", "http://user:hush-hush@h:0", "user:hush-hush@h"] {
-                let refused = try daemon.run("accounts", "set", "a", "--proxy", "-", input: bad + "\n")
+                let refused = try daemon.run("accounts", "set", "a", "--proxy", "@-", input: bad + "\n")
                 #expect(refused.exit == .code(2) && refused.errors.contains("socks5h"), "\(refused)")
                 #expect(!refused.errors.contains("hush-hush"))
             }
