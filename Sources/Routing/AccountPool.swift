@@ -46,6 +46,7 @@ public struct AccountPool: Sendable {
             rank(place)
             let account = facts[place]
             if account.cooldownUntil > now { until = min(until, account.cooldownUntil) }
+            if account.changesAt > now { until = min(until, account.changesAt) }
             for (used, resets) in [(account.primaryUsed, account.primaryResets), (account.secondaryUsed, account.secondaryResets)]
             where used != nil && resets > wall {
                 until = min(until, now.adding(milliseconds: Int(clamping: resets.milliseconds - wall.milliseconds)))
