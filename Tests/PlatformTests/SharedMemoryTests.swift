@@ -122,7 +122,7 @@ import Vocabulary
     func inFlight() throws {
         let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
         board.setRows(inUse: 3)
-        for worker in 0..<3 { #expect(board.acquire(account: 5, worker: worker, cap: .max, now: Instant(nanoseconds: 9))) }
+        for worker in 0..<3 { #expect(board.acquire(account: 5, worker: worker, cap: .max, now: Instant(nanoseconds: 9)) != nil) }
         #expect(board.acquire(account: 5, worker: 1, cap: 4, now: Instant(nanoseconds: 10)) != nil)
         #expect(board.acquire(account: 5, worker: 2, cap: 4, now: Instant(nanoseconds: 11)) == nil)
         #expect(board.inFlight(account: 5) == 4 && board.lastUsed(account: 5) == Instant(nanoseconds: 10))
