@@ -76,7 +76,8 @@ let package = Package(
         part("SQLiteStore", ["Vocabulary", "ControlWire", "Schema", "Store", "CSQLite", "CPlatform"]),
         part("PostgresStore", ["Vocabulary", "Schema", "Settings", "Store", "Loop", "CPostgres"]),
         // 5  roles
-        part("SupervisorRole", ["Vocabulary", "ControlWire", "Settings", "Fleet", "Platform", "Loop", "Diagnostics", log]),
+        part(
+            "SupervisorRole", ["Vocabulary", "ControlWire", "Settings", "Routing", "Fleet", "Platform", "Loop", "Diagnostics", log]),
         part("WriterRole", ["Vocabulary", "ControlWire", "Settings", "Platform", "Loop", "Diagnostics", "Store", "SQLiteStore", log]),
         part(
             "WorkerRole",
@@ -85,13 +86,14 @@ let package = Package(
                 "Platform", "Loop", "Upstream", "Sealing", "Inflate", "Diagnostics", "Schema", "Store", "SQLiteStore",
                 "PostgresStore", log,
             ]),
-        part("DemoUpstream", ["Vocabulary", "HTTPWire", "JSONWire", "Loop", "Platform"]),
+        part("DemoUpstream", ["Vocabulary", "Bytes", "HTTPWire", "JSONWire", "Loop", "Platform"]),
         // 6  the command line
         .executableTarget(
             name: "codex-lb",
             dependencies: [
                 "Vocabulary", "HTTPWire", "ControlWire", "Settings", "Platform", "Loop", "Upstream", "Diagnostics", "Store", "SQLiteStore",
-                "PostgresStore", "SupervisorRole", "WorkerRole", "WriterRole", "DemoUpstream", "JSONWire", "Schema", log, arguments,
+                "PostgresStore", "SupervisorRole", "WorkerRole", "WriterRole", "DemoUpstream", "JSONWire", "Schema", "Bytes", "Sealing",
+                "Exchange", log, arguments,
             ],
             swiftSettings: ours),
         .executableTarget(

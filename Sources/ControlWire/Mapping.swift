@@ -121,7 +121,7 @@ extension Snapshot {
         for message in m.accounts { accounts.append(try Account(message)) }
         self.init(
             version: m.version, accounts: accounts, clientKeys: m.clientKeys.map { ClientKey($0) }, pepper: [UInt8](m.pepper),
-            settings: m.settings)
+            settings: m.settings, facts: m.facts.compactMap { AccountFact($0) })
     }
 }
 
@@ -131,6 +131,22 @@ extension SnapshotMessage {
         (version, pepper, settings) = (s.version, Data(s.pepper), s.settings)
         accounts = s.accounts.map { AccountMessage($0) }
         clientKeys = s.clientKeys.map { ClientKeyMessage($0) }
+        facts = s.facts.map { AccountFactMessage($0) }
+    }
+}
+
+extension AccountFact {
+    /// Nil of a subject that this build does not know.
+    public init?(_ m: AccountFactMessage) {
+        guard let subject = Subject(rawValue: m.subject) else { return nil }
+        self.init(accountID: m.accountID, subject: subject, at: WallTime(milliseconds: m.atMs), value: m.value)
+    }
+}
+
+extension AccountFactMessage {
+    public init(_ f: AccountFact) {
+        self.init()
+        (accountID, subject, atMs, value) = (f.accountID, f.subject.rawValue, f.at.milliseconds, f.value)
     }
 }
 

@@ -187,6 +187,23 @@ public nonisolated struct Frame: Sendable {
     set {body = .keptSnapshot(newValue)}
   }
 
+  /// command line → supervisor: what the scoreboard knows of accounts.
+  public var liveAccountsRequest: LiveAccountsRequest {
+    get {
+      if case .liveAccountsRequest(let v)? = body {return v}
+      return LiveAccountsRequest()
+    }
+    set {body = .liveAccountsRequest(newValue)}
+  }
+
+  public var liveAccountsReply: LiveAccountsReply {
+    get {
+      if case .liveAccountsReply(let v)? = body {return v}
+      return LiveAccountsReply()
+    }
+    set {body = .liveAccountsReply(newValue)}
+  }
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public nonisolated enum OneOf_Body: Equatable, Sendable {
@@ -220,6 +237,9 @@ public nonisolated struct Frame: Sendable {
     case explainReply(ExplainReply)
     /// worker → supervisor: what it serves by, for those that start while the database is away; supervisor → each worker, after its Hello.
     case keptSnapshot(KeptSnapshot)
+    /// command line → supervisor: what the scoreboard knows of accounts.
+    case liveAccountsRequest(LiveAccountsRequest)
+    case liveAccountsReply(LiveAccountsReply)
 
   }
 
@@ -945,6 +965,29 @@ public nonisolated struct SnapshotMessage: Sendable {
 
   public var settings: Dictionary<String,String> = [:]
 
+  public var facts: [AccountFactMessage] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+/// The latest that is known of an account and one subject.
+public nonisolated struct AccountFactMessage: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var accountID: Int64 = 0
+
+  /// quota, health, state.
+  public var subject: String = String()
+
+  public var atMs: Int64 = 0
+
+  /// A JSON object.
+  public var value: String = String()
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -1061,6 +1104,14 @@ public nonisolated struct StoreCommand: Sendable {
     set {body = .listSettings(newValue)}
   }
 
+  public var learnFacts: LearnFacts {
+    get {
+      if case .learnFacts(let v)? = body {return v}
+      return LearnFacts()
+    }
+    set {body = .learnFacts(newValue)}
+  }
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public nonisolated enum OneOf_Body: Equatable, Sendable {
@@ -1077,6 +1128,7 @@ public nonisolated struct StoreCommand: Sendable {
     case setSetting(SetSetting)
     case unsetSetting(UnsetSetting)
     case listSettings(ListSettings)
+    case learnFacts(LearnFacts)
 
   }
 
@@ -1248,11 +1300,27 @@ public nonisolated struct SetAccountState: Sendable {
 
   public var unchangedSinceMs: Int64 = 0
 
+  /// From a worker: what upstream or issuer said.
+  public var reason: String = String()
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
 
   fileprivate var _id: Int64? = nil
+}
+
+/// From a worker: each is kept unless a later one is there.
+public nonisolated struct LearnFacts: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var facts: [AccountFactMessage] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
 }
 
 /// From a worker: the credentials that the account's refresh token was changed for, if the account is still as it was then.
@@ -1403,6 +1471,9 @@ public nonisolated struct StoreReply: Sendable {
   /// add_account only: an account that was there has new credentials.
   public var renewed: Bool = false
 
+  /// list_accounts only: what is known of them beside their rows.
+  public var facts: [AccountFactMessage] = []
+
   /// list_settings: what is set.
   public var settings: Dictionary<String,String> = [:]
 
@@ -1552,6 +1623,84 @@ public nonisolated struct UsageRow: Sendable {
   public init() {}
 
   fileprivate var _record: UsageRecordMessage? = nil
+}
+
+public nonisolated struct LiveAccountsRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+public nonisolated struct LiveAccountsReply: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var accounts: [LiveAccount] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+/// An account as the instance's scoreboard knows it. Times are since 1970; 0: none, or not known.
+public nonisolated struct LiveAccount: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var id: Int64 = 0
+
+  public var inFlight: UInt32 = 0
+
+  public var cooldownUntilMs: Int64 = 0
+
+  /// errors, limit, quota.
+  public var cooldownKind: String = String()
+
+  /// healthy, draining, probing.
+  public var tier: String = String()
+
+  public var plan: String = String()
+
+  public var windows: [LiveWindow] = []
+
+  /// `Credits.word`.
+  public var credits: UInt64 = 0
+
+  public var quotaAtMs: Int64 = 0
+
+  /// What counted against it last.
+  public var trouble: String = String()
+
+  public var troubleAtMs: Int64 = 0
+
+  public var healthAtMs: Int64 = 0
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+public nonisolated struct LiveWindow: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// primary, secondary, monthly.
+  public var name: String = String()
+
+  public var usedPermille: UInt32 = 0
+
+  public var resetsAtMs: Int64 = 0
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
 }
 
 public nonisolated struct StatusRequest: Sendable {
@@ -1912,7 +2061,7 @@ fileprivate nonisolated let _protobuf_package = "codexlb.control.v1"
 
 nonisolated extension Frame: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".Frame"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}correlation\0\u{1}hello\0\u{1}ready\0\u{1}refused\0\u{1}drain\0\u{3}usage_batch\0\u{3}usage_ack\0\u{1}snapshot\0\u{3}store_command\0\u{3}store_reply\0\u{3}status_request\0\u{3}status_reply\0\u{3}fleet_order\0\u{3}fleet_reply\0\u{3}log_order\0\u{3}kept_snapshot\0\u{4}\u{4}explain_request\0\u{3}explain_reply\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}correlation\0\u{1}hello\0\u{1}ready\0\u{1}refused\0\u{1}drain\0\u{3}usage_batch\0\u{3}usage_ack\0\u{1}snapshot\0\u{3}store_command\0\u{3}store_reply\0\u{3}status_request\0\u{3}status_reply\0\u{3}fleet_order\0\u{3}fleet_reply\0\u{3}log_order\0\u{3}kept_snapshot\0\u{4}\u{4}explain_request\0\u{3}explain_reply\0\u{4}\u{9}live_accounts_request\0\u{3}live_accounts_reply\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -2142,6 +2291,32 @@ nonisolated extension Frame: SwiftProtobuf.Message, SwiftProtobuf._MessageImplem
           self.body = .explainReply(v)
         }
       }()
+      case 30: try {
+        var v: LiveAccountsRequest?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .liveAccountsRequest(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .liveAccountsRequest(v)
+        }
+      }()
+      case 31: try {
+        var v: LiveAccountsReply?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .liveAccountsReply(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .liveAccountsReply(v)
+        }
+      }()
       default: break
       }
     }
@@ -2223,6 +2398,14 @@ nonisolated extension Frame: SwiftProtobuf.Message, SwiftProtobuf._MessageImplem
     case .explainReply?: try {
       guard case .explainReply(let v)? = self.body else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 21)
+    }()
+    case .liveAccountsRequest?: try {
+      guard case .liveAccountsRequest(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 30)
+    }()
+    case .liveAccountsReply?: try {
+      guard case .liveAccountsReply(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 31)
     }()
     case nil: break
     }
@@ -3477,7 +3660,7 @@ nonisolated extension ClientKeyMessage: SwiftProtobuf.Message, SwiftProtobuf._Me
 
 nonisolated extension SnapshotMessage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".SnapshotMessage"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}version\0\u{1}accounts\0\u{3}client_keys\0\u{1}pepper\0\u{1}settings\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}version\0\u{1}accounts\0\u{3}client_keys\0\u{1}pepper\0\u{1}settings\0\u{2}\u{19}facts\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3490,6 +3673,7 @@ nonisolated extension SnapshotMessage: SwiftProtobuf.Message, SwiftProtobuf._Mes
       case 3: try { try decoder.decodeRepeatedMessageField(value: &self.clientKeys) }()
       case 4: try { try decoder.decodeSingularBytesField(value: &self.pepper) }()
       case 5: try { try decoder.decodeMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufString>.self, value: &self.settings) }()
+      case 30: try { try decoder.decodeRepeatedMessageField(value: &self.facts) }()
       default: break
       }
     }
@@ -3511,6 +3695,9 @@ nonisolated extension SnapshotMessage: SwiftProtobuf.Message, SwiftProtobuf._Mes
     if !self.settings.isEmpty {
       try visitor.visitMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufString>.self, value: self.settings, fieldNumber: 5)
     }
+    if !self.facts.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.facts, fieldNumber: 30)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -3520,6 +3707,52 @@ nonisolated extension SnapshotMessage: SwiftProtobuf.Message, SwiftProtobuf._Mes
     if lhs.clientKeys != rhs.clientKeys {return false}
     if lhs.pepper != rhs.pepper {return false}
     if lhs.settings != rhs.settings {return false}
+    if lhs.facts != rhs.facts {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension AccountFactMessage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".AccountFactMessage"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}account_id\0\u{1}subject\0\u{3}at_ms\0\u{1}value\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularInt64Field(value: &self.accountID) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.subject) }()
+      case 3: try { try decoder.decodeSingularInt64Field(value: &self.atMs) }()
+      case 4: try { try decoder.decodeSingularStringField(value: &self.value) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.accountID != 0 {
+      try visitor.visitSingularInt64Field(value: self.accountID, fieldNumber: 1)
+    }
+    if !self.subject.isEmpty {
+      try visitor.visitSingularStringField(value: self.subject, fieldNumber: 2)
+    }
+    if self.atMs != 0 {
+      try visitor.visitSingularInt64Field(value: self.atMs, fieldNumber: 3)
+    }
+    if !self.value.isEmpty {
+      try visitor.visitSingularStringField(value: self.value, fieldNumber: 4)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: AccountFactMessage, rhs: AccountFactMessage) -> Bool {
+    if lhs.accountID != rhs.accountID {return false}
+    if lhs.subject != rhs.subject {return false}
+    if lhs.atMs != rhs.atMs {return false}
+    if lhs.value != rhs.value {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -3527,7 +3760,7 @@ nonisolated extension SnapshotMessage: SwiftProtobuf.Message, SwiftProtobuf._Mes
 
 nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".StoreCommand"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}add_account\0\u{3}set_account_state\0\u{3}remove_account\0\u{3}list_accounts\0\u{3}create_client_key\0\u{3}revoke_client_key\0\u{3}list_client_keys\0\u{3}list_usage\0\u{3}renew_login\0\u{4}\u{b}set_account\0\u{3}set_setting\0\u{3}unset_setting\0\u{3}list_settings\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}add_account\0\u{3}set_account_state\0\u{3}remove_account\0\u{3}list_accounts\0\u{3}create_client_key\0\u{3}revoke_client_key\0\u{3}list_client_keys\0\u{3}list_usage\0\u{3}renew_login\0\u{4}\u{b}set_account\0\u{3}set_setting\0\u{3}unset_setting\0\u{3}list_settings\0\u{4}\u{7}learn_facts\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3704,6 +3937,19 @@ nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._Messag
           self.body = .listSettings(v)
         }
       }()
+      case 30: try {
+        var v: LearnFacts?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .learnFacts(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .learnFacts(v)
+        }
+      }()
       default: break
       }
     }
@@ -3766,6 +4012,10 @@ nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._Messag
     case .listSettings?: try {
       guard case .listSettings(let v)? = self.body else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 23)
+    }()
+    case .learnFacts?: try {
+      guard case .learnFacts(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 30)
     }()
     case nil: break
     }
@@ -4044,7 +4294,7 @@ nonisolated extension ListSettings: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension SetAccountState: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".SetAccountState"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}state\0\u{1}id\0\u{3}unchanged_since_ms\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}state\0\u{1}id\0\u{3}unchanged_since_ms\0\u{2}\u{1a}reason\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -4056,6 +4306,7 @@ nonisolated extension SetAccountState: SwiftProtobuf.Message, SwiftProtobuf._Mes
       case 2: try { try decoder.decodeSingularStringField(value: &self.state) }()
       case 3: try { try decoder.decodeSingularInt64Field(value: &self._id) }()
       case 4: try { try decoder.decodeSingularInt64Field(value: &self.unchangedSinceMs) }()
+      case 30: try { try decoder.decodeSingularStringField(value: &self.reason) }()
       default: break
       }
     }
@@ -4078,6 +4329,9 @@ nonisolated extension SetAccountState: SwiftProtobuf.Message, SwiftProtobuf._Mes
     if self.unchangedSinceMs != 0 {
       try visitor.visitSingularInt64Field(value: self.unchangedSinceMs, fieldNumber: 4)
     }
+    if !self.reason.isEmpty {
+      try visitor.visitSingularStringField(value: self.reason, fieldNumber: 30)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -4086,6 +4340,37 @@ nonisolated extension SetAccountState: SwiftProtobuf.Message, SwiftProtobuf._Mes
     if lhs.state != rhs.state {return false}
     if lhs._id != rhs._id {return false}
     if lhs.unchangedSinceMs != rhs.unchangedSinceMs {return false}
+    if lhs.reason != rhs.reason {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension LearnFacts: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".LearnFacts"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}facts\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeRepeatedMessageField(value: &self.facts) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.facts.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.facts, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: LearnFacts, rhs: LearnFacts) -> Bool {
+    if lhs.facts != rhs.facts {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -4339,7 +4624,7 @@ nonisolated extension ListUsage: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
 
 nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".StoreReply"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}accounts\0\u{3}client_keys\0\u{3}plain_key\0\u{1}usage\0\u{1}renewed\0\u{2}\u{e}settings\0\u{3}was_set\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}accounts\0\u{3}client_keys\0\u{3}plain_key\0\u{1}usage\0\u{1}renewed\0\u{2}\u{e}settings\0\u{3}was_set\0\u{2}\u{9}facts\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -4355,6 +4640,7 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       case 6: try { try decoder.decodeSingularBoolField(value: &self.renewed) }()
       case 20: try { try decoder.decodeMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufString>.self, value: &self.settings) }()
       case 21: try { try decoder.decodeSingularBoolField(value: &self.wasSet) }()
+      case 30: try { try decoder.decodeRepeatedMessageField(value: &self.facts) }()
       default: break
       }
     }
@@ -4385,6 +4671,9 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if self.wasSet != false {
       try visitor.visitSingularBoolField(value: self.wasSet, fieldNumber: 21)
     }
+    if !self.facts.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.facts, fieldNumber: 30)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -4395,6 +4684,7 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if lhs.plainKey != rhs.plainKey {return false}
     if lhs.usage != rhs.usage {return false}
     if lhs.renewed != rhs.renewed {return false}
+    if lhs.facts != rhs.facts {return false}
     if lhs.settings != rhs.settings {return false}
     if lhs.wasSet != rhs.wasSet {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
@@ -4655,6 +4945,180 @@ nonisolated extension UsageRow: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     if lhs._record != rhs._record {return false}
     if lhs.key != rhs.key {return false}
     if lhs.account != rhs.account {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension LiveAccountsRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".LiveAccountsRequest"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap()
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    // Load everything into unknown fields
+    while try decoder.nextFieldNumber() != nil {}
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: LiveAccountsRequest, rhs: LiveAccountsRequest) -> Bool {
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension LiveAccountsReply: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".LiveAccountsReply"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}accounts\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeRepeatedMessageField(value: &self.accounts) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.accounts.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.accounts, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: LiveAccountsReply, rhs: LiveAccountsReply) -> Bool {
+    if lhs.accounts != rhs.accounts {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension LiveAccount: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".LiveAccount"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}in_flight\0\u{3}cooldown_until_ms\0\u{3}cooldown_kind\0\u{1}tier\0\u{1}plan\0\u{1}windows\0\u{1}credits\0\u{3}quota_at_ms\0\u{1}trouble\0\u{3}trouble_at_ms\0\u{3}health_at_ms\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularInt64Field(value: &self.id) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self.inFlight) }()
+      case 3: try { try decoder.decodeSingularInt64Field(value: &self.cooldownUntilMs) }()
+      case 4: try { try decoder.decodeSingularStringField(value: &self.cooldownKind) }()
+      case 5: try { try decoder.decodeSingularStringField(value: &self.tier) }()
+      case 6: try { try decoder.decodeSingularStringField(value: &self.plan) }()
+      case 7: try { try decoder.decodeRepeatedMessageField(value: &self.windows) }()
+      case 8: try { try decoder.decodeSingularUInt64Field(value: &self.credits) }()
+      case 9: try { try decoder.decodeSingularInt64Field(value: &self.quotaAtMs) }()
+      case 10: try { try decoder.decodeSingularStringField(value: &self.trouble) }()
+      case 11: try { try decoder.decodeSingularInt64Field(value: &self.troubleAtMs) }()
+      case 12: try { try decoder.decodeSingularInt64Field(value: &self.healthAtMs) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.id != 0 {
+      try visitor.visitSingularInt64Field(value: self.id, fieldNumber: 1)
+    }
+    if self.inFlight != 0 {
+      try visitor.visitSingularUInt32Field(value: self.inFlight, fieldNumber: 2)
+    }
+    if self.cooldownUntilMs != 0 {
+      try visitor.visitSingularInt64Field(value: self.cooldownUntilMs, fieldNumber: 3)
+    }
+    if !self.cooldownKind.isEmpty {
+      try visitor.visitSingularStringField(value: self.cooldownKind, fieldNumber: 4)
+    }
+    if !self.tier.isEmpty {
+      try visitor.visitSingularStringField(value: self.tier, fieldNumber: 5)
+    }
+    if !self.plan.isEmpty {
+      try visitor.visitSingularStringField(value: self.plan, fieldNumber: 6)
+    }
+    if !self.windows.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.windows, fieldNumber: 7)
+    }
+    if self.credits != 0 {
+      try visitor.visitSingularUInt64Field(value: self.credits, fieldNumber: 8)
+    }
+    if self.quotaAtMs != 0 {
+      try visitor.visitSingularInt64Field(value: self.quotaAtMs, fieldNumber: 9)
+    }
+    if !self.trouble.isEmpty {
+      try visitor.visitSingularStringField(value: self.trouble, fieldNumber: 10)
+    }
+    if self.troubleAtMs != 0 {
+      try visitor.visitSingularInt64Field(value: self.troubleAtMs, fieldNumber: 11)
+    }
+    if self.healthAtMs != 0 {
+      try visitor.visitSingularInt64Field(value: self.healthAtMs, fieldNumber: 12)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: LiveAccount, rhs: LiveAccount) -> Bool {
+    if lhs.id != rhs.id {return false}
+    if lhs.inFlight != rhs.inFlight {return false}
+    if lhs.cooldownUntilMs != rhs.cooldownUntilMs {return false}
+    if lhs.cooldownKind != rhs.cooldownKind {return false}
+    if lhs.tier != rhs.tier {return false}
+    if lhs.plan != rhs.plan {return false}
+    if lhs.windows != rhs.windows {return false}
+    if lhs.credits != rhs.credits {return false}
+    if lhs.quotaAtMs != rhs.quotaAtMs {return false}
+    if lhs.trouble != rhs.trouble {return false}
+    if lhs.troubleAtMs != rhs.troubleAtMs {return false}
+    if lhs.healthAtMs != rhs.healthAtMs {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension LiveWindow: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".LiveWindow"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{3}used_permille\0\u{3}resets_at_ms\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.name) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self.usedPermille) }()
+      case 3: try { try decoder.decodeSingularInt64Field(value: &self.resetsAtMs) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.name.isEmpty {
+      try visitor.visitSingularStringField(value: self.name, fieldNumber: 1)
+    }
+    if self.usedPermille != 0 {
+      try visitor.visitSingularUInt32Field(value: self.usedPermille, fieldNumber: 2)
+    }
+    if self.resetsAtMs != 0 {
+      try visitor.visitSingularInt64Field(value: self.resetsAtMs, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: LiveWindow, rhs: LiveWindow) -> Bool {
+    if lhs.name != rhs.name {return false}
+    if lhs.usedPermille != rhs.usedPermille {return false}
+    if lhs.resetsAtMs != rhs.resetsAtMs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

@@ -1,3 +1,4 @@
+import Bytes
 import HTTPWire
 import JSONWire
 public import Loop
@@ -28,6 +29,7 @@ public final class DemoUpstream {
     private var begun = 0
     private var open = 0
     private static let tickMillisecondsMin = 5
+    fileprivate(set) var logins = DemoLogins()
     /// Streams made so far, as chunks, by what was asked for.
     private var streams: [String: [[UInt8]]] = [:]
 
@@ -94,6 +96,17 @@ public final class DemoUpstream {
         withExtendedLifetime(server) { loop.run() }
     }
 
+    /// The tokens of a login of the demo as Codex keeps them.
+    public static func authFile(_ name: String) -> String {
+        "{\"auth_mode\":\"chatgpt\",\"tokens\":{\"access_token\":\"demo-\(name)-0\",\"refresh_token\":\"demo-refresh-\(name)-0\",\"id_token\":\"\(idToken(name))\",\"account_id\":\"demo-\(name)\"}}"
+    }
+
+    static func idToken(_ name: String) -> String {
+        let claims =
+            "{\"email\":\"\(name)@demo.example\",\"https://api.openai.com/auth\":{\"chatgpt_account_id\":\"demo-\(name)\",\"chatgpt_user_id\":\"demo-\(name)\"}}"
+        return "eyJhbGciOiJub25lIn0.\(Base64.url.encode(Array(claims.utf8)))."
+    }
+
     static let words = [
         "Hello", " from", " the", " demo", " upstream", ".", " These", " words", " are", " canned", ",", " the", " stream", " is", " real",
         ":", " each",
@@ -111,6 +124,8 @@ final class DemoConnection: ByteStreamDelegate {
     private var pieces: [[UInt8]] = []
     private var nextPiece = 0
     private var isBusy = false
+    /// Whose request is answered; nil of one without a login of the demo.
+    private var login: String?
     /// When its events come while a stream is in progress.
     var tick: Int?
 
@@ -163,17 +178,31 @@ final class DemoConnection: ByteStreamDelegate {
     }
 
     private func answer(_ head: RequestHead) {
+        login = nil
         let request = body
         let json = request.span.bytes
         let model = JSONScan.find(json, "model").flatMap { JSONScan.string(json, $0) } ?? "demo-1"
         let isStream = JSONScan.find(json, "stream").flatMap { JSONScan.bool(json, $0) } ?? false
-        let path = head.path.hasPrefix("/v1/") ? String(head.path.dropFirst(3)) : head.path
+        let path =
+            head.path.hasPrefix("/v1/")
+            ? String(head.path.dropFirst(3)) : head.path.hasPrefix("/backend-api/") ? String(head.path.dropFirst(12)) : head.path
         switch path {
         case "/responses":
             isStream
                 ? begin("responses \(model)") { Self.responseEvents(model, server.options) }
                 : whole(Self.response(model, server.options.events))
-        case "/codex/responses": begin("responses \(model)") { Self.responseEvents(model, server.options) }
+        case "/codex/responses":
+            login = DemoLogins.name(head.fields.first(.authorization))
+            if let refusal = login.flatMap({ server.logins.turn($0) }) { return whole(refusal.json, status: refusal.status) }
+            begin("responses \(model)") { Self.responseEvents(model, server.options) }
+        case "/wham/usage":
+            let answer = server.logins.usage(DemoLogins.name(head.fields.first(.authorization)) ?? "guest")
+            whole(answer.json, status: answer.status)
+        case "/oauth/token", "/api/accounts/deviceauth/usercode", "/api/accounts/deviceauth/token":
+            let answer =
+                path == "/oauth/token"
+                ? server.logins.token(json) : path.hasSuffix("usercode") ? server.logins.deviceCode() : server.logins.devicePoll()
+            whole(answer.json, status: answer.status)
         case "/chat/completions":
             if isStream {
                 let usage = JSONScan.find(json, "stream_options", "include_usage").flatMap { JSONScan.bool(json, $0) } ?? false
@@ -209,6 +238,7 @@ final class DemoConnection: ByteStreamDelegate {
         HeadWriter.status(200, into: &out)
         HeadWriter.field("Content-Type", "text/event-stream; charset=utf-8", into: &out)
         HeadWriter.field("Transfer-Encoding", "chunked", into: &out)
+        if let login { server.logins.quotaFields(login, into: &out) }
         HeadWriter.end(into: &out)
         pieces = server.chunks(name, events)
         nextPiece = 0

@@ -10,6 +10,7 @@ extension AnswerAdapter {
     private enum Kind {
         case opening  // response.created, queued, in_progress: nothing of the answer yet
         case vendor  // codex.*
+        case quota  // codex.rate_limits
         case aside  // pings and the like: nothing of the answer at all
         case completed, failed, error
         case itemDone
@@ -17,14 +18,16 @@ extension AnswerAdapter {
     }
 
     mutating func takeResponses(_ event: RawSpan, _ json: RawSpan, into out: inout [UInt8]) -> Signal? {
-        switch Self.kind(event, json) {
+        let kind = Self.kind(event, json)
+        switch kind {
         case .opening:
             sawCreated = true
             if let id = JSONScan.find(json, "response", "id") { findings.responseID = JSONScan.string(json, id) }
             forward(event, json, mayHold: true, into: &out)
         case .aside:
             forward(event, json, mayHold: true, into: &out)
-        case .vendor:
+        case .vendor, .quota:
+            if kind == .quota { keepQuotaEvent(json) }
             if form.route == .codexResponses { forward(event, json, mayHold: true, into: &out) }
         case .itemDone:
             outputEvents += 1
@@ -65,7 +68,8 @@ extension AnswerAdapter {
 
     private static func kind(named name: RawSpan) -> Kind {
         guard name.hasPrefix("response.") else {
-            return name.equals("error") ? .error : name.hasPrefix("codex.") ? .vendor : .aside
+            guard name.hasPrefix("codex.") else { return name.equals("error") ? .error : .aside }
+            return name.equals("codex.rate_limits") ? .quota : .vendor
         }
         let rest = name.extracting(droppingFirst: 9)
         switch rest.byteCount {

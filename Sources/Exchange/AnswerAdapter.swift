@@ -88,6 +88,8 @@ public struct AnswerAdapter: Sendable {
     var sawCreated = false
     /// Events of the answer that tell something of its text: about as many tokens.
     var outputEvents = 0
+    /// The last event that told of the account's quotas, until it is taken; empty when there is none.
+    private var quotaEvent: [UInt8] = []
     /// The failure that `tellFailure` tells.
     private var failure: (refusal: UpstreamRefusal, event: [UInt8])?
 
@@ -407,6 +409,18 @@ public struct AnswerAdapter: Sendable {
     }
 
     mutating func countOutput() { outputEvents += 1 }
+
+    mutating func keepQuotaEvent(_ json: RawSpan) {
+        guard json.byteCount <= Limits.quotaEventBytesMax else { return }
+        quotaEvent = json.array(0..<json.byteCount)
+    }
+
+    /// What the upstream told of its quotas since this was called last, as JSON.
+    public mutating func takeQuotaEvent() -> [UInt8]? {
+        guard !quotaEvent.isEmpty else { return nil }
+        defer { quotaEvent = [] }
+        return quotaEvent
+    }
 
     mutating func complete() -> Signal {
         (isComplete, items, itemsBytes) = (true, [], 0)

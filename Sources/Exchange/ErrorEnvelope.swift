@@ -3,7 +3,7 @@ public import Vocabulary
 
 /// Errors in the shapes that OpenAI's clients read.
 public enum ErrorEnvelope {
-    /// `{"error":{"message","type","code","param"[,"resets_at"]}}`
+    /// `{"error":{"message","type","code","param"[,"resets_at"][,"resets_in_seconds"]}}`
     public static func body(_ error: ProxyError) -> [UInt8] {
         var out: [UInt8] = Array("{\"error\":".utf8)
         object(error, into: &out)
@@ -20,7 +20,10 @@ public enum ErrorEnvelope {
         JSONWriter.string(error.code, into: &out)
         out += ",\"param\":".utf8
         if let param = error.param { JSONWriter.string(param, into: &out) } else { out += "null".utf8 }
-        if let at = error.resetsAt { out += ",\"resets_at\":\(at)".utf8 }
+        if let at = error.resetsAt {
+            out += ",\"resets_at\":\(at)".utf8
+            if let seconds = error.retryAfterSeconds { out += ",\"resets_in_seconds\":\(seconds)".utf8 }
+        }
         out += "}".utf8
     }
 

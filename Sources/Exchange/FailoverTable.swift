@@ -21,6 +21,8 @@ public struct Verdict: Sendable, Equatable {
         case lacksModel
         /// Its login is dead: only an operator can mend that.
         case reauthRequired(milliseconds: Int)
+        /// The person's or the workspace's account is closed.
+        case deactivated(milliseconds: Int)
     }
     public enum Scope: Sendable, Equatable { case account, model }
     public var next: Next
@@ -47,8 +49,10 @@ public enum FailoverTable {
     static let deadLoginCodes: Set<String> = [
         "token_invalidated", "token_expired", "token_revoked", "app_session_terminated", "account_session_expired",
         "account_auth_invalidated", "account_deactivated", "account_suspended", "account_deleted", "refresh_token_expired",
-        "refresh_token_reused", "refresh_token_invalidated", "invalid_grant",
+        "refresh_token_reused", "refresh_token_invalidated", "invalid_grant", "deactivated_workspace",
     ]
+    /// Those of them that no new login to the same account mends.
+    static let closedCodes: Set<String> = ["account_deactivated", "account_suspended", "account_deleted", "deactivated_workspace"]
     /// The request itself is at fault: every account would say the same. Codes that end in `_policy` or `_policy_violation` and those of images
     /// belong to them.
     static let requestCodes: Set<String> = [
@@ -63,6 +67,8 @@ public enum FailoverTable {
     static let gatewayStatus: Set<Int> = [502, 503, 520, 521, 522, 523, 525, 526, 527, 529, 530]
 
     static let rateCooldownMilliseconds = 30_000
+    /// A 429 that says nothing but its number: too many requests at once.
+    static let burstCooldownMilliseconds = 5_000
     static let quotaCooldownMilliseconds = 120_000
     static let unauthorizedCooldownMilliseconds = 60_000
     static let deadLoginCooldownMilliseconds = 600_000
@@ -142,7 +148,12 @@ public enum FailoverTable {
         let status = refusal.impliedStatus
         let mayTellLogin = refusal.status < 400 || [400, 401, 402, 403].contains(status)
         if mayTellLogin, deadLoginCodes.contains(refusal.code) {
-            return Verdict(next: .nextAccount, penalty: .reauthRequired(milliseconds: deadLoginCooldownMilliseconds))
+            let isClosed = closedCodes.contains(refusal.code)
+            return Verdict(
+                next: .nextAccount,
+                penalty: isClosed
+                    ? .deactivated(milliseconds: deadLoginCooldownMilliseconds)
+                    : .reauthRequired(milliseconds: deadLoginCooldownMilliseconds))
         }
         if status == 401 || refusal.status != 400 && mayTellLogin && authCodes.contains(refusal.code) {
             return Verdict(next: .nextAccount, penalty: .unauthorized(milliseconds: unauthorizedCooldownMilliseconds))
@@ -158,7 +169,22 @@ public enum FailoverTable {
         return Verdict(
             next: .nextAccount,
             penalty: .limited(
-                milliseconds: wait(refusal, now, else: rateCooldownMilliseconds), scope: isModel || namesModel ? .model : .account))
+                milliseconds: wait(refusal, now, else: isBare(refusal) ? burstCooldownMilliseconds : rateCooldownMilliseconds),
+                scope: isModel || namesModel ? .model : .account))
+    }
+
+    /// It has no code of its own.
+    private static func isBare(_ refusal: UpstreamRefusal) -> Bool { refusal.code.isEmpty || Int(refusal.code) != nil }
+
+    /// A limit that an account's figures tell of too: when they show room again, it is over.
+    public static func isQuota(_ refusal: UpstreamRefusal) -> Bool {
+        quotaCodes.contains(refusal.code) || refusal.code == "usage_limit_reached" || refusal.impliedStatus == 402
+    }
+
+    /// Of a person's or a workspace's account that is closed.
+    public static func isClosed(code: String) -> Bool { closedCodes.contains(code) }
+    public static func isClosed(_ refusal: UpstreamRefusal) -> Bool {
+        isClosed(code: refusal.code) || refusal.message.cut(utf8: 4096).lowercased().contains("has been deactivated")
     }
 
     private static func byStatus(_ refusal: UpstreamRefusal, attemptsOnAccount: Int, now: WallTime, jitter: Double) -> Verdict {

@@ -14,6 +14,8 @@ public enum TurnAction: Sendable {
     case renewCredentials
     /// What was met counts against the account.
     case penalise(Verdict.Penalty, Failure)
+    /// The account's upstream told of its quotas in the middle of an answer.
+    case learnQuota(QuotaReading)
     /// The upstream's connection, or the attempt to get one, is given up.
     case closeUpstream
     /// The upstream takes no more of the request; its answer is still read.

@@ -192,12 +192,19 @@ public struct TurnMachine: Sendable {
         var offset = 0
         let attempt = attemptNumber
         while attempt == attemptNumber, !isFinished, answer != nil {
-            guard let signal = answer!.feed(bytes, &offset, into: &out) else { break }
+            let signal = answer!.feed(bytes, &offset, into: &out)
+            learnQuota(now)
+            guard let signal else { break }
             seeVisible()
             perform(signal, now, into: &out)
         }
         seeVisible()
         return take()
+    }
+
+    private mutating func learnQuota(_ now: Instant) {
+        guard let event = answer?.takeQuotaEvent(), let reading = QuotaReading(event: event.span.bytes, now: wall(now)) else { return }
+        actions.append(.learnQuota(reading))
     }
 
     /// The whole body has come.

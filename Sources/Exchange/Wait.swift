@@ -7,6 +7,7 @@ public enum Wait: Sendable, Equatable {
     case milliseconds(Int)
 
     static let secondsMax: Int64 = 366 * 86_400
+    public static var millisecondsMax: Int64 { secondsMax * 1000 }
 
     /// From `now`; nil when it is over already: then it says nothing.
     public func milliseconds(from now: WallTime) -> Int? {

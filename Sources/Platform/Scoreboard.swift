@@ -31,9 +31,8 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     private static let histogramStart = 40
     /// What the row's process is about to do to an account's turns: the account's slot and 1, or 0.
     private static let intentCell = 63
-    /// A cache line: owner, cooldown, last used, failures, renewal, two quota windows, turns.
-    private static let accountCells = 8
-    private static let turnsCell = 7
+    /// Three cache lines; what every choice reads stands in the first.
+    private static let accountCells = 24
     /// After the layout's version and fifteen facts; in a line of its own, since every turn counts it up.
     private static let changesOffset = 128
     private static let workersOffset = 192
@@ -44,7 +43,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     public static let memoryBytes = pinsOffset + PinTable.memoryBytes
 
     /// What lies where. To be counted up with every change of it: builds of two versions never write one memory.
-    public static let layoutVersion = 7
+    public static let layoutVersion = 9
 
     private let base: UnsafeMutableRawPointer
 
@@ -70,12 +69,34 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         base = memory.bytes.baseAddress!
     }
 
-    private typealias Cell = UnsafeMutablePointer<Atomic<UInt64>>
+    typealias Cell = UnsafeMutablePointer<Atomic<UInt64>>
     private func workerCell(_ slot: Int, _ index: Int) -> Cell {
         (base + Self.workersOffset + (slot * Self.workerCells + index) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
     }
-    private func accountCell(_ slot: Int, _ index: Int) -> Cell {
-        (base + Self.accountsOffset + (slot * Self.accountCells + index) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
+    /// What stands in an account's cells, one word each.
+    enum AccountCell: Int {
+        case owner, cooldown, lastUsed
+        /// Failures to connect in a row.
+        case failures
+        case renewal
+        case primaryQuota, secondaryQuota
+        /// Open on it: `acquire`.
+        case turns
+        case monthlyQuota
+        /// Errors of its upstream: `AccountHealth`'s word.
+        case health
+        case credits, plan
+        /// When the figures before it were learned, milliseconds since 1970.
+        case quotaAt
+        /// When cooldown and trouble were.
+        case healthAt
+        case trouble
+        /// The first of `Limits.modelQuotasMax`.
+        case modelQuotas
+    }
+
+    func accountCell(_ slot: Int, _ cell: AccountCell, _ index: Int = 0) -> Cell {
+        (base + Self.accountsOffset + (slot * Self.accountCells + cell.rawValue + index) * 8).assumingMemoryBound(to: Atomic<UInt64>.self)
     }
     /// A row's share of the account's turns.
     private func shareCell(_ account: Int, _ row: Int) -> UnsafeMutablePointer<Atomic<UInt32>> {
@@ -84,7 +105,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
 
     /// Rises with all that a choice among accounts depends on: whoever saw it stand still need not look again.
     public var accountChanges: UInt64 { changes.pointee.load(ordering: .acquiring) }
-    @discardableResult private func changed() -> UInt64 { changes.pointee.wrappingAdd(1, ordering: .releasing).newValue }
+    @discardableResult func changed() -> UInt64 { changes.pointee.wrappingAdd(1, ordering: .releasing).newValue }
     private var changes: Cell { (base + Self.changesOffset).assumingMemoryBound(to: Atomic<UInt64>.self) }
 
     /// Which conversation belongs to which account.
@@ -111,6 +132,8 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         case logHeldBytes
         /// That serve from the database beside this one, as its first worker has seen lately.
         case otherInstances
+        /// 1 once some account has a quota of a single model.
+        case modelQuotas
     }
     public enum CheckResult: Int, Sendable { case none, running, good, damaged, failed }
 
@@ -197,9 +220,11 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     /// Gives a slot to `account`; a slot that had another owner forgets its cooldown.
     public func claim(account slot: Int, owner id: Int64) {
         let now = UInt64(bitPattern: id)
-        let before = accountCell(slot, 0).pointee.exchange(now, ordering: .acquiringAndReleasing)
+        let before = accountCell(slot, .owner).pointee.exchange(now, ordering: .acquiringAndReleasing)
         if before != now {
-            for index in 1...6 { accountCell(slot, index).pointee.store(0, ordering: .relaxed) }
+            for index in 1..<Self.accountCells where index != AccountCell.turns.rawValue {
+                accountCell(slot, .owner, index).pointee.store(0, ordering: .relaxed)
+            }
             changed()
         }
     }
@@ -212,7 +237,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     private static func turns(_ word: UInt64) -> Int { Int(word & 0xFFFF_FFFF) }
 
     /// Turns that all workers have open on the account.
-    public func inFlight(account slot: Int) -> Int { Self.turns(accountCell(slot, Self.turnsCell).pointee.load(ordering: .relaxed)) }
+    public func inFlight(account slot: Int) -> Int { Self.turns(accountCell(slot, .turns).pointee.load(ordering: .relaxed)) }
 
     /// A turn of the row begins on the account, unless `cap` of all workers are open there: then nil, else what `accountChanges` is by it. Only
     /// the row's own process may call it.
@@ -220,7 +245,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         let intent = workerCell(row, Self.intentCell)
         intent.pointee.store(UInt64(slot) + 1, ordering: .releasing)
         defer { intent.pointee.store(0, ordering: .releasing) }
-        let total = accountCell(slot, Self.turnsCell)
+        let total = accountCell(slot, .turns)
         var seen = total.pointee.load(ordering: .relaxed)
         while true {
             guard Self.turns(seen) < min(cap, Int(UInt32.max)) else { return nil }
@@ -230,7 +255,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
             seen = now
         }
         shareCell(slot, row).pointee.wrappingAdd(1, ordering: .releasing)
-        accountCell(slot, 2).pointee.store(now.nanoseconds, ordering: .relaxed)
+        accountCell(slot, .lastUsed).pointee.store(now.nanoseconds, ordering: .relaxed)
         return changed()
     }
 
@@ -247,7 +272,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     }
 
     private func addTurns(_ slot: Int, _ amount: Int) {
-        let total = accountCell(slot, Self.turnsCell)
+        let total = accountCell(slot, .turns)
         var seen = total.pointee.load(ordering: .relaxed)
         while true {
             let count = UInt64(min(max(0, Self.turns(seen) + amount), Int(UInt32.max)))
@@ -269,7 +294,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     /// Whoever begins a change after the total was read makes the exchange fail; whoever had begun before is seen by its intent, before or
     /// after its share was counted.
     private func reconcile(account slot: Int) -> Bool {
-        let total = accountCell(slot, Self.turnsCell)
+        let total = accountCell(slot, .turns)
         let seen = total.pointee.load(ordering: .acquiring)
         guard !isBeingChanged(slot) else { return false }
         let sum = (0..<rows(.rowsInUse)).reduce(0) { $0 + Int(shareCell(slot, $1).pointee.load(ordering: .acquiring)) }
@@ -288,65 +313,22 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         addTurns(slot, 1)
     }
 
-    public func lastUsed(account slot: Int) -> Instant { Instant(nanoseconds: accountCell(slot, 2).pointee.load(ordering: .relaxed)) }
-    /// A cooldown in one cell, so that no reader sees half of one: until when (monotonic, milliseconds), why, and whose it is. A turn may
-    /// outlive its account: what it says then counts for nobody else.
-    private struct Cooldown {
-        var until: UInt64
-        var isLimit: Bool
-        var tag: UInt64
-
-        static func tag(_ owner: Int64) -> UInt64 { UInt64(bitPattern: owner) & 0xFFFF }
-        init(until: Instant, isLimit: Bool, owner: Int64) {
-            // Rounded up: a cooldown never ends early.
-            self.until = min(until.nanoseconds / 1_000_000 + (until.nanoseconds % 1_000_000 == 0 ? 0 : 1), UInt64.max / 1_000_000)
-            (self.isLimit, tag) = (isLimit, Self.tag(owner))
-        }
-        init(cell: UInt64) { (until, isLimit, tag) = (cell >> 17, cell >> 16 & 1 == 1, cell & 0xFFFF) }
-        var cell: UInt64 { until << 17 | (isLimit ? 1 << 16 : 0) | tag }
-    }
-
-    /// The account is skipped until then; a shorter cooldown never replaces a longer one. `isLimit`: it has no quota left, so it
-    /// is not to be tried even when no other is there. Nothing happens when the slot has another owner by now.
-    public func coolDown(account slot: Int, owner id: Int64, until: Instant, isLimit: Bool) {
-        let new = Cooldown(until: until, isLimit: isLimit, owner: id)
-        let cell = accountCell(slot, 1)
-        var seen = cell.pointee.load(ordering: .relaxed)
-        while isOwned(slot, by: id) {
-            let old = Cooldown(cell: seen)
-            if old.tag == new.tag, old.until >= new.until { return }
-            let (isDone, now) = cell.pointee.compareExchange(expected: seen, desired: new.cell, ordering: .relaxed)
-            if isDone {
-                changed()
-                return
-            }
-            seen = now
-        }
-    }
-    /// Until when the account is skipped, and whether for its quota; nil when it is not.
-    public func cooldown(account slot: Int, owner id: Int64, now: Instant) -> (until: Instant, isLimit: Bool)? {
-        let cooldown = Cooldown(cell: accountCell(slot, 1).pointee.load(ordering: .relaxed))
-        let until = Instant(nanoseconds: cooldown.until &* 1_000_000)
-        return cooldown.tag == Cooldown.tag(id) && until > now ? (until, cooldown.isLimit) : nil
-    }
-    /// The operator resumed it, or it has new credentials.
-    public func endCooldown(account slot: Int) {
-        for index in [1, 3] { accountCell(slot, index).pointee.store(0, ordering: .relaxed) }
-        changed()
+    public func lastUsed(account slot: Int) -> Instant {
+        Instant(nanoseconds: accountCell(slot, .lastUsed).pointee.load(ordering: .relaxed))
     }
 
     /// It could not be reached; how often in a row by now. Turns that fail together while it cools down already count once.
     public func unreachable(account slot: Int, owner id: Int64, now: Instant) -> Int {
-        let cell = accountCell(slot, 3)
+        let cell = accountCell(slot, .failures)
         guard isOwned(slot, by: id) else { return 1 }
         guard cooldown(account: slot, owner: id, now: now) == nil else { return max(1, failures(account: slot)) }
         defer { changed() }
         return Int(clamping: cell.pointee.wrappingAdd(1, ordering: .relaxed).newValue)
     }
     /// Failures to connect since it was reached last.
-    public func failures(account slot: Int) -> Int { Int(clamping: accountCell(slot, 3).pointee.load(ordering: .relaxed)) }
+    public func failures(account slot: Int) -> Int { Int(clamping: accountCell(slot, .failures).pointee.load(ordering: .relaxed)) }
     public func reached(account slot: Int) {
-        let cell = accountCell(slot, 3)
+        let cell = accountCell(slot, .failures)
         // Read first: a write each turn would pull the line from cache to cache.
         guard cell.pointee.load(ordering: .relaxed) != 0 else { return }
         cell.pointee.store(0, ordering: .relaxed)
@@ -385,7 +367,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     /// Takes the right to refresh the login of the account as it was at `changedAt`, until whoever takes it must be dead. False: somebody has it,
     /// it is left alone, or it was refreshed since.
     public func claimRenewal(account slot: Int, owner id: Int64, changedAt: WallTime, now: Instant, until: Instant) -> Bool {
-        let cell = accountCell(slot, 4)
+        let cell = accountCell(slot, .renewal)
         let seen = cell.pointee.load(ordering: .relaxed)
         let new = RenewalClaim(isPause: false, until: until, changedAt: changedAt)
         guard isOwned(slot, by: id), seen == 0 || RenewalClaim(cell: seen).yields(to: new, now: now) else { return false }
@@ -394,30 +376,11 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     /// Nobody tries before that, unless the account has changed.
     public func pauseRenewal(account slot: Int, owner id: Int64, changedAt: WallTime, until: Instant) {
         guard isOwned(slot, by: id) else { return }
-        accountCell(slot, 4).pointee.store(
+        accountCell(slot, .renewal).pointee.store(
             RenewalClaim(isPause: true, until: until, changedAt: changedAt).cell, ordering: .releasing)
     }
 
-    /// Quota windows that upstreams tell of.
-    public enum Window: Int, CaseIterable, Sendable { case primary, secondary }
-
-    /// So much of the window is used up, in thousandths, until it begins anew; in one word, so that no reader sees half of it.
-    public func setQuota(account slot: Int, owner id: Int64, _ window: Window, usedPermille: Int, resetsAt: WallTime) {
-        guard isOwned(slot, by: id) else { return }
-        let word = UInt64(clamping: resetsAt.seconds) << 16 | UInt64(min(max(usedPermille, 0), 1000) + 1)
-        let cell = accountCell(slot, 5 + window.rawValue)
-        guard cell.pointee.load(ordering: .relaxed) != word else { return }
-        cell.pointee.store(word, ordering: .relaxed)
-        changed()
-    }
-    /// Nil when nobody has told of it, or it has begun anew since.
-    public func quota(account slot: Int, _ window: Window, now: WallTime) -> (usedPermille: Int, resetsAt: WallTime)? {
-        let word = accountCell(slot, 5 + window.rawValue).pointee.load(ordering: .relaxed)
-        let resetsAt = WallTime(milliseconds: Int64(clamping: word >> 16) * 1000)
-        return word != 0 && resetsAt > now ? (Int(word & 0xFFFF) - 1, resetsAt) : nil
-    }
-
-    private func isOwned(_ slot: Int, by id: Int64) -> Bool {
-        accountCell(slot, 0).pointee.load(ordering: .acquiring) == UInt64(bitPattern: id)
+    func isOwned(_ slot: Int, by id: Int64) -> Bool {
+        accountCell(slot, .owner).pointee.load(ordering: .acquiring) == UInt64(bitPattern: id)
     }
 }

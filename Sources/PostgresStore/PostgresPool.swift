@@ -1,4 +1,5 @@
 public import Loop
+internal import Schema
 public import Store
 public import Vocabulary
 
@@ -125,29 +126,18 @@ public final class PostgresPool {
         rows(query, done)
     }
 
-    /// Takes an account out of routing whose credentials its upstream refuses for good, if it is still active and as it was at `changedAt`;
-    /// gives its id if so. One statement, for a worker that shares the database: the version is counted up first, as in every change.
-    public func needsLogin(account id: Int64, changedAt: WallTime, now: WallTime, _ done: @escaping (Result<[Int64], StoreError>) -> Void) {
-        let query = Query<Int64>(
-            """
-            WITH v AS (
-                UPDATE state SET value = CAST(CAST(value AS BIGINT) + 1 AS TEXT) WHERE key = 'snapshot_version' RETURNING value
-            )
-            UPDATE accounts SET state = $1, changed_at_ms = $2
-            WHERE id = $3 AND state = $4 AND changed_at_ms = $5 AND removed_at_ms IS NULL AND EXISTS (SELECT 1 FROM v) RETURNING id
-            """,
-            [
-                .text(Account.State.reauthRequired.rawValue), .int(now.milliseconds), .int(id), .text(Account.State.active.rawValue),
-                .int(changedAt.milliseconds),
-            ]
-        ) { $0.int(0) }
-        rows(query, done)
+    /// Keeps facts of accounts, each unless a later one is there.
+    public func learn(_ facts: [AccountFact], _ done: @escaping (Result<Void, StoreError>) -> Void) {
+        run(facts.map { PostgresStatement(Queries.learn($0)) }, milliseconds: Self.statementMilliseconds) { answer in
+            done(answer.map { _ in })
+        }
     }
 
-    /// Takes the right to refresh an account's login for `Limits.renewalClaimMilliseconds`: one row, if nobody has it and the account is as it
-    /// was at `changedAt`.
-    public func claimRenewal(
-        account id: Int64, changedAt: WallTime, holder: String, _ done: @escaping (Result<[Int64], StoreError>) -> Void
+    /// Takes the right to a job for an account, which is called `name`, for so long: one row, if nobody has it and the account is as it was at
+    /// `changedAt`.
+    public func claim(
+        _ name: String, account: Int64, changedAt: WallTime, holder: String, milliseconds: Int,
+        _ done: @escaping (Result<[Int64], StoreError>) -> Void
     ) {
         let now = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
         let query = Query<Int64>(
@@ -158,9 +148,7 @@ public final class PostgresPool {
               WHERE leases.expires_at_ms < \(now)
             RETURNING epoch
             """,
-            [
-                .text("renewal:\(id)"), .text(holder), .int(Int64(Limits.renewalClaimMilliseconds)), .int(id), .int(changedAt.milliseconds),
-            ]
+            [.text(name), .text(holder), .int(Int64(milliseconds)), .int(account), .int(changedAt.milliseconds)]
         ) { $0.int(0) }
         rows(query, done)
     }
@@ -218,8 +206,8 @@ public final class PostgresPool {
     }
 
     /// A snapshot of one moment. Every change raises the version in its own transaction: what is read between two equal versions belongs
-    /// together, without a transaction that an error would leave open on a pooled connection. `revision`: of its schema. `vault` gets the fingerprint of the key that
-    /// the database is sealed with.
+    /// together, without a transaction that an error would leave open on a pooled connection. `revision`: of its schema. `vault` gets the
+    /// fingerprint of the key that the database is sealed with. Facts have no version: they are as they were a moment later.
     public func snapshot(
         revision: Int, _ vault: @escaping (_ fingerprint: String) throws(StoreError) -> Vault, tries: Int = snapshotTriesMax,
         _ done: @escaping (Result<Snapshot, StoreError>) -> Void
@@ -230,7 +218,9 @@ public final class PostgresPool {
             PostgresStatement(keys), PostgresStatement(Queries.pepper), PostgresStatement(Queries.settings),
             PostgresStatement(Queries.version),
         ]
-        run(statements, milliseconds: Self.statementMilliseconds) { [self] answer in
+        let (facts, withFacts) = (Queries.facts(), revision >= Schema.factsRevision)
+        let all = statements + (withFacts ? [PostgresStatement(facts)] : [])
+        run(all, milliseconds: Self.statementMilliseconds) { [self] answer in
             do throws(StoreError) {
                 let r = try answer.get()
                 let version = try r[0].rows(Queries.version.decode).first
@@ -243,7 +233,8 @@ public final class PostgresPool {
                     .success(
                         try vault(fingerprint).snapshot(
                             version: version, accounts: r[2].rows(accounts.decode), keys: r[3].rows(keys.decode),
-                            pepper: r[4].rows(Queries.pepper.decode).first, settings: r[5].rows(Queries.settings.decode))))
+                            pepper: r[4].rows(Queries.pepper.decode).first, settings: r[5].rows(Queries.settings.decode),
+                            facts: withFacts ? r[7].rows(facts.decode).compactMap { $0 } : [])))
             } catch {
                 done(.failure(error))
             }

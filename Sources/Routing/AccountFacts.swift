@@ -16,8 +16,12 @@ public import Vocabulary
     public var cooldownUntil = Instant(nanoseconds: 0)
     /// The cooldown is a quota's: upstream said when to come back, and that is honoured.
     public var isLimited = false
-    /// It could not be reached when it was tried last.
+    /// It could not be reached when it was tried last, or is being tried again after errors.
     public var isDoubtful = false
+    /// It had errors just now: others come first.
+    public var isDraining = false
+    /// When any of this changes by itself.
+    public var changesAt = Instant.never
     /// Thousandths of its quota windows that are used up; nil where nobody has told.
     public var primaryUsed: Int?
     public var secondaryUsed: Int?
@@ -39,8 +43,8 @@ public import Vocabulary
     /// Out of quota until its upstream's time has come.
     public func isLimited(_ now: Instant) -> Bool { isLimited && cooldownUntil > now }
     public var isFull: Bool { inFlight >= cap }
-    /// A quota window of it is nearly used up.
-    public var isTight: Bool { max(primaryUsed ?? 0, secondaryUsed ?? 0) >= Limits.tightPermille }
+    /// A quota window of it is nearly used up, or it had errors just now.
+    public var isTight: Bool { isDraining || max(primaryUsed ?? 0, secondaryUsed ?? 0) >= Limits.tightPermille }
 }
 
 /// The account that a turn's conversation belongs to.

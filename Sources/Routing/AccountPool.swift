@@ -52,6 +52,7 @@ public struct AccountPool: Sendable {
             if account.cooldownUntil > now { until = min(until, account.cooldownUntil) }
             if account.primaryUsed != nil { until = min(until, moment(account.primaryResets)) }
             if account.secondaryUsed != nil { until = min(until, moment(account.secondaryResets)) }
+            if account.changesAt > now { until = min(until, account.changesAt) }
         }
         validUntil = until
     }

@@ -34,11 +34,13 @@ public enum Schema {
     /// SQLite's `application_id` of our databases: "CLB1".
     public static let applicationID: Int32 = 0x434C_4231
 
-    public static let revisions: [Revision] = [revision0001, revision0002, revision0003, revision0004]
+    public static let revisions: [Revision] = [revision0001, revision0002, revision0003, revision0004, revision0005, revision0006]
     public static var head: Revision { revisions[revisions.count - 1] }
 
-    /// All tables that the revisions make.
-    public static let tables = ["accounts", "client_keys", "leases", "revision_history", "settings", "state", "usage_records"]
+    /// All tables that the revisions make on both databases, and that hold what must not be lost.
+    public static let tables = [
+        "account_facts", "accounts", "client_keys", "leases", "revision_history", "settings", "state", "usage_records",
+    ]
 
     /// The number of the oldest revision that this build can serve with. A release N runs on the schemas of N and of the release before:
     /// what a revision adds is used only where it is there, and what it takes away was not used by the release before it.
@@ -46,6 +48,8 @@ public enum Schema {
 
     /// The revision that gives usage records their checksum.
     public static let checksumRevision = 3
+    /// The revision that keeps what was learned of accounts.
+    public static let factsRevision = 5
     /// The one in which instances tell each other whose conversations are whose.
     public static let pinsRevision = 6
 

@@ -18,6 +18,16 @@ public enum SecureRandom {
     }
 }
 
+public enum SHA256 {
+    /// FIPS 180-4: 32 bytes.
+    public static func digest(_ message: [UInt8]) -> [UInt8] {
+        var out = [UInt8](repeating: 0, count: 32)
+        var count: UInt32 = 0
+        precondition(EVP_Digest(message, message.count, &out, &count, EVP_sha256(), nil) == 1 && count == 32, "SHA-256 failed")
+        return out
+    }
+}
+
 public enum HMAC {
     /// HMAC-SHA-256 (RFC 2104): 32 bytes.
     public static func sha256(key: [UInt8], message: [UInt8]) -> [UInt8] {

@@ -60,6 +60,8 @@ public struct Settings: Sendable, Equatable {
     public var issuerClientID: String
     /// `client_version` of requests for ChatGPT's list of models.
     public var codexClientVersion: String
+    /// Between two questions for a login's figures; 0: they are not asked for.
+    public var usagePollMilliseconds: Int
     /// For benchmarks: worker N runs on CPU N + this.
     public var pinFirstCPU: Int?
 
@@ -187,6 +189,9 @@ public struct Settings: Sendable, Equatable {
             throw SettingsError(
                 "CODEX_LB_CODEX_CLIENT_VERSION", "\"\(codexClientVersion)\"; give numbers and dots, as \(Version.codexClient)")
         }
+        usagePollMilliseconds =
+            value("CODEX_LB_USAGE_POLL_SECONDS") == "0"
+            ? 0 : try read.milliseconds("CODEX_LB_USAGE_POLL_SECONDS", Limits.usagePollMilliseconds)
         times = TimeLimits()
         for (name, path) in Self.timeNames {
             times[keyPath: path] = try read.milliseconds(name, times[keyPath: path])

@@ -28,6 +28,11 @@ public struct LoginIdentity: Sendable, Equatable {
         return (claims?["email"]?.stringValue, workspace(claims))
     }
 
+    /// The plan that an id token names.
+    public static func plan(ofToken token: String) -> Plan? {
+        claims(token)?["https://api.openai.com/auth"]?["chatgpt_plan_type"]?.stringValue.flatMap { Plan(named: $0) }
+    }
+
     private static func workspace(_ claims: JSONValue?) -> String? {
         claims?["https://api.openai.com/auth"]?["chatgpt_account_id"]?.stringValue.flatMap { $0.isEmpty ? nil : $0 }
     }

@@ -21,9 +21,8 @@ struct RowShape: Sendable {
 
     /// The tables that the first `revision` revisions make.
     static func all(revision: Int) -> [RowShape] {
-        [accounts(revision: revision), clientKeys, settings, state, revisionHistory] + (revision >= 2 ? [leases] : []) + [
-            usage(revision: revision)
-        ]
+        [accounts(revision: revision), clientKeys, settings, state, revisionHistory] + (revision >= 2 ? [leases] : [])
+            + (revision >= Schema.factsRevision ? [accountFacts] : []) + [usage(revision: revision)]
     }
 
     var columnList: String { columns.map(\.name).joined(separator: ", ") }
@@ -112,6 +111,14 @@ struct RowShape: Sendable {
     }
 
     static let settings = RowShape("settings", [Column(name: "key", kind: .text), Column(name: "value", kind: .text)])
+
+    /// What stands in `value` is only advice: one that can't be read is as good as none.
+    static let accountFacts = RowShape(
+        "account_facts",
+        [
+            Column(name: "account_id", kind: .number), Column(name: "subject", kind: .text), Column(name: "at_ms", kind: .number),
+            Column(name: "value", kind: .text),
+        ])
 
     private static let state = RowShape("state", [Column(name: "key", kind: .text), Column(name: "value", kind: .any)])
 

@@ -121,7 +121,8 @@ public struct StoreCopy {
     /// Accounts, keys, settings and the store's own facts: few rows, replaced in one transaction.
     private func copyConfiguration(_ outcome: inout Outcome) throws(StoreError) {
         var contents: [(shape: RowShape, rows: [[SQLValue]])] = []
-        for shape in [RowShape.accounts(revision: Int(source.revision) ?? 0), .clientKeys, .settings] {
+        let hasFacts = source.hasFacts && target.hasFacts
+        for shape in [RowShape.accounts(revision: Int(source.revision) ?? 0), .clientKeys, .settings] + (hasFacts ? [.accountFacts] : []) {
             var rows: [[SQLValue]] = []
             try RowReader(source.connection, shape).eachRow(inPortions: false) { values in
                 if let fault = shape.fault(values) {

@@ -135,6 +135,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
                         .text(new.kind.rawValue), .text(state.rawValue), .text(base),
                         .blob(try vault.seal(credentials, account: account.id)), .int(now.milliseconds), .int(account.id),
                     ])
+                try forgive(account: account.id, now: now, health: true)
                 try store(account.options, of: account.id)
                 return (account, true)
             }
@@ -285,26 +286,60 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             try connection.change(
                 "UPDATE accounts SET state = $1, changed_at_ms = $2 WHERE id = $3",
                 [.text(state.rawValue), .int(now.milliseconds), .int(account.id)])
+            try forgive(account: account.id, now: now, health: state == .active)
             return account
         }
     }
 
-    /// Takes an account out of routing whose credentials its upstream refuses for good; false when it has changed since `changedAt`.
-    public func needsLogin(account id: Int64, changedAt: WallTime, now: WallTime) throws(StoreError) -> Bool {
+    /// Takes an account out of routing for what its upstream or issuer said; false when it has changed since.
+    public func takeOut(_ order: AccountRemoval, now: WallTime) throws(StoreError) -> Bool {
         let accounts = try connection.rows(Queries.accounts(revision: number)).map(\.account)
-        guard accounts.contains(where: { $0.id == id && $0.state == .active && $0.changedAt == changedAt }) else { return false }
+        guard accounts.contains(where: { $0.id == order.accountID && $0.state == .active && $0.changedAt == order.changedAt }) else {
+            return false
+        }
         return try change { () throws(StoreError) in
-            try !connection.rows(
+            let changed = try connection.change(
                 """
                 UPDATE accounts SET state = $1, changed_at_ms = $2
-                WHERE id = $3 AND state = $4 AND changed_at_ms = $5 AND removed_at_ms IS NULL RETURNING id
+                WHERE id = $3 AND state = $4 AND changed_at_ms = $5 AND removed_at_ms IS NULL
                 """,
                 [
-                    .text(Account.State.reauthRequired.rawValue), .int(now.milliseconds), .int(id), .text(Account.State.active.rawValue),
-                    .int(changedAt.milliseconds),
-                ]
-            ) { $0.int(0) }.isEmpty
+                    .text(order.state.rawValue), .int(now.milliseconds), .int(order.accountID), .text(Account.State.active.rawValue),
+                    .int(order.changedAt.milliseconds),
+                ])
+            guard changed == 1 else { return false }
+            try keep([AccountFact(accountID: order.accountID, subject: .state, at: now, value: StateFact(reason: order.reason).value)])
+            return true
         }
+    }
+
+    // MARK: Facts
+
+    /// The schema has a place for what is learned of accounts.
+    public var hasFacts: Bool { Int(revision) ?? 0 >= Schema.factsRevision }
+
+    /// What is known of the accounts.
+    public func facts() throws(StoreError) -> [AccountFact] {
+        hasFacts ? try connection.rows(Queries.facts()).compactMap { $0 } : []
+    }
+
+    /// Keeps what was learned of accounts, each unless a later one is there. Makes no version: workers tell each other in memory.
+    public func learn(_ facts: [AccountFact]) throws(StoreError) {
+        guard hasFacts, !facts.isEmpty else { return }
+        try connection.transaction { () throws(StoreError) in try keep(facts) }
+    }
+
+    private func keep(_ facts: [AccountFact]) throws(StoreError) {
+        guard hasFacts else { return }
+        for fact in facts { _ = try connection.rows(Queries.learn(fact)) }
+    }
+
+    /// An operator has changed the account: what was known against it is over.
+    private func forgive(account id: Int64, now: WallTime, health: Bool) throws(StoreError) {
+        try keep(
+            (health ? [AccountFact.Subject.health, .state] : [.state]).map {
+                AccountFact(accountID: id, subject: $0, at: now, value: StateFact.none)
+            })
     }
 
     /// New tokens for a login that was refreshed; false when the account has changed since `changedAt`, or is gone.
@@ -333,6 +368,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             try connection.change(
                 "UPDATE accounts SET slot = NULL, credentials = $1, removed_at_ms = $2, changed_at_ms = $2 WHERE id = $3",
                 [.blob([]), .int(now.milliseconds), .int(account.id)])
+            if hasFacts { try connection.change("DELETE FROM account_facts WHERE account_id = $1", [.int(account.id)]) }
             return account
         }
     }
@@ -347,14 +383,26 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         }
     }
 
+    /// One with its credentials, for a session without the key.
+    public func account(named name: String, keyPath: String) throws(StoreError) -> Account {
+        guard let entry = try connection.rows(Queries.accounts(named: name, revision: number)).first else { throw unknownAccount(name) }
+        let vault = try Vault.load(
+            sealedWith: connection.rows(Queries.keyFingerprint).first ?? "", keyPath: keyPath, place: place)
+        var account = entry.account
+        account.credentials = try vault.credentials(of: entry)
+        return account
+    }
+
+    private func unknownAccount(_ name: String) -> StoreError {
+        StoreError(.notFound, "there is no account \"\(name)\"; codex-lb accounts list shows them")
+    }
+
     private func liveAccount(_ name: String) throws(StoreError) -> Account? {
         try connection.rows(Queries.accounts(named: name, revision: number)).first?.account
     }
 
     private func existingAccount(_ name: String) throws(StoreError) -> Account {
-        guard let account = try liveAccount(name) else {
-            throw StoreError(.notFound, "there is no account \"\(name)\"; codex-lb accounts list shows them")
-        }
+        guard let account = try liveAccount(name) else { throw unknownAccount(name) }
         return account
     }
 
@@ -417,7 +465,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             try vault.snapshot(
                 version: connection.rows(Queries.version).first, accounts: connection.rows(Queries.accounts(revision: number)),
                 keys: connection.rows(Queries.clientKeys(validOnly: false)), pepper: connection.rows(Queries.pepper).first,
-                settings: connection.rows(Queries.settings))
+                settings: connection.rows(Queries.settings), facts: hasFacts ? connection.rows(Queries.facts()).compactMap { $0 } : [])
         }
     }
 

@@ -149,7 +149,8 @@ public struct Vault: Sendable {
 
     /// A snapshot out of the rows that were read in one transaction.
     public func snapshot(
-        version: Int64?, accounts: [SealedAccount], keys: [ClientKey], pepper: [UInt8]?, settings: [(String, String)]
+        version: Int64?, accounts: [SealedAccount], keys: [ClientKey], pepper: [UInt8]?, settings: [(String, String)],
+        facts: [AccountFact] = []
     ) throws(StoreError) -> Snapshot {
         var opened: [Account] = []
         for entry in accounts {
@@ -159,7 +160,7 @@ public struct Vault: Sendable {
         }
         return Snapshot(
             version: version ?? 0, accounts: opened, clientKeys: keys, pepper: try self.pepper(pepper),
-            settings: Dictionary(settings, uniquingKeysWith: { _, new in new }))
+            settings: Dictionary(settings, uniquingKeysWith: { _, new in new }), facts: facts)
     }
 
     private static func sealing<T>(_ body: () throws(SealingError) -> T) throws(StoreError) -> T {

@@ -115,6 +115,8 @@ final class ControlServer {
         switch frame.body {
         case .statusRequest:
             visitor.send(frame.correlation) { $0.statusReply = supervisor.status() }
+        case .liveAccountsRequest:
+            visitor.send(frame.correlation) { $0.liveAccountsReply = supervisor.liveAccounts() }
         case .fleetOrder(let order):
             visitor.question = (frame.correlation, loop.now)
             supervisor.obey(order) { [weak visitor] in visitor?.answer(frame.correlation, $0) }

@@ -13,6 +13,11 @@ public struct Account: Sendable, Equatable {
         case paused
         /// Upstream refuses its credentials; an operator must log in again.
         case reauthRequired = "reauth_required"
+        /// Upstream or issuer say that the person's or the workspace's account is closed; a login to another one may take its place.
+        case deactivated
+
+        /// Somebody has to log in again.
+        public var needsLogin: Bool { self == .reauthRequired || self == .deactivated }
     }
 
     /// How readily an account is used beside others that can serve as well.
@@ -129,9 +134,25 @@ public struct Snapshot: Sendable, Equatable {
     /// What client keys are hashed with: 32 bytes.
     public var pepper: [UInt8]
     public var settings: [String: String]
+    /// What is known of the accounts beside their rows. A change of it alone makes no version.
+    public var facts: [AccountFact]
 
-    public init(version: Int64, accounts: [Account], clientKeys: [ClientKey], pepper: [UInt8], settings: [String: String]) {
+    public init(
+        version: Int64, accounts: [Account], clientKeys: [ClientKey], pepper: [UInt8], settings: [String: String],
+        facts: [AccountFact] = []
+    ) {
         (self.version, self.accounts, self.clientKeys) = (version, accounts, clientKeys)
-        (self.pepper, self.settings) = (pepper, settings)
+        (self.pepper, self.settings, self.facts) = (pepper, settings, facts)
+    }
+
+    /// Facts that were learned since it was made.
+    public mutating func learn(_ new: [AccountFact]) {
+        for fact in new {
+            if let known = facts.firstIndex(where: { $0.accountID == fact.accountID && $0.subject == fact.subject }) {
+                if facts[known].at < fact.at { facts[known] = fact }
+            } else {
+                facts.append(fact)
+            }
+        }
     }
 }

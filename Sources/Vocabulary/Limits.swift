@@ -59,6 +59,10 @@ public enum Limits {
     public static let renewalSpacingMilliseconds = 60_000
     /// One request of `accounts login` to the issuer.
     public static let loginRequestMilliseconds = 30_000
+    /// A login by browser ends after so long without one.
+    public static let browserLoginMilliseconds = 900_000
+    /// Connections of browsers that such a login has open at a time.
+    public static let browserVisitorsMax = 16
     /// Which logins are due is looked at this often.
     public static let renewalLookMilliseconds = 1_000
     public static let renewalAnswerBytesMax = 256 * 1024
@@ -66,6 +70,41 @@ public enum Limits {
     // Quotas
     /// A login whose window is used up so far, in thousandths, gets turns only when no other account is left.
     public static let tightPermille = 950
+    /// How often each login's upstream is asked for its figures; `CODEX_LB_USAGE_POLL_SECONDS`.
+    public static let usagePollMilliseconds = 60_000
+    /// One such question, and what its answer may take, bytes.
+    public static let usageAnswerMilliseconds = 10_000
+    public static let usageAnswerBytesMax = 256 * 1024
+    /// Questions of one worker that are on their way at a time; further ones wait for the next look.
+    public static let usagePollsMax = 16
+    /// After failures the pause doubles up to this.
+    public static let usagePollBackoffMillisecondsMax = 1_800_000
+    /// Quotas of single models that an account has beside its windows; further ones are not looked at.
+    public static let modelQuotasMax = 4
+    /// The name of such a quota; longer ones are not looked at.
+    public static let quotaNameBytesMax = 128
+    /// An event that tells of quotas; longer ones are passed on unread.
+    public static let quotaEventBytesMax = 16 * 1024
+
+    // Health
+    /// So many errors of an account's upstream, each so soon after the one before, and others come first.
+    public static let drainingErrors = 2
+    public static let drainingSeconds = 60
+    /// Good turns, one at a time, after which it is trusted again.
+    public static let probesMin = 3
+    /// From so many errors on it is left alone for so long; twice as long with each further one.
+    public static let backoffErrors = 3
+    public static let errorBackoffMilliseconds = 30_000
+    public static let errorBackoffMillisecondsMax = 300_000
+    /// What was learned of an account is stored at most this often.
+    public static let factSpacingMilliseconds = 5_000
+    /// Accounts whose facts go into one write.
+    public static let factAccountsMax = 256
+    /// How often instances on one database look for what others have learned. A fact may be written so much later than it was learned.
+    public static let factReadMilliseconds = 5_000
+    public static let factDelayMilliseconds: Int64 = 300_000
+    /// A fact's text in the store; longer ones are not read.
+    public static let factBytesMax = 8 * 1024
 
     // Conversations
     /// Conversations whose account is remembered; beyond it the one that would be forgotten first makes room.
@@ -198,7 +237,7 @@ public enum Limits {
     /// Rows of the scoreboard, and journals: the draining generations, the one that serves and the one that starts. Without a free one a
     /// worker is not started before another has ended.
     public static let rowsMax = workersMax * (drainingGenerationsMax + 2)
-    /// Accounts of one store: `accounts add` refuses more. Each takes 64 bytes of shared memory, and 4 more for each row in use.
+    /// Accounts of one store: `accounts add` refuses more. Each takes 192 bytes of shared memory, and 4 more for each row in use.
     public static let accountsMax = 4096
     /// What `accounts set --weight` takes, and what an account has without it.
     public static let accountWeights = 1...1000

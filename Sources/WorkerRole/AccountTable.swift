@@ -7,6 +7,7 @@ import Platform
 import Routing
 import Sealing
 import Settings
+import Store
 import Vocabulary
 
 /// Which account a turn got.
@@ -27,23 +28,27 @@ final class AccountTable {
     let scoreboard: Scoreboard
     /// Its worker's row of the scoreboard.
     private let row: Int
-    private let log: Logger
+    let log: Logger
     /// Names of accounts whose clients may choose whom a request is charged to.
     private let passingOrganization: Set<String>
     private let isSticky: Bool
     /// What operators set while it runs.
     private(set) var stored = StoredSettings()
     private(set) var pool: AccountPool
+    /// The same accounts for a model that has quotas of its own, the last one that was asked for.
+    private var modelPool: (key: UInt64, pool: AccountPool)?
     /// When the pool was read last: the scoreboard's count of changes, and until when that is good enough.
     private var (seenChanges, freshUntil) = (UInt64.max, Instant(nanoseconds: 0))
     /// Of this worker alone: the others learn of a model's limit by a refusal of their own.
     var modelCooldowns = ModelCooldowns()
     var modelOffers = ModelOffers()
+    /// Quotas of single models by account, with the names that the scoreboard has no room for.
+    var modelQuotas: [Int64: [ModelQuota]] = [:]
     var masks = MaskCache()
     private(set) var hasModelLists = false
     private(set) var kinds: Set<Account.Kind> = []
-    /// An account's login is dead.
-    var needsLogin: (Account) -> Void = { _ in }
+    /// An account can't be used any more before somebody has seen to it.
+    var takeOut: (AccountRemoval) -> Void = { _ in }
     /// Under which conversations are remembered.
     private(set) var hash = SipHash(key: (0, 0))
     /// A conversation is an account's; others may need to know.
@@ -59,8 +64,10 @@ final class AccountTable {
         pool = AccountPool(seed: UInt64.random(in: .min ... .max))
     }
 
-    /// The accounts are these now, and this is set. One whose credentials or state have changed starts clean.
-    func replace(with accounts: [Account], previous: [Account], pepper: [UInt8], _ stored: StoredSettings) {
+    /// The accounts are these now, this is known of them, and this is set. One whose credentials or state have changed starts clean.
+    func replace(
+        with accounts: [Account], previous: [Account], facts: [AccountFact], pepper: [UInt8], _ stored: StoredSettings
+    ) {
         let secret = HMAC.sha256(key: pepper, message: Array("conversations".utf8))
         hash = secret.withUnsafeBytes {
             SipHash(key: ($0.loadUnaligned(as: UInt64.self), $0.loadUnaligned(fromByteOffset: 8, as: UInt64.self)))
@@ -73,15 +80,29 @@ final class AccountTable {
         for account in all.lazy.map(\.value) {
             scoreboard.claim(account: account.slot, owner: account.id)
             if let before = before[account.id], before.credentials != account.credentials || before.state != account.state {
-                scoreboard.endCooldown(account: account.slot)
-                modelCooldowns.forget(account: account.id)
+                // A login that was renewed has the quota that it had.
+                let isSameQuota =
+                    account.kind == .chatGPT && before.state == account.state
+                    && before.credentials.chatGPTAccountID == account.credentials.chatGPTAccountID
+                scoreboard.endCooldown(account: account.slot, keepsLimits: isSameQuota, at: Clock.wall)
+                if !isSameQuota { modelCooldowns.forget(account: account.id) }
             }
+        }
+        let ids = Set(all.lazy.map(\.value.id))
+        modelQuotas = modelQuotas.filter { ids.contains($0.key) }
+        restore(facts)
+        for account in all where account.value.kind == .chatGPT && scoreboard.plan(account: account.value.slot) == .unknown {
+            if let plan = account.plan { scoreboard.setPlan(account: account.value.slot, owner: account.value.id, plan) }
         }
         let single = stored.singleAccount.flatMap { name in all.first { $0.value.name == name }?.value.id }
         pool.replace(
             with: all.map { AccountFacts($0.value) }, strategy: stored.strategy, single: single, now: Clock.now, wall: Clock.wall)
-        freshUntil = Instant(nanoseconds: 0)
+        modelPool = nil
+        look()
     }
+
+    /// The pool is to be read again before the next choice.
+    func look() { freshUntil = Instant(nanoseconds: 0) }
 
     /// Nil, and told: one that can't be used.
     private func routed(_ account: Account) -> RoutedAccount? {
@@ -100,14 +121,19 @@ final class AccountTable {
         freshen(now)
         let pin = affinity.flatMap { self.pin($0, now) }
         let mask = mask(for: route, model: model, isAgain: !tried.isEmpty, now: now)
+        let hasOwn = freshenModel(model, now)
         while true {
-            let choice = pool.choose(among: mask, excluding: tried, pin: pin, now: now)
+            let choice =
+                hasOwn
+                ? modelPool!.pool.choose(among: mask, excluding: tried, pin: pin, now: now)
+                : pool.choose(among: mask, excluding: tried, pin: pin, now: now)
             guard case .account(let place) = choice else { return none(choice, pin, now) }
             let chosen = all[place]
             // To the nanosecond: of accounts with as few turns the one that was used least recently is next, also within a millisecond.
             let used = Clock.now
             guard let changes = scoreboard.acquire(account: chosen.value.slot, worker: row, cap: pool.facts[place].cap, now: used) else {
                 pool.foundFull(place)
+                modelPool?.pool.foundFull(place)
                 continue
             }
             pool.took(place, now: used)
@@ -160,26 +186,49 @@ final class AccountTable {
         facts.lastUsed = scoreboard.lastUsed(account: slot)
         let cooldown = scoreboard.cooldown(account: slot, owner: account.id, now: now)
         (facts.cooldownUntil, facts.isLimited) = (cooldown?.until ?? Instant(nanoseconds: 0), cooldown?.isLimit ?? false)
-        facts.isDoubtful = scoreboard.failures(account: slot) > 0
+        let health = AccountHealth(word: scoreboard.health(account: slot))
+        let tier = health.tier(now: now)
+        facts.isDoubtful = scoreboard.failures(account: slot) > 0 || tier == .probing
+        (facts.isDraining, facts.changesAt) = (tier == .draining, tier == .draining ? health.probingAt : .never)
         guard account.kind == .chatGPT else { return }
         let primary = scoreboard.quota(account: slot, .primary, now: wall)
-        let secondary = scoreboard.quota(account: slot, .secondary, now: wall)
-        (facts.primaryUsed, facts.secondaryUsed) = (primary?.usedPermille, secondary?.usedPermille)
+        // Of the long windows the one that holds it up more: few plans have both.
+        let long = [scoreboard.quota(account: slot, .secondary, now: wall), scoreboard.quota(account: slot, .monthly, now: wall)]
+            .compactMap { $0 }.max { $0.usedPermille < $1.usedPermille }
+        (facts.primaryUsed, facts.secondaryUsed) = (primary?.usedPermille, long?.usedPermille)
         facts.primaryResets = primary?.resetsAt ?? WallTime(milliseconds: 0)
-        facts.secondaryResets = secondary?.resetsAt ?? WallTime(milliseconds: 0)
+        facts.secondaryResets = long?.resetsAt ?? WallTime(milliseconds: 0)
     }
 
-    // MARK: Quotas
+    // MARK: Models with quotas of their own
 
-    /// Any answer of a login's upstream, good or not, says how much of its quotas is used up.
-    func learnQuota(_ fields: HeaderFields, of account: RoutedAccount) {
-        guard account.value.kind == .chatGPT, let reading = QuotaReading(fields, now: Clock.wall) else { return }
-        for (window, told) in [(Scoreboard.Window.primary, reading.primary), (.secondary, reading.secondary)] {
-            guard let told else { continue }
-            scoreboard.setQuota(
-                account: account.value.slot, owner: account.value.id, window, usedPermille: told.usedPermille, resetsAt: told.resetsAt)
+    /// Reads the accounts as they are for a model that some of them have a quota of its own for; false: it has none.
+    private func freshenModel(_ model: String, _ now: Instant) -> Bool {
+        guard scoreboard.hasModelQuotas else { return false }
+        let (key, wall) = (QuotaKey.of(model: model), Clock.wall)
+        guard all.contains(where: { scoreboard.modelQuota(account: $0.value.slot, key, now: wall) != nil }) else { return false }
+        if modelPool?.key != key { modelPool = (key, pool) }
+        modelPool!.pool.refresh(now: now, wall: wall) { place, facts in
+            read(all[place].value, &facts, now, wall)
+            readModel(all[place].value, key, &facts, now, wall)
         }
+        return true
     }
+
+    /// Such a model is not held up by the account's windows, but by its own.
+    private func readModel(_ account: Account, _ key: UInt64, _ facts: inout AccountFacts, _ now: Instant, _ wall: WallTime) {
+        guard let own = scoreboard.modelQuota(account: account.slot, key, now: wall) else { return }
+        if scoreboard.cooldown(account: account.slot, owner: account.id, now: now)?.isQuota == true {
+            (facts.cooldownUntil, facts.isLimited) = (Instant(nanoseconds: 0), false)
+        }
+        (facts.primaryUsed, facts.primaryResets, facts.secondaryUsed) = (own.usedPermille, own.resetsAt, nil)
+        guard own.usedPermille >= 1000 else { return }
+        let until = now.adding(milliseconds: Int(clamping: own.resetsAt.milliseconds - wall.milliseconds))
+        (facts.cooldownUntil, facts.isLimited) = (max(facts.cooldownUntil, until), true)
+    }
+
+    /// The accounts as a choice for this model sees them.
+    func pool(for model: String, _ now: Instant) -> AccountPool { freshenModel(model, now) ? modelPool!.pool : pool }
 
     // MARK: Conversations
 
@@ -250,68 +299,4 @@ final class AccountTable {
 
     /// The account as it is now.
     func today(_ account: RoutedAccount) -> RoutedAccount? { pool.place(of: account.value.id).map { all[$0] } }
-
-    /// What a turn met counts against its account, for all workers or, where it is about one model, for this one.
-    func penalise(
-        _ account: RoutedAccount, _ model: String, _ penalty: Verdict.Penalty, _ failure: Failure, requestID: String, now: Instant
-    ) {
-        let owner = account.value.id
-        freshUntil = Instant(nanoseconds: 0)
-        // What the old key met says nothing of the new one.
-        guard let today = today(account)?.value, today.credentials == account.value.credentials,
-            today.baseURL == account.value.baseURL
-        else { return }
-        var isOfModel = false
-        var (milliseconds, isLimit): (Int, Bool)
-        switch penalty {
-        case .none: return
-        case .lacksModel:
-            modelOffers.refused(
-                account: owner, model: model, until: now.adding(milliseconds: Limits.modelRefusedMilliseconds), now: now)
-            log.notice(
-                "account does not offer the model",
-                metadata: ["account": "\(account.value.name)", "model": "\(model)", "request_id": "\(requestID)"])
-            return modelRefused()
-        case .errors(let ms): (milliseconds, isLimit) = (ms, false)
-        case .limited(let ms, let scope):
-            (milliseconds, isLimit) = (ms, true)
-            isOfModel = scope == .model
-        case .unauthorized(let ms), .reauthRequired(let ms): (milliseconds, isLimit) = (ms, false)
-        }
-        if case .reauthRequired = penalty {
-            needsLogin(account.value)
-            log.error(
-                "account needs a new login",
-                metadata: [
-                    "account": "\(account.value.name)",
-                    "mend": account.value.kind == .chatGPT
-                        ? "codex-lb accounts login, or accounts import" : "codex-lb accounts add --replace",
-                    "request_id": "\(requestID)",
-                ])
-        }
-        switch failure {
-        case .notConnected, .untrusted:
-            // The longer it can't be reached, the less often a turn has to find that out.
-            milliseconds = Backoff.milliseconds(failures: scoreboard.unreachable(account: account.value.slot, owner: owner, now: now))
-        default: break
-        }
-        let until = now.adding(milliseconds: milliseconds)
-        if isOfModel {
-            modelCooldowns.coolDown(account: owner, model: model, until: until, now: now)
-        } else {
-            scoreboard.coolDown(account: account.value.slot, owner: owner, until: until, isLimit: isLimit)
-        }
-        let why: String
-        switch failure {
-        case .refused(let r), .failedEvent(let r): why = "status \(r.status) \(r.code)"
-        case .notConnected(let text), .untrusted(let text), .exhausted(let text), .broken(let text): why = text
-        case .timedOut: why = "no answer in time"
-        }
-        log.notice(
-            "account cools down",
-            metadata: [
-                "account": "\(account.value.name)", "why": "\(why)", "seconds": "\(milliseconds / 1000)",
-                "model": "\(isOfModel ? model : "")", "request_id": "\(requestID)",
-            ])
-    }
 }

@@ -39,6 +39,8 @@ final class DatabaseLink: StoreLink {
     /// One worker of an instance says that it serves.
     static let servingMilliseconds = 5_000
     private var servingAt = Instant(nanoseconds: 0)
+    private var factsAt = Instant(nanoseconds: 0)
+    private var newestFact = WallTime(milliseconds: 0)
 
     init(_ worker: Worker, _ url: PostgresURL) {
         self.worker = worker
@@ -231,8 +233,10 @@ final class DatabaseLink: StoreLink {
 
     // MARK: Accounts
 
-    func needsLogin(_ account: Account) {
-        pool.needsLogin(account: account.id, changedAt: account.changedAt, now: Clock.wall) { [weak self] result in
+    private var hasFacts: Bool { Int(revision) ?? 0 >= Schema.factsRevision }
+
+    func takeOut(_ order: AccountRemoval) {
+        pool.rows(Queries.takeOut(order, now: Clock.wall, hasFacts: hasFacts)) { [weak self] result in
             guard let self else { return }
             switch result {
             case .success: pollAt = worker.loop.now
@@ -241,9 +245,40 @@ final class DatabaseLink: StoreLink {
         }
     }
 
-    func claimRenewal(of account: Account, _ done: @escaping (Bool) -> Void) {
+    func learn(_ facts: [AccountFact], _ done: @escaping (Bool) -> Void) {
+        guard hasFacts else { return done(true) }  // there is no place for them
+        pool.learn(facts) { [weak self] result in
+            if case .failure(let error) = result { self?.complain(error) }
+            if case .success = result { done(true) } else { done(false) }
+        }
+    }
+
+    /// What other instances have learned; by one worker, for the others see it in memory.
+    private func readFacts(_ now: Instant) {
+        guard hasFacts, worker.position == 0, now >= factsAt else { return }
+        factsAt = now.adding(milliseconds: Limits.factReadMilliseconds)
+        let since = WallTime(milliseconds: newestFact.milliseconds - Limits.factDelayMilliseconds)
+        pool.rows(Queries.facts(since: since)) { [weak self] result in
+            guard let self else { return }
+            switch result {
+            case .success(let rows):
+                let facts = rows.compactMap { $0 }
+                newestFact = max(newestFact, facts.map(\.at).max() ?? newestFact)
+                worker.accounts.restore(facts)
+            case .failure(let error): complain(error)
+            }
+        }
+    }
+
+    func claim(_ job: AccountJob, _ account: Account, _ done: @escaping (Bool) -> Void) {
         let holder = "\(Process.hostName) pid \(Process.id)"
-        pool.claimRenewal(account: account.id, changedAt: account.changedAt, holder: holder) { [weak self] result in
+        let (name, milliseconds) =
+            switch job {
+            case .renewal: ("renewal", Limits.renewalClaimMilliseconds)
+            case .usage(let milliseconds): ("usage", milliseconds)
+            }
+        pool.claim("\(name):\(account.id)", account: account.id, changedAt: account.changedAt, holder: holder, milliseconds: milliseconds) {
+            [weak self] result in
             switch result {
             case .success(let rows): done(!rows.isEmpty)
             case .failure(let error):
@@ -294,6 +329,7 @@ final class DatabaseLink: StoreLink {
         if now >= pollAt { poll() }
         if kept != nil, now.milliseconds(since: startedAt) >= Self.keptAfterMilliseconds { beginWithKept() }
         if now >= servingAt { tellServing(now) }
+        readFacts(now)
         if queue.hasRoom, sent < worker.usageJournal.head, !isGathering { flush() }
     }
 }

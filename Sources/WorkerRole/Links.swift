@@ -74,6 +74,14 @@ final class SupervisorLink: ByteStreamDelegate {
     func streamDrained(_ stream: ByteStream) {}
 }
 
+/// What one of all workers and instances does for an account.
+enum AccountJob {
+    /// Refreshes its login.
+    case renewal
+    /// Asks for its figures; nobody else does for so long.
+    case usage(milliseconds: Int)
+}
+
 /// A worker's way to the store: takes the journal there and brings snapshots back.
 protocol StoreLink: AnyObject {
     /// Called at the end of each iteration of the loop.
@@ -81,10 +89,12 @@ protocol StoreLink: AnyObject {
     /// To be called some times a second.
     func sweep(_ now: Instant)
     func totals(ofKey key: Int64?, _ done: @escaping (Result<UsageTotals, StoreError>) -> Void)
-    /// An account's credentials are refused for good: it is taken out of routing, unless it has changed meanwhile.
-    func needsLogin(_ account: Account)
-    /// Takes the right to refresh the account's login from other instances; `done` says whether it is ours and the account as it was.
-    func claimRenewal(of account: Account, _ done: @escaping (Bool) -> Void)
+    /// An account is taken out of routing, unless it has changed meanwhile.
+    func takeOut(_ order: AccountRemoval)
+    /// Keeps what was learned of accounts; `done` says whether it may be taken for kept.
+    func learn(_ facts: [AccountFact], _ done: @escaping (Bool) -> Void)
+    /// Takes the right to a job for the account from other instances; `done` says whether it is ours and the account as it was.
+    func claim(_ job: AccountJob, _ account: Account, _ done: @escaping (Bool) -> Void)
     /// The account has these credentials now, unless it has changed meanwhile. To be called again until the snapshot has them.
     func saveLogin(_ account: Account, _ new: Account.Credentials)
     /// Instances that share the database get to know it.
@@ -209,16 +219,22 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
     func draining() {}
     let isLeaving = false
 
-    func needsLogin(_ account: Account) {
+    func takeOut(_ order: AccountRemoval) {
         guard isConnected else { return }  // the next turn that meets it says so again
         send {
-            $0.storeCommand.setAccountState.id = account.id
-            $0.storeCommand.setAccountState.state = Account.State.reauthRequired.rawValue
-            $0.storeCommand.setAccountState.unchangedSinceMs = account.changedAt.milliseconds
+            $0.storeCommand.setAccountState.id = order.accountID
+            $0.storeCommand.setAccountState.state = order.state.rawValue
+            $0.storeCommand.setAccountState.unchangedSinceMs = order.changedAt.milliseconds
+            $0.storeCommand.setAccountState.reason = order.reason
         }
     }
 
-    func claimRenewal(of account: Account, _ done: @escaping (Bool) -> Void) { done(true) }  // nobody else writes this database
+    func learn(_ facts: [AccountFact], _ done: @escaping (Bool) -> Void) {
+        if isConnected { send { $0.storeCommand.learnFacts.facts = facts.map { AccountFactMessage($0) } } }
+        done(isConnected)
+    }
+
+    func claim(_ job: AccountJob, _ account: Account, _ done: @escaping (Bool) -> Void) { done(true) }  // nobody else writes this database
 
     func saveLogin(_ account: Account, _ new: Account.Credentials) {
         guard isConnected else { return }

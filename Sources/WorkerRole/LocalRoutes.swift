@@ -40,7 +40,7 @@ enum LocalRoutes {
         let board = worker.scoreboard
         let now = Clock.now
         let active = worker.accounts.all.filter { $0.value.state == .active }
-        let needingLogin = worker.accounts.all.filter { $0.value.state == .reauthRequired }
+        let needingLogin = worker.accounts.all.filter { $0.value.state.needsLogin }
         let limited = active.filter { board.cooldown(account: $0.value.slot, owner: $0.value.id, now: now)?.isLimit == true }
         let waiting = worker.usageJournal.usedBytes
         let hasRoom = worker.usageJournal.hasRoom()

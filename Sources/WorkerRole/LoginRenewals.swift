@@ -84,7 +84,7 @@ final class LoginRenewals {
                 until: now.adding(milliseconds: Limits.renewalClaimMilliseconds))
         else { return }
         fetches[value.id] = .some(nil)
-        worker.claimRenewal(of: value) { [weak self] isOurs in
+        worker.claim(.renewal, value) { [weak self] isOurs in
             guard let self else { return }
             if isOurs { fetch(account) } else { fetches[value.id] = nil }  // another instance is at it, or was
         }
@@ -125,10 +125,11 @@ final class LoginRenewals {
             save(value.id, now)
             worker.log.notice("login renewed", metadata: ["account": "\(value.name)"])
         case .refused(let code):
-            worker.accounts.needsLogin(value)
-            worker.log.error(
-                "login can't be renewed: the account needs a new one",
-                metadata: ["account": "\(value.name)", "code": "\(code)", "mend": "codex-lb accounts login, or accounts import"])
+            worker.log.error("login can't be renewed", metadata: ["account": "\(value.name)", "code": "\(code)"])
+            let trouble = Trouble(at: Clock.wall, .issuer, code: code)
+            worker.scoreboard.setTrouble(account: value.slot, owner: value.id, trouble)
+            worker.accounts.leave(
+                value, FailoverTable.isClosed(code: code) ? .deactivated : .reauthRequired, reason: "issuer: \(code)")
             giveUp(value)
         case .failed(let why):
             let count = (failures[value.id] ?? 0) + 1

@@ -1,6 +1,7 @@
 import Admission
 import Bytes
 import HTTPWire
+import Store
 import Upstream
 import Vocabulary
 
@@ -18,6 +19,8 @@ final class RoutedAccount {
     let headFields: [UInt8]
     /// When its login is to be renewed; nil of one that can't be.
     let renewsAt: WallTime?
+    /// As its id token has it.
+    var plan: Plan? { value.credentials.idToken.flatMap { LoginIdentity.plan(ofToken: $0) } }
     /// Its clients may choose whom a request is charged to.
     let passesOrganization: Bool
 

@@ -65,6 +65,7 @@ final class Turn: UpstreamUser, Answering {
         case .renewCredentials: renew()
         case .penalise(let penalty, let failure):
             if let account { worker.accounts.penalise(account, ask.model, penalty, failure, requestID: request.id, now: worker.loop.now) }
+        case .learnQuota(let reading): if let account { worker.accounts.learn(reading, of: account.value) }
         case .closeUpstream:
             connection?.close()
             connection = nil
@@ -170,6 +171,7 @@ final class Turn: UpstreamUser, Answering {
 
     private func learn(_ outcome: TurnOutcome) {
         guard outcome.errorCode.isEmpty, let account else { return }
+        worker.accounts.succeeded(account, now: now)
         worker.accounts.learn(
             responseID: request.route.isResponses ? outcome.findings.responseID : nil,
             turnState: machine.responseHead?.fields.first(.turnState), of: account, now: now)

@@ -38,10 +38,11 @@ extension AccountTable {
         let pin = affinity.flatMap { self.pin($0, now) }
         // Without a model what an account offers is no matter.
         let mask = mask(for: route, model: model, isAgain: false, isAnyModel: model.isEmpty, now: now)
+        let pool = pool(for: model, now)
         let (choice, accounts) = pool.explain(among: mask, pin: pin, now: now)
         reply.outcome = outcome(choice, route, model, now)
         let first = accounts.first { $0.verdict == .chosen }
-        reply.rows = accounts.map { row($0, first, now) }
+        reply.rows = accounts.map { row($0, pool.facts[$0.place], first, now) }
         if case .account(let place) = choice { reply.chosen = all[place].value.name }
     }
 
@@ -60,8 +61,10 @@ extension AccountTable {
         }
     }
 
-    private func row(_ explanation: AccountPool.Explanation, _ first: AccountPool.Explanation?, _ now: Instant) -> ExplainRow {
-        let (account, facts) = (all[explanation.place].value, pool.facts[explanation.place])
+    private func row(
+        _ explanation: AccountPool.Explanation, _ facts: AccountFacts, _ first: AccountPool.Explanation?, _ now: Instant
+    ) -> ExplainRow {
+        let account = all[explanation.place].value
         var row = ExplainRow()
         (row.verdict, row.reason) = words(explanation, first, facts, account, now)
         (row.account, row.policy, row.weight) = (account.name, account.options.policy.rawValue, UInt32(account.options.weight))
@@ -95,7 +98,12 @@ extension AccountTable {
         case .full: return ("full", "\(facts.inFlight) of \(facts.cap) turns open")
         case .limited: return ("limited", "its quota is used up; back in \(seconds) s")
         case .tried: return ("tried", "was asked in this turn")
-        case .inactive: return ("inactive", account.state == .paused ? "paused by the operator" : "needs a new login")
+        case .inactive:
+            return (
+                "inactive",
+                account.state == .paused
+                    ? "paused by the operator" : account.state == .deactivated ? "its upstream says it is closed" : "needs a new login"
+            )
         case .notTheSingle: return ("excluded", "the strategy is single_account, and it is another one")
         case .masked(let reason): return ("excluded", excluded(reason))
         }

@@ -74,6 +74,8 @@ final class Worker {
     lazy var catalogue = ModelCatalogue(self)
     lazy var capLine = CapLine(self)
     lazy var logins = LoginRenewals(self)
+    lazy var usage = UsagePolls(self)
+    lazy var facts = FactRecords(self)
     private var store: (any StoreLink)!
     private var supervisor: SupervisorLink!
     private var sweepTimer: LoopTimer!
@@ -117,8 +119,8 @@ final class Worker {
         case .sqlite(let path): store = WriterLink(self, database: path)
         case .postgresql(let url): store = DatabaseLink(self, url)
         }
+        accounts.takeOut = { [unowned self] in store.takeOut($0) }
         accounts.pinned = { [unowned self] key, account, seconds in store.learned(SharedPin(key: key, account: account, seconds: seconds)) }
-        accounts.needsLogin = { [unowned self] in store.needsLogin($0) }
         accounts.modelRefused = { [unowned self] in catalogue.refresh() }
         sweepTimer = LoopTimer(loop) { [unowned self] in sweep() }
         sweepTimer.start(milliseconds: Self.sweepMilliseconds, repeating: Self.sweepMilliseconds)
@@ -134,12 +136,14 @@ final class Worker {
     func snapshotArrived(_ new: Snapshot) {
         let previous = snapshot
         snapshot = new
-        accounts.replace(with: new.accounts, previous: previous?.accounts ?? [], pepper: new.pepper, StoredSettings(new.settings))
+        accounts.replace(
+            with: new.accounts, previous: previous?.accounts ?? [], facts: new.facts, pepper: new.pepper, StoredSettings(new.settings))
         pool.expect(accounts.all.lazy.map(\.origin))
         gate.replace(with: new.clientKeys, pepper: new.pepper)
         if previous?.accounts != new.accounts {
             catalogue.accountsChanged(accounts.all)
             logins.accountsChanged(accounts.all)
+            usage.accountsChanged(accounts.all)
         }
         scoreboard.set(.snapshotVersion, worker: slot, Int(new.version))
         if !isReady { becomeReady() }
@@ -163,7 +167,8 @@ final class Worker {
             size: share.size, overflow: share.overflow, waitMilliseconds: settings.database.poolTimeoutMilliseconds)
     }
 
-    func claimRenewal(of account: Account, _ done: @escaping (Bool) -> Void) { store.claimRenewal(of: account, done) }
+    func claim(_ job: AccountJob, _ account: Account, _ done: @escaping (Bool) -> Void) { store.claim(job, account, done) }
+    func learn(_ facts: [AccountFact], _ done: @escaping (Bool) -> Void) { store.learn(facts, done) }
     func saveLogin(_ account: Account, _ new: Account.Credentials) { store.saveLogin(account, new) }
 
     func storeSeen() { scoreboard.set(.storeSeenMilliseconds, worker: slot, Int(loop.now.nanoseconds / 1_000_000)) }
@@ -375,6 +380,8 @@ final class Worker {
         pool.sweep(now)
         catalogue.sweep(now)
         logins.sweep(now)
+        usage.sweep(now)
+        facts.sweep(now)
         store.sweep(now)
         others.look(now)
         keepBalance(now)
@@ -422,7 +429,7 @@ final class Worker {
             for turn in turns.values { turn.cut() }  // those whose clients have left
         }
         if turns.isEmpty, connections.isEmpty, storeBy == .never { storeBy = now.adding(milliseconds: Self.storeMilliseconds) }
-        let isStored = usageJournal.isEmpty && !store.isLeaving && !logins.isBusy
+        let isStored = usageJournal.isEmpty && !store.isLeaving && !logins.isBusy && !facts.isBusy
         if turns.isEmpty || now >= exitBy, connections.isEmpty || now >= exitBy, isStored || now >= min(exitBy, storeBy) {
             leave()
             loop.stop()

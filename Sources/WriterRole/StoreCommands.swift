@@ -28,8 +28,13 @@ public enum StoreCommands {
                 reply.accounts = [AccountMessage(withoutSecrets: account)]
                 reply.renewed = renewed
             case .setAccountState(let m) where m.hasID:
-                hasChanged = try session.needsLogin(
-                    account: m.id, changedAt: WallTime(milliseconds: m.unchangedSinceMs), now: now)
+                guard let state = Account.State(rawValue: m.state) else { throw StoreError(.invalid, "no such state: \(m.state)") }
+                hasChanged = try session.takeOut(
+                    AccountRemoval(
+                        accountID: m.id, changedAt: WallTime(milliseconds: m.unchangedSinceMs), state, reason: m.reason), now: now)
+            case .learnFacts(let m):
+                hasChanged = false
+                try session.learn(m.facts.compactMap { AccountFact($0) })
             case .setAccountState(let m):
                 guard let state = Account.State(rawValue: m.state) else { throw StoreError(.invalid, "no such state: \(m.state)") }
                 reply.accounts = [AccountMessage(withoutSecrets: try session.setAccountState(m.name, state, now: now))]
@@ -63,6 +68,7 @@ public enum StoreCommands {
             case .listAccounts:
                 hasChanged = false
                 reply.accounts = try session.accounts().map { AccountMessage(withoutSecrets: $0) }
+                reply.facts = try session.facts().map { AccountFactMessage($0) }
             case .listClientKeys:
                 hasChanged = false
                 reply.clientKeys = try session.clientKeys().map { ClientKeyMessage($0) }

@@ -165,6 +165,10 @@ final class Writer {
                 let message = SnapshotMessage(new)
                 for worker in workers.values { worker.send { $0.snapshot = message } }
             }
+            // For workers that come later.
+            if case .learnFacts(let learned) = command.body, outcome.reply.error.isEmpty {
+                snapshot.learn(learned.facts.compactMap { AccountFact($0) })
+            }
             guard let correlation else {
                 if !outcome.reply.error.isEmpty {
                     log.error("a worker's word could not be stored", metadata: ["error": "\(outcome.reply.error)"])

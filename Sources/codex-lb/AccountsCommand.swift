@@ -10,9 +10,10 @@ import Vocabulary
 
 struct Accounts: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Add, list, pause and remove upstream accounts.",
+        abstract: "Add, list, test, pause and remove upstream accounts.",
         subcommands: [
-            Add.self, Import.self, Login.self, List.self, Set.self, Explain.self, Pause.self, Resume.self, Remove.self,
+            Add.self, Import.self, Login.self, List.self, Set.self, Explain.self, Test.self, Pause.self, Resume.self, Export.self,
+            Remove.self,
         ])
 
     struct Add: ParsableCommand {
@@ -44,107 +45,6 @@ struct Accounts: ParsableCommand {
             command.addAccount.replaces = replace
             let reply = try StoreClient.perform(command, settings)
             print("account \(name) \(reply.renewed ? "has its new key" : "added")")
-        }
-    }
-
-    /// Where a ChatGPT login is used and whose place it takes.
-    struct LoginPlace: ParsableArguments {
-        @Option(
-            name: .customLong("base-url"), help: "The ChatGPT backend (default: https://chatgpt.com/backend-api, or as the account has it)."
-        )
-        var baseURL: String?
-        @Flag(name: .long, help: "Put this login in the place of the account of this name, whoever's it is.") var replace = false
-    }
-
-    struct Import: ParsableCommand {
-        static let configuration = CommandConfiguration(
-            abstract: "Import a ChatGPT login from Codex CLI's auth.json, or renew one that is known.",
-            discussion: """
-                Codex keeps the file at ~/.codex/auth.json. A login that is known (the same person in the same workspace) gets the file's tokens. \
-                A second workspace of the same e-mail address needs a name of its own: --name.
-                """)
-        @Argument(help: "The file.") var file: String
-        @Option(name: .long, help: "A name of your choice (default: the login's e-mail address).") var name: String?
-        @OptionGroup var place: LoginPlace
-        @OptionGroup var data: DataOptions
-
-        func run() throws {
-            let login = try AuthFile(readFile(file, what: "auth.json", bytesMax: 1 << 20), file: file)
-            try Accounts.store(
-                login, name: name, place, settings: data.settings(), said: "imported",
-                mend: "give one with --name")
-        }
-    }
-
-    struct Login: ParsableCommand {
-        static let configuration = CommandConfiguration(
-            abstract: "Log in to ChatGPT with a code that is typed into a browser, here or anywhere.",
-            discussion: """
-                The login is codex-lb's own: no Codex CLI uses the same tokens. One that is known already (the same person in the same workspace) \
-                is renewed.
-                """)
-        @Argument(help: "A name of your choice (default: the login's e-mail address).") var name: String?
-        @Option(name: .long, help: "The issuer (default: CODEX_LB_AUTH_BASE_URL, or https://auth.openai.com).") var issuer: String?
-        @OptionGroup var place: LoginPlace
-        @OptionGroup var data: DataOptions
-
-        func run() throws {
-            let settings = try data.settings()
-            let tokens = try DeviceLogin(settings, issuer: issuer).run { tell($0) }
-            let login = AuthFile(access: tokens.access, refresh: tokens.refresh, id: tokens.id)
-            try Accounts.store(
-                login, name: name, place, settings: settings, said: "logged in",
-                mend: "give one: codex-lb accounts login NAME")
-        }
-    }
-
-    /// Gives the store a login that somebody has made; `mend` says what to do when it can't be named.
-    private static func store(
-        _ login: AuthFile, name: String?, _ place: LoginPlace, settings: Settings, said: String, mend: String
-    ) throws {
-        guard let called = name ?? login.email else {
-            complain("the login tells no e-mail address to name the account by; \(mend)")
-            throw ExitCode(2)
-        }
-        var command = StoreCommand()
-        command.addAccount.name = called
-        command.addAccount.kind = Account.Kind.chatGPT.rawValue
-        command.addAccount.baseURL = try place.baseURL.map { try BaseURL.checked($0, .chatGPT, listen: settings.listen) } ?? ""
-        (command.addAccount.renews, command.addAccount.nameGiven, command.addAccount.replaces) = (true, name != nil, place.replace)
-        command.addAccount.bearer = login.accessToken
-        command.addAccount.refreshToken = login.refreshToken
-        command.addAccount.idToken = login.idToken
-        if let id = login.accountID { command.addAccount.chatgptAccountID = id }
-        let reply = try StoreClient.perform(command, settings)
-        print("account \(reply.accounts.first?.name ?? called) \(reply.renewed ? "renewed" : said)")
-    }
-
-    struct List: ParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "List accounts.")
-        @Flag(name: .long, help: "A JSON array.") var json = false
-        @OptionGroup var data: DataOptions
-
-        func run() throws {
-            var command = StoreCommand()
-            command.listAccounts = ListAccounts()
-            let reply = try StoreClient.perform(command, data.settings())
-            if json {
-                print(
-                    "["
-                        + reply.accounts.map { a in
-                            JSONText.object([
-                                ("id", .int(a.id)), ("name", .string(a.name)), ("kind", .string(a.kind)), ("state", .string(a.state)),
-                                ("base_url", .string(a.baseURL)), ("proxy", .optional(a.proxy.isEmpty ? nil : a.proxy)),
-                                ("created_at", .string(WallTime(milliseconds: a.createdAtMs).rfc3339)),
-                            ])
-                        }.joined(separator: ",") + "]")
-            } else if reply.accounts.isEmpty {
-                print("no account; add one with: codex-lb accounts add NAME --base-url https://api.openai.com/v1 --key-file FILE")
-            } else {
-                printTable(
-                    ["NAME", "KIND", "STATE", "BASE URL", "ADDED"],
-                    reply.accounts.map { [$0.name, $0.kind, $0.state, $0.baseURL, WallTime(milliseconds: $0.createdAtMs).rfc3339] })
-            }
         }
     }
 

@@ -123,13 +123,17 @@ enum JSONText {
 
 /// Columns as wide as their longest cell. What clients and upstreams wrote must not command the terminal.
 func printTable(_ titles: [String], _ rows: [[String]]) {
+    for line in tableLines(titles, rows) { print(line) }
+}
+
+func tableLines(_ titles: [String], _ rows: [[String]]) -> [String] {
     let rows = rows.map { row in row.map(\.printable) }
     let widths = titles.indices.map { i in ([titles] + rows).map { $0[i].count }.max() ?? 0 }
-    for row in [titles] + rows {
+    return ([titles] + rows).map { row in
         var line = ""
         for (i, cell) in row.enumerated() {
             line += i == row.count - 1 ? cell : cell + String(repeating: " ", count: widths[i] - cell.count + 2)
         }
-        print(line)
+        return line
     }
 }

@@ -48,7 +48,7 @@ struct DemoUpstreamCommand: ParsableCommand {
     }
 }
 
-/// `make demo`: everything in a temporary directory, with one account on the demo upstream.
+/// `make demo`: everything in a temporary directory, with accounts on the demo upstream.
 struct Demo: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "demo", abstract: "Try it without an account: temporary data, a built-in upstream, a curl line that works.")
@@ -90,13 +90,9 @@ struct Demo: ParsableCommand {
             Descriptor.close(socket)
             let upstreamPID = try Process.spawnSelf(["demo-upstream", "--listen", upstream], heritage: nil, environment: environment)
             defer { end(upstreamPID) }
-            let key = directory + "/demo.key"
-            try write("sk-demo-upstream-key\n", to: key)
-            let adding = try Process.spawnSelf(
-                ["accounts", "add", "demo", "--base-url", "http://\(upstream)/v1", "--key-file", key], heritage: nil,
-                environment: environment)
-            guard wait(adding) == .code(0) else {
-                problem = "the demo's account could not be added; the line above says why"
+            environment["CODEX_LB_AUTH_BASE_URL"] = "http://\(upstream)"
+            guard try addAccounts(upstream, directory, environment) else {
+                problem = "the demo's accounts could not be added; the line above says why"
                 break attempt
             }
             print(
@@ -106,6 +102,11 @@ struct Demo: ParsableCommand {
 
                   curl -N http://\(listen)/v1/responses -H 'Content-Type: application/json' -d '{"model":"demo-1","input":"Hello","stream":true}'
                   curl -N http://\(listen)/v1/chat/completions -H 'Content-Type: application/json' -d '{"model":"demo-1","messages":[{"role":"user","content":"Hello"}],"stream":true}'
+
+                Two logins serve it. "small" has quota for three turns; then "large" goes on, and nobody notices:
+
+                  for i in 1 2 3 4 5 6 7 8; do curl -s http://\(listen)/v1/responses -H 'Content-Type: application/json' -d '{"model":"demo-1","input":"Hello"}' -o /dev/null -w '%{http_code}\\n'; done
+                  CODEX_LB_DATA_DIR=\(directory) \(Process.executable) accounts list
                   CODEX_LB_DATA_DIR=\(directory) \(Process.executable) requests
 
                 Ctrl-C ends it, and its data goes with it.
@@ -125,6 +126,22 @@ struct Demo: ParsableCommand {
         guard let problem else { return }
         complain(problem)
         throw ExitCode(1)
+    }
+
+    /// Two logins, and a key for what logins can't serve.
+    private func addAccounts(_ upstream: String, _ directory: String, _ environment: [String: String]) throws(SystemError) -> Bool {
+        let key = directory + "/demo.key"
+        try write("sk-demo-upstream-key\n", to: key)
+        var commands = [["accounts", "add", "key", "--base-url", "http://\(upstream)/v1", "--key-file", key, "--overflow"]]
+        for name in ["small", "large"] {
+            let file = "\(directory)/\(name).json"
+            try write(DemoUpstream.authFile(name), to: file)
+            commands.append(["accounts", "import", file, "--name", name, "--base-url", "http://\(upstream)/backend-api"])
+        }
+        for command in commands {
+            guard wait(try Process.spawnSelf(command, heritage: nil, environment: environment)) == .code(0) else { return false }
+        }
+        return true
     }
 
     private func wait(_ pid: Int32) -> Process.Exit {

@@ -61,6 +61,18 @@ enum LocalStore {
         }
     }
 
+    /// An account with its credentials.
+    static func account(_ name: String, _ settings: Settings) throws -> Account {
+        try failing {
+            if let path = settings.database.sqlitePath, access(path, F_OK) != 0 {
+                throw StoreError(.notFound, "there is no account \"\(name)\"; nothing was ever stored in \(path)")
+            }
+            let store = try openReadOnly(settings)
+            defer { store.close() }
+            return try store.account(named: name, keyPath: settings.keyFile)
+        }
+    }
+
     static func change(_ command: StoreCommand, _ settings: Settings) throws -> StoreReply {
         try failing {
             let store = try openForChange(settings)

@@ -19,7 +19,7 @@ private func verdict(_ failure: Failure, attempts: Int = 1) -> Verdict {
         #expect(verdict(.untrusted("expired")) == Verdict(next: .surface, penalty: errors))
         #expect(verdict(.timedOut) == Verdict(next: .surface, penalty: errors))
         #expect(verdict(.broken("reset")) == Verdict(next: .surface, penalty: errors))
-        #expect(verdict(.refused(UpstreamRefusal(status: 429))) == Verdict(next: .nextAccount, penalty: .limited(milliseconds: 30_000)))
+        #expect(verdict(.refused(UpstreamRefusal(status: 429))) == Verdict(next: .nextAccount, penalty: .limited(milliseconds: 5_000)))
         #expect(
             verdict(.refused(UpstreamRefusal(status: 400, code: "insufficient_quota")))
                 == Verdict(next: .nextAccount, penalty: .limited(milliseconds: 120_000)))
@@ -80,7 +80,7 @@ private func verdict(_ failure: Failure, attempts: Int = 1) -> Verdict {
         // Dead logins.
         row(401, "token_expired", .nextAccount, .reauthRequired(milliseconds: 600_000)),
         row(401, "refresh_token_reused", .nextAccount, .reauthRequired(milliseconds: 600_000)),
-        row(403, "account_deactivated", .nextAccount, .reauthRequired(milliseconds: 600_000)),
+        row(403, "account_deactivated", .nextAccount, .deactivated(milliseconds: 600_000)),
         row(200, "token_invalidated", .nextAccount, .reauthRequired(milliseconds: 600_000)),
         row(200, "401", .nextAccount, .unauthorized(milliseconds: 60_000)),
         // The request itself.
@@ -99,8 +99,8 @@ private func verdict(_ failure: Failure, attempts: Int = 1) -> Verdict {
             .limited(milliseconds: 30_000, scope: .model)),
         row(429, "model_cooldown", .nextAccount, .limited(milliseconds: 30_000, scope: .model)),
         row(429, "insufficient_quota", "no quota for gpt-5.4", .nextAccount, .limited(milliseconds: 120_000)),
-        row(429, "429", "busy", .nextAccount, .limited(milliseconds: 30_000)),
-        row(200, "429", .nextAccount, .limited(milliseconds: 30_000)),
+        row(429, "429", "busy", .nextAccount, .limited(milliseconds: 5_000)),
+        row(200, "429", .nextAccount, .limited(milliseconds: 5_000)),
     ]
 
     @Test("status × code × place: each row of docs/failover.md", arguments: table) func decided(_ row: Row) {
@@ -189,7 +189,7 @@ private func verdict(_ failure: Failure, attempts: Int = 1) -> Verdict {
             let refusal = Self.read(status, body, [(name, value)])
             #expect(refusal.waits.lazy.compactMap { $0.milliseconds(from: now) }.first == wanted)
             switch verdict(.refused(refusal)).penalty {
-            case .limited(let ms, _): #expect(status == 429 && ms == wanted ?? 30_000)
+            case .limited(let ms, _): #expect(status == 429 && ms == wanted ?? 5_000)
             case .errors(let ms): #expect(status == 503 && ms == min(wanted ?? 5_000, 300_000))
             default: Issue.record("no penalty")
             }

@@ -89,7 +89,7 @@ private struct World {
                 expect(head == nil && outcome == nil && !isOpen, "credentials behind bytes, the record or on an open connection")
                 expect(place == actions.count - 1, "what brings events comes last")
                 if random.next() % 2 == 0 { renewed() } else { isRenewing = true }
-            case .tryAgain, .penalise, .logRefused, .giveUpRequest: break
+            case .tryAgain, .penalise, .learnQuota, .logRefused, .giveUpRequest: break
             case .closeUpstream: isOpen = false
             case .begin:
                 expect(head == nil, "two answers begin")

@@ -291,8 +291,8 @@ extension Integration {
             arguments: Database.both,
             [
                 (
-                    "newer", "INSERT INTO revision_history VALUES ('0004', 'from the future', 'abc', 1, 1, '9.9')",
-                    ["0004", "newer codex-lb"]
+                    "newer", "INSERT INTO revision_history VALUES ('0099', 'from the future', 'abc', 1, 1, '9.9')",
+                    ["0099", "newer codex-lb"]
                 ),
                 (
                     "changed", "UPDATE revision_history SET checksum = '0123456789abcdef' WHERE id = '0002'",

@@ -132,13 +132,15 @@ import Vocabulary
         #expect(board.inFlight(account: 5) == 1 && board.inFlight(account: 4) == 0)
     }
 
+    private let wall = WallTime(milliseconds: 1_800_000_000_000)
+
     @Test("A cooldown is never shortened, tells its reason, and is not inherited by the slot's next account")
     func cooldown() throws {
         let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
         func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
         board.claim(account: 1, owner: 11)
-        board.coolDown(account: 1, owner: 11, until: at(500), isLimit: true)
-        board.coolDown(account: 1, owner: 11, until: at(400), isLimit: false)
+        board.coolDown(account: 1, owner: 11, until: at(500), isLimit: true, at: wall)
+        board.coolDown(account: 1, owner: 11, until: at(400), isLimit: false, at: wall)
         let cooldown = try #require(board.cooldown(account: 1, owner: 11, now: at(100)))
         #expect(cooldown.until == at(500) && cooldown.isLimit)
         #expect(board.cooldown(account: 1, owner: 11, now: at(500)) == nil)
@@ -154,13 +156,88 @@ import Vocabulary
         func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
         board.claim(account: 1, owner: 11)
         board.claim(account: 1, owner: 12)
-        board.coolDown(account: 1, owner: 11, until: at(900), isLimit: true)
+        board.coolDown(account: 1, owner: 11, until: at(900), isLimit: true, at: wall)
         #expect(board.cooldown(account: 1, owner: 12, now: at(100)) == nil)
         #expect(board.unreachable(account: 1, owner: 11, now: at(100)) == 1)
         #expect(board.failures(account: 1) == 0)
-        board.coolDown(account: 1, owner: 12, until: at(300), isLimit: false)
+        board.coolDown(account: 1, owner: 12, until: at(300), isLimit: false, at: wall)
         let cooldown = try #require(board.cooldown(account: 1, owner: 12, now: at(100)))
         #expect(cooldown.until == at(300) && !cooldown.isLimit)
+    }
+
+    @Test("Figures end a quota's cooldown of before they were asked for, no other and no later one")
+    func quotaEnds() throws {
+        let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
+        func isCooling() -> Bool { board.cooldown(account: 1, owner: 11, now: at(1)) != nil }
+        board.claim(account: 1, owner: 11)
+        board.coolDown(account: 1, owner: 11, until: at(500), isLimit: true, at: wall)
+        let ofRate = board.endQuotaCooldown(account: 1, owner: 11, mark: board.cooldownMark(account: 1), at: wall)
+        #expect(!ofRate && isCooling())
+        board.coolDown(account: 1, owner: 11, until: at(600), isLimit: true, isQuota: true, at: wall)
+        let mark = board.cooldownMark(account: 1)
+        board.coolDown(account: 1, owner: 11, until: at(700), isLimit: true, isQuota: true, at: wall)
+        let ofBefore = board.endQuotaCooldown(account: 1, owner: 11, mark: mark, at: wall)
+        #expect(!ofBefore && isCooling())
+        let ofNow = board.endQuotaCooldown(account: 1, owner: 11, mark: board.cooldownMark(account: 1), at: wall)
+        #expect(ofNow && !isCooling())
+        // A login that was renewed keeps its limits and loses the rest.
+        board.coolDown(account: 1, owner: 11, until: at(500), isLimit: true, at: wall)
+        board.endCooldown(account: 1, keepsLimits: true, at: wall)
+        #expect(isCooling())
+        board.endCooldown(account: 1, at: wall)
+        board.coolDown(account: 1, owner: 11, until: at(500), isLimit: false, at: wall)
+        board.endCooldown(account: 1, keepsLimits: true, at: wall)
+        #expect(!isCooling())
+    }
+
+    @Test("What is restored counts when it is newer than what is known, and only for the account whose it is")
+    func restored() throws {
+        let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
+        func restore(_ until: Instant?, _ time: Int64, owner: Int64 = 11) {
+            let trouble = Trouble(at: WallTime(milliseconds: time), .refused, status: 429, code: "usage_limit_reached")
+            board.restoreHealth(
+                account: 1, owner: owner, until: until, isLimit: true, isQuota: true, trouble: trouble, at: WallTime(milliseconds: time))
+        }
+        board.claim(account: 1, owner: 11)
+        restore(at(500), 1_000, owner: 12)
+        #expect(board.cooldown(account: 1, owner: 11, now: at(1)) == nil && board.trouble(account: 1) == nil)
+        restore(at(500), 1_000)
+        #expect(board.cooldown(account: 1, owner: 11, now: at(1))?.isQuota == true)
+        #expect(board.trouble(account: 1)?.description == "429 usage_limit_reached" && board.healthAt(account: 1).milliseconds == 1_000)
+        restore(nil, 999)
+        #expect(board.cooldown(account: 1, owner: 11, now: at(1)) != nil, "older")
+        restore(nil, 2_000)
+        #expect(board.cooldown(account: 1, owner: 11, now: at(1)) == nil)
+        // Changes of one millisecond are told apart, and a clock that was set back does not hold them up.
+        board.coolDown(account: 1, owner: 11, until: at(700), isLimit: true, at: WallTime(milliseconds: 2_000))
+        #expect(board.healthAt(account: 1).milliseconds == 2_001)
+        board.endCooldown(account: 1, at: WallTime(milliseconds: 500))
+        #expect(board.healthAt(account: 1).milliseconds == 2_002)
+        board.coolDown(account: 1, owner: 11, until: at(700), isLimit: true, at: WallTime(milliseconds: 10_000_000))
+        board.endCooldown(account: 1, at: WallTime(milliseconds: 3_000))
+        #expect(board.healthAt(account: 1).milliseconds == 3_000)
+    }
+
+    @Test("Quotas of models are told apart by their names, end with their windows, and go when figures leave them out")
+    func modelQuotas() throws {
+        let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
+        board.claim(account: 1, owner: 11)
+        let end = WallTime(milliseconds: wall.milliseconds + 90_000)
+        #expect(!board.hasModelQuotas)
+        let names = (0..<6).map { "gpt-5.\($0)-spark" }
+        board.setModelQuotas(account: 1, owner: 11, names.enumerated().map { (QuotaKey.of(model: $1), $0 * 200, end) })
+        #expect(board.hasModelQuotas)
+        for (place, name) in names.enumerated() {
+            let quota = board.modelQuota(account: 1, QuotaKey.of(model: name.uppercased()), now: wall)
+            #expect(quota?.usedPermille == (place < Limits.modelQuotasMax ? place * 200 : nil))
+        }
+        #expect(board.modelQuota(account: 1, QuotaKey.of(model: names[1]), now: end)?.usedPermille != nil, "rounded up to a minute")
+        #expect(board.modelQuota(account: 1, QuotaKey.of(model: names[1]), now: WallTime(milliseconds: end.milliseconds + 60_000)) == nil)
+        #expect(board.modelQuota(account: 1, QuotaKey.of(model: "gpt-5.4"), now: wall) == nil)
+        board.setModelQuotas(account: 1, owner: 11, [])
+        #expect(board.modelQuota(account: 1, QuotaKey.of(model: names[1]), now: wall) == nil)
     }
 
     @Test("Failures in a row are counted once per cooldown, and an answer forgets them")
@@ -169,7 +246,7 @@ import Vocabulary
         func at(_ milliseconds: UInt64) -> Instant { Instant(nanoseconds: milliseconds * 1_000_000) }
         board.claim(account: 1, owner: 11)
         #expect(board.unreachable(account: 1, owner: 11, now: at(1)) == 1)
-        board.coolDown(account: 1, owner: 11, until: at(100), isLimit: false)
+        board.coolDown(account: 1, owner: 11, until: at(100), isLimit: false, at: wall)
         for _ in 0..<50 { #expect(board.unreachable(account: 1, owner: 11, now: at(50)) == 1) }
         #expect(board.unreachable(account: 1, owner: 11, now: at(100)) == 2)
         board.reached(account: 1)

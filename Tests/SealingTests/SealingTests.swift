@@ -58,4 +58,10 @@ import Testing
             Issue.record("took a key that the group can read")
         } catch { #expect(error.description.contains("chmod 600")) }
     }
+
+    @Test("SHA-256 gives the challenge of RFC 7636 Appendix B")
+    func challenge() {
+        let digest = SHA256.digest(Array("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk".utf8))
+        #expect(Base64.url.encode(digest) == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM")
+    }
 }

@@ -11,6 +11,8 @@ public final class FakeIssuer: @unchecked Sendable {  // every access holds `loc
     private var gate: Gate?
     private var lifeSeconds: Double = 3_600
     private var device = (name: "", pending: 0)
+    private var browser: String?
+    private var sentVerifier: String?
 
     /// Turns of the upstream's ChatGPT accounts are answered for tokens that this issuer has given, and with 401 for others.
     public init(on upstream: FakeUpstream) {
@@ -49,6 +51,13 @@ public final class FakeIssuer: @unchecked Sendable {  // every access holds `loc
             })
     }
 
+    /// A browser that comes back with the code `b/1` gets this login.
+    public func enableBrowser(name: String) { read { $0.browser = name } }
+    /// What came with that code.
+    public var verifier: String? { read { $0.sentVerifier } }
+    /// Tokens that were given are good no more.
+    public func expire() { read { $0.valid = [] } }
+
     private func read<T>(_ body: (FakeIssuer) -> T) -> T {
         lock.lock()
         defer { lock.unlock() }
@@ -63,15 +72,17 @@ public final class FakeIssuer: @unchecked Sendable {  // every access holds `loc
     public func always(_ answer: Behaviour?) { read { $0.answer = answer } }
 
     /// A login as Codex keeps it, whose access token ends so many seconds from now and was made `ageSeconds` ago.
-    public func login(_ name: String, ageSeconds: Double = 0, lifeSeconds: Double = 3_600, isGood: Bool = true) -> String {
+    public func login(
+        _ name: String, ageSeconds: Double = 0, lifeSeconds: Double = 3_600, isGood: Bool = true, workspace: String? = nil
+    ) -> String {
         let (access, refresh) = (Self.token(name, age: ageSeconds, life: lifeSeconds), "r-\(UUID().uuidString)")
         read {
             if isGood { $0.valid.insert(access) }
             $0.refreshTokens.insert(refresh)
         }
-        let id = Self.identity(name)
+        let (id, workspace) = (Self.identity(name), workspace ?? "w-\(name)")
         return
-            "{\"tokens\":{\"access_token\":\"\(access)\",\"refresh_token\":\"\(refresh)\",\"id_token\":\"\(id)\",\"account_id\":\"w-\(name)\"}}"
+            "{\"tokens\":{\"access_token\":\"\(access)\",\"refresh_token\":\"\(refresh)\",\"id_token\":\"\(id)\",\"account_id\":\"\(workspace)\"}}"
     }
 
     private static func identity(_ name: String) -> String {
@@ -97,15 +108,17 @@ public final class FakeIssuer: @unchecked Sendable {  // every access holds `loc
         read { me in
             if let answer = me.answer { return answer }
             if request.header("content-type") == "application/x-www-form-urlencoded" {
+                if let name = me.browser, request.text.contains("&code=b%2F1&"),
+                    request.text.contains("&redirect_uri=http%3A%2F%2Flocalhost%3A"), request.text.hasSuffix("%2Fauth%2Fcallback")
+                {
+                    me.sentVerifier = request.text.components(separatedBy: "&code_verifier=").last.map { String($0.prefix { $0 != "&" }) }
+                    return me.tokens(name)
+                }
                 // RFC 6749 §4.1.3, with the characters that a form must not carry as they are.
                 guard request.text.contains("grant_type=authorization_code&"), request.text.contains("&code=c%2F1%2B2&code_verifier=v%3D&"),
                     request.text.hasSuffix("%2Fdeviceauth%2Fcallback")
                 else { return .error(400, code: "invalid_grant") }
-                let (access, next) = (Self.token(me.device.name, age: 0, life: me.lifeSeconds), "r-\(UUID().uuidString)")
-                me.valid.insert(access)
-                me.refreshTokens.insert(next)
-                return .status(
-                    200, "{\"access_token\":\"\(access)\",\"refresh_token\":\"\(next)\",\"id_token\":\"\(Self.identity(me.device.name))\"}")
+                return me.tokens(me.device.name)
             }
             let token = request.json["refresh_token"] as? String ?? ""
             guard request.json["grant_type"] as? String == "refresh_token", me.refreshTokens.remove(token) != nil else {
@@ -119,5 +132,13 @@ public final class FakeIssuer: @unchecked Sendable {  // every access holds `loc
             let tokens = Behaviour.status(200, "{\"access_token\":\"\(access)\",\"refresh_token\":\"\(next)\",\"id_token\":\"\(access)\"}")
             return me.gate.map { gate in Behaviour { [.gate(gate)] + tokens.steps($0) } } ?? tokens
         }
+    }
+
+    /// Of a login that was made just now; under `lock`.
+    private func tokens(_ name: String) -> Behaviour {
+        let (access, next) = (Self.token(name, age: 0, life: lifeSeconds), "r-\(UUID().uuidString)")
+        valid.insert(access)
+        refreshTokens.insert(next)
+        return .status(200, "{\"access_token\":\"\(access)\",\"refresh_token\":\"\(next)\",\"id_token\":\"\(Self.identity(name))\"}")
     }
 }
