@@ -21,14 +21,17 @@ struct RoutingBench: ParsableCommand {
 
     func run() throws {
         print("accounts      idle      busy       lot      mask    pinned     taken   refresh")
+        let board = Scoreboard(fresh: try SharedMemory.create("bench:turns", count: Scoreboard.memoryBytes))
         for count in accounts {
+            let (idle, busy) = (pool(count, inFlight: 0), pool(count, inFlight: 9))
+            let (mixed, mask) = (pool(count, inFlight: 0, weights: 1...300), mask(count))
             let row: [Double] = [
-                measure { choosing(pool(count, inFlight: 0), $0) },
-                measure { choosing(pool(count, inFlight: 9), $0) },
-                measure { choosing(pool(count, inFlight: 0, weights: 1...300), $0) },
-                measure { choosing(pool(count, inFlight: 9), mask: mask(count), $0) },
-                measure { choosing(pool(count, inFlight: 9), pin: Pin(Int64(count / 2 + 1), .prefer), $0) },
-                measure { taking(pool(count, inFlight: 9), $0) },
+                measure { choosing(idle, $0) },
+                measure { choosing(busy, $0) },
+                measure { choosing(mixed, $0) },
+                measure { choosing(busy, mask: mask, $0) },
+                measure { choosing(busy, pin: Pin(Int64(count / 2 + 1), .prefer), $0) },
+                measure { taking(busy, board, $0) },
                 try refresh(min(count, Limits.accountsMax)),
             ]
             print(padded(String(count), 8) + row.map { padded(String(Int($0.rounded())), 10) }.joined())
@@ -37,7 +40,8 @@ struct RoutingBench: ParsableCommand {
             "ns per choice. idle: all accounts alike, no turn open; busy: 9 turns on average; lot: drawn by weight; mask: a third lacks the"
         )
         print(
-            "model; pinned: of a conversation; taken: with the turn's own bookkeeping; refresh: reading all of shared memory, up to 4096.")
+            "model; pinned: of a conversation; taken: with the counts in shared memory that a turn takes and gives back; refresh: reading all of shared memory, up to 4096."
+        )
     }
 
     private func padded(_ text: String, _ width: Int) -> String { String(repeating: " ", count: max(0, width - text.utf8.count)) + text }
@@ -67,14 +71,20 @@ struct RoutingBench: ParsableCommand {
     }
 
     /// Each turn leaves when the next one has come.
-    private func taking(_ pool: AccountPool, _ turns: Int) -> Int {
-        var (pool, before) = (pool, 0)
+    private func taking(_ pool: AccountPool, _ board: Scoreboard, _ turns: Int) -> Int {
+        var (pool, before) = (pool, -1)
         for turn in 0..<turns {
-            guard case .account(let place) = pool.choose(now: Instant(nanoseconds: UInt64(turn))) else { continue }
-            pool.took(place, now: Instant(nanoseconds: UInt64(turn)))
-            if turn > 0 { pool.released(before) }
+            let now = Instant(nanoseconds: UInt64(turn))
+            guard case .account(let place) = pool.choose(now: now) else { continue }
+            guard board.acquire(account: place % Limits.accountsMax, worker: 0, cap: .max, now: now) != nil else { continue }
+            pool.took(place, now: now)
+            if before >= 0 {
+                board.release(account: before % Limits.accountsMax, worker: 0)
+                pool.released(before)
+            }
             before = place
         }
+        if before >= 0 { board.release(account: before % Limits.accountsMax, worker: 0) }
         return before
     }
 

@@ -1588,6 +1588,9 @@ public nonisolated struct ExplainRow: Sendable {
 
   public var pinned: Bool = false
 
+  /// Its part of the turns next to others: weight and what is left of its quota.
+  public var size: Double = 0
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -4796,7 +4799,7 @@ nonisolated extension ExplainReply: SwiftProtobuf.Message, SwiftProtobuf._Messag
 
 nonisolated extension ExplainRow: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".ExplainRow"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}account\0\u{1}verdict\0\u{1}reason\0\u{3}in_flight\0\u{3}streams_max\0\u{1}weight\0\u{1}policy\0\u{1}rank\0\u{1}load\0\u{3}share_permille\0\u{3}primary_used_permille\0\u{3}secondary_used_permille\0\u{3}cooldown_ms\0\u{1}overflow\0\u{1}pinned\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}account\0\u{1}verdict\0\u{1}reason\0\u{3}in_flight\0\u{3}streams_max\0\u{1}weight\0\u{1}policy\0\u{1}rank\0\u{1}load\0\u{3}share_permille\0\u{3}primary_used_permille\0\u{3}secondary_used_permille\0\u{3}cooldown_ms\0\u{1}overflow\0\u{1}pinned\0\u{1}size\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -4819,6 +4822,7 @@ nonisolated extension ExplainRow: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       case 13: try { try decoder.decodeSingularUInt64Field(value: &self.cooldownMs) }()
       case 14: try { try decoder.decodeSingularBoolField(value: &self.overflow) }()
       case 15: try { try decoder.decodeSingularBoolField(value: &self.pinned) }()
+      case 16: try { try decoder.decodeSingularDoubleField(value: &self.size) }()
       default: break
       }
     }
@@ -4874,6 +4878,9 @@ nonisolated extension ExplainRow: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if self.pinned != false {
       try visitor.visitSingularBoolField(value: self.pinned, fieldNumber: 15)
     }
+    if self.size.bitPattern != 0 {
+      try visitor.visitSingularDoubleField(value: self.size, fieldNumber: 16)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -4893,6 +4900,7 @@ nonisolated extension ExplainRow: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if lhs.cooldownMs != rhs.cooldownMs {return false}
     if lhs.overflow != rhs.overflow {return false}
     if lhs.pinned != rhs.pinned {return false}
+    if lhs.size != rhs.size {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

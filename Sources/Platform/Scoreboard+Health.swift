@@ -36,7 +36,8 @@ extension Scoreboard {
             let (isDone, now) = cell.pointee.compareExchange(expected: seen, desired: new.cell, ordering: .relaxed)
             if isDone {
                 touch(slot, .healthAt, at)
-                return changed()
+                changed()
+                return
             }
             seen = now
         }

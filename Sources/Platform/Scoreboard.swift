@@ -43,7 +43,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     public static let memoryBytes = pinsOffset + PinTable.memoryBytes
 
     /// What lies where. To be counted up with every change of it: builds of two versions never write one memory.
-    public static let layoutVersion = 8
+    public static let layoutVersion = 9
 
     private let base: UnsafeMutableRawPointer
 
@@ -105,7 +105,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
 
     /// Rises with all that a choice among accounts depends on: whoever saw it stand still need not look again.
     public var accountChanges: UInt64 { changes.pointee.load(ordering: .acquiring) }
-    func changed() { changes.pointee.wrappingAdd(1, ordering: .releasing) }
+    @discardableResult func changed() -> UInt64 { changes.pointee.wrappingAdd(1, ordering: .releasing).newValue }
     private var changes: Cell { (base + Self.changesOffset).assumingMemoryBound(to: Atomic<UInt64>.self) }
 
     /// Which conversation belongs to which account.
@@ -239,15 +239,16 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     /// Turns that all workers have open on the account.
     public func inFlight(account slot: Int) -> Int { Self.turns(accountCell(slot, .turns).pointee.load(ordering: .relaxed)) }
 
-    /// A turn of the row begins on the account, unless `cap` of all workers are open there. Only the row's own process may call it.
-    public func acquire(account slot: Int, worker row: Int, cap: Int, now: Instant) -> Bool {
+    /// A turn of the row begins on the account, unless `cap` of all workers are open there: then nil, else what `accountChanges` is by it. Only
+    /// the row's own process may call it.
+    public func acquire(account slot: Int, worker row: Int, cap: Int, now: Instant) -> UInt64? {
         let intent = workerCell(row, Self.intentCell)
         intent.pointee.store(UInt64(slot) + 1, ordering: .releasing)
         defer { intent.pointee.store(0, ordering: .releasing) }
         let total = accountCell(slot, .turns)
         var seen = total.pointee.load(ordering: .relaxed)
         while true {
-            guard Self.turns(seen) < min(cap, Int(UInt32.max)) else { return false }
+            guard Self.turns(seen) < min(cap, Int(UInt32.max)) else { return nil }
             let (isDone, now) = total.pointee.compareExchange(
                 expected: seen, desired: seen &+ Self.turnsStep &+ 1, ordering: .acquiringAndReleasing)
             if isDone { break }
@@ -255,20 +256,19 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
         }
         shareCell(slot, row).pointee.wrappingAdd(1, ordering: .releasing)
         accountCell(slot, .lastUsed).pointee.store(now.nanoseconds, ordering: .relaxed)
-        changed()
-        return true
+        return changed()
     }
 
     /// A turn of the row has left the account. The same.
-    public func release(account slot: Int, worker row: Int) {
+    @discardableResult public func release(account slot: Int, worker row: Int) -> UInt64? {
         let intent = workerCell(row, Self.intentCell)
         intent.pointee.store(UInt64(slot) + 1, ordering: .releasing)
         defer { intent.pointee.store(0, ordering: .releasing) }
         let share = shareCell(slot, row)
-        guard share.pointee.load(ordering: .relaxed) > 0 else { return }  // cleared under our hands, and taken from the total with it
+        guard share.pointee.load(ordering: .relaxed) > 0 else { return nil }  // cleared under our hands, and taken from the total with it
         share.pointee.wrappingSubtract(1, ordering: .releasing)
         addTurns(slot, -1)
-        changed()
+        return changed()
     }
 
     private func addTurns(_ slot: Int, _ amount: Int) {

@@ -250,8 +250,10 @@ extension AccountPool {
         public var verdict: Verdict
         public var isPinned: Bool
         public var rank: Int
-        /// As the strategy sees it: the lower the sooner.
-        public var load: Int
+        /// As the strategy counts it: of accounts of one rank the lowest comes first.
+        public var load: Double
+        /// Its part of the turns next to others.
+        public var size: Double
         /// Of the turns that come now, in thousandths; of those with the lowest key, where a lot is drawn.
         public var sharePermille: Int
     }
@@ -279,7 +281,8 @@ extension AccountPool {
             let isRanked = keys[place] != Ranking.never
             return Explanation(
                 place: place, verdict: verdict, isPinned: pin?.account == facts[place].id,
-                rank: isRanked ? Int(keys[place] >> 24) : 0, load: isRanked ? Int(keys[place] & Ranking.loadMax) : 0, sharePermille: share)
+                rank: isRanked ? Int(keys[place] >> 24) : 0, load: ranking.shownLoad(facts[place]),
+                size: ranking.weight(facts[place]), sharePermille: share)
         }
         return (choice, accounts)
     }

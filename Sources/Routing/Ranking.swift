@@ -82,6 +82,19 @@ struct Ranking: Sendable {
         }
     }
 
+    /// The load in numbers that people know: turns by size, thousandths, days; whatever it is, less comes first.
+    func shownLoad(_ facts: AccountFacts) -> Double {
+        switch strategy {
+        case .capacityWeighted, .relativeAvailability: Double(facts.inFlight) / weight(facts)
+        case .usageWeighted: Double(pressed(facts, facts.secondaryUsed))
+        case .roundRobin, .singleAccount: 0
+        case .leastInFlight: Double(facts.inFlight)
+        case .fillFirst: Double(Self.left(facts.primaryUsed))
+        case .sequentialDrain: Double(facts.weight)
+        case .resetDrain: Double(days(facts))
+        }
+    }
+
     /// A positive number in 23 bits that keep its order: IEEE 754 has it so.
     private static func ordered(_ number: Double) -> UInt32 { Float(number).bitPattern >> 8 }
 

@@ -34,10 +34,10 @@ public enum Schema {
     /// SQLite's `application_id` of our databases: "CLB1".
     public static let applicationID: Int32 = 0x434C_4231
 
-    public static let revisions: [Revision] = [revision0001, revision0002, revision0003, revision0004, revision0005]
+    public static let revisions: [Revision] = [revision0001, revision0002, revision0003, revision0004, revision0005, revision0006]
     public static var head: Revision { revisions[revisions.count - 1] }
 
-    /// All tables that the revisions make.
+    /// All tables that the revisions make on both databases, and that hold what must not be lost.
     public static let tables = [
         "account_facts", "accounts", "client_keys", "leases", "revision_history", "settings", "state", "usage_records",
     ]

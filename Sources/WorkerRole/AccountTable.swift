@@ -131,12 +131,13 @@ final class AccountTable {
             let chosen = all[place]
             // To the nanosecond: of accounts with as few turns the one that was used least recently is next, also within a millisecond.
             let used = Clock.now
-            guard scoreboard.acquire(account: chosen.value.slot, worker: row, cap: pool.facts[place].cap, now: used) else {
+            guard let changes = scoreboard.acquire(account: chosen.value.slot, worker: row, cap: pool.facts[place].cap, now: used) else {
                 pool.foundFull(place)
                 modelPool?.pool.foundFull(place)
                 continue
             }
             pool.took(place, now: used)
+            changedByUs(changes)
             if let affinity { remember(affinity, chosen, now) }
             return .account(chosen, isOnly: pin?.strength == .only)
         }
@@ -158,9 +159,14 @@ final class AccountTable {
 
     /// A turn has left its account.
     func release(_ account: RoutedAccount) {
-        scoreboard.release(account: account.value.slot, worker: row)
-        if let place = pool.place(of: account.value.id) { pool.released(place) }
+        let changes = scoreboard.release(account: account.value.slot, worker: row)
+        guard let place = pool.place(of: account.value.id) else { return }
+        pool.released(place)
+        if let changes { changedByUs(changes) }
     }
+
+    /// The pool knows of this change; where it is the only one nothing need be read anew.
+    private func changedByUs(_ changes: UInt64) { if changes == seenChanges &+ 1 { seenChanges = changes } }
 
     /// Reads what has changed in the scoreboard. A large pool is read no more often than it takes a hundredth of the time.
     func freshen(_ now: Instant) {

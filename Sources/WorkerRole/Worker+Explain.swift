@@ -69,7 +69,7 @@ extension AccountTable {
         (row.verdict, row.reason) = words(explanation, first, facts, account, now)
         (row.account, row.policy, row.weight) = (account.name, account.options.policy.rawValue, UInt32(account.options.weight))
         (row.inFlight, row.streamsMax) = (UInt32(clamping: facts.inFlight), UInt32(clamping: account.options.streamsMax ?? 0))
-        (row.rank, row.load) = (UInt32(explanation.rank), Double(explanation.load))
+        (row.rank, row.load, row.size) = (UInt32(explanation.rank), explanation.load, explanation.size)
         (row.overflow, row.pinned) = (account.options.isOverflow, explanation.isPinned)
         row.sharePermille = UInt32(explanation.sharePermille)
         row.cooldownMs = UInt64(facts.cooldownUntil.milliseconds(since: now))
@@ -112,7 +112,8 @@ extension AccountTable {
     private func later(_ explanation: AccountPool.Explanation, _ first: AccountPool.Explanation?, _ facts: AccountFacts) -> String {
         if let first, first.isPinned { return "the conversation is with another one" }
         guard let first, first.rank < explanation.rank else {
-            return "its load as \(stored.strategy.rawValue) counts it is \(explanation.load), of the first \(first?.load ?? 0)"
+            if stored.strategy == .relativeAvailability { return "far behind the best for the time left, or more load" }
+            return "more load than the first as \(stored.strategy.rawValue) counts it"
         }
         if facts.isOverflow { return "overflow: used when no other can serve" }
         if facts.isTight { return "a quota window is used up to \(Limits.tightPermille / 10) %" }

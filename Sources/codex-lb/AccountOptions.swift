@@ -141,16 +141,24 @@ extension Accounts {
             isThere ? "\(permille / 10).\(permille % 10)%" : "-"
         }
 
+        /// Three places behind the point.
+        private static func short(_ number: Double) -> String {
+            let thousandths = Int64((min(max(number, 0), 1e12) * 1000).rounded())
+            guard thousandths % 1000 != 0 else { return String(thousandths / 1000) }
+            let rest = String(thousandths % 1000)
+            return "\(thousandths / 1000).\(String(repeating: "0", count: 3 - rest.count))\(rest)"
+        }
+
         static func table(_ reply: ExplainReply) {
             print("strategy  \(reply.strategy)\(reply.model.isEmpty ? "" : "   model \(reply.model.printable)")   (worker.\(reply.worker))")
             print("a turn    \(reply.outcome.printable)")
             printTable(
-                ["ACCOUNT", "VERDICT", "RANK", "LOAD", "SHARE", "OPEN", "CAP", "WEIGHT", "POLICY", "5H", "WEEK", "WHY"],
+                ["ACCOUNT", "VERDICT", "RANK", "LOAD", "SIZE", "SHARE", "OPEN", "CAP", "POLICY", "5H", "WEEK", "WHY"],
                 reply.rows.map { row in
                     [
-                        row.account, row.verdict, String(row.rank), String(Int(row.load)),
+                        row.account, row.verdict, String(row.rank), short(row.load), short(row.size),
                         percent(row.sharePermille > 0, row.sharePermille),
-                        String(row.inFlight), row.streamsMax == 0 ? "-" : String(row.streamsMax), String(row.weight),
+                        String(row.inFlight), row.streamsMax == 0 ? "-" : String(row.streamsMax),
                         row.policy + (row.overflow ? ",overflow" : ""), percent(row.hasPrimaryUsedPermille, row.primaryUsedPermille),
                         percent(row.hasSecondaryUsedPermille, row.secondaryUsedPermille), row.reason,
                     ]
@@ -161,7 +169,8 @@ extension Accounts {
             let rows = reply.rows.map { row in
                 JSONText.object([
                     ("account", .string(row.account)), ("verdict", .string(row.verdict)), ("reason", .string(row.reason)),
-                    ("rank", .int(Int64(row.rank))), ("load", .int(Int64(row.load))), ("share_permille", .int(Int64(row.sharePermille))),
+                    ("rank", .int(Int64(row.rank))), ("load", .raw(short(row.load))), ("size", .raw(short(row.size))),
+                    ("share_permille", .int(Int64(row.sharePermille))),
                     ("in_flight", .int(Int64(row.inFlight))), ("streams_max", row.streamsMax == 0 ? .null : .int(Int64(row.streamsMax))),
                     ("weight", .int(Int64(row.weight))), ("policy", .string(row.policy)), ("overflow", .bool(row.overflow)),
                     ("pinned", .bool(row.pinned)), ("cooldown_ms", .int(Int64(clamping: row.cooldownMs))),

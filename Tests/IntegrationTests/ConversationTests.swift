@@ -115,6 +115,45 @@ extension Integration {
             for _ in 0..<4 { #expect(try chosen(stage, ["a", "b"]) { _ = try turn(stage, headers: headers) } == [other]) }
         }
 
+        /// What one instance has learned another one on the same database knows within a second, also what was learned before that came, and
+        /// what was learned while their transactions crossed; an account that a conversation has moved to as well.
+        @Test func toldToInstances() throws {
+            let stage = try Stage("a", "b", workers: 2, on: .postgresql)
+            stage.always("b", .chosen { request in Self.response("resp_b_\(request.json["n"] ?? "")") })
+            func ask(_ stage: Stage, n: Int) throws { #expect(try turn(stage, ",\"n\":\(n)").status == 200) }
+            func asksOwner(_ stage: Stage, n: Int) throws -> Bool {
+                try chosen(stage, ["a", "b"]) { _ = try turn(stage, ",\"previous_response_id\":\"resp_b_\(n)\"") } == ["b"]
+            }
+            for n in 0..<8 { try ask(stage, n: n) }
+            let known = try (0..<8).filter { try asksOwner(stage, n: $0) }
+            #expect(known.count >= 3)
+
+            let second = try Daemon(["CODEX_LB_DATABASE_URL": stage.daemon.environment["CODEX_LB_DATABASE_URL"] ?? ""])
+            try FileManager.default.createDirectory(
+                atPath: second.data, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+            try FileManager.default.copyItem(atPath: stage.daemon.data + "/encryption.key", toPath: second.data + "/encryption.key")
+            try second.start(workers: 2)
+            let other = Stage(stage.upstream, second)
+            // The first hears of the second within five seconds (it says that it serves so often), and tells all it knows.
+            #expect(
+                try eventually(10, every: 0.1) { try known.allSatisfy { n in try (0..<4).allSatisfy { _ in try asksOwner(other, n: n) } } })
+
+            // From now on within a second, each way.
+            for (from, to) in [(stage, other), (other, stage)] {
+                let session = "s-\(from.daemon.directory)"
+                let owner = try chosen(from, ["a", "b"]) { _ = try turn(from, headers: [("session-id", session)]) }
+                let told = Date()
+                #expect(
+                    try eventually(3, every: 0.05) {
+                        try (0..<6).allSatisfy { _ in
+                            try chosen(to, ["a", "b"]) { _ = try turn(to, headers: [("session-id", session)]) } == owner
+                        }
+                    })
+                // It may have got the right one by chance: six times in a row is one of 64.
+                #expect(Date().timeIntervalSince(told) < 2)
+            }
+        }
+
         /// What is remembered outlives a stop, and all but the last moments a sudden end; a file that can't be read is told and costs no turn.
         @Test(arguments: Database.both) func outlivesTheInstance(_ database: Database) throws {
             let stage = try Stage("a", "b", workers: 2, on: database)

@@ -122,9 +122,9 @@ import Vocabulary
     func inFlight() throws {
         let board = Scoreboard(fresh: try SharedMemory.create("test:scoreboard", count: Scoreboard.memoryBytes))
         board.setRows(inUse: 3)
-        for worker in 0..<3 { #expect(board.acquire(account: 5, worker: worker, cap: .max, now: Instant(nanoseconds: 9))) }
-        #expect(board.acquire(account: 5, worker: 1, cap: 4, now: Instant(nanoseconds: 10)))
-        #expect(!board.acquire(account: 5, worker: 2, cap: 4, now: Instant(nanoseconds: 11)))
+        for worker in 0..<3 { #expect(board.acquire(account: 5, worker: worker, cap: .max, now: Instant(nanoseconds: 9)) != nil) }
+        #expect(board.acquire(account: 5, worker: 1, cap: 4, now: Instant(nanoseconds: 10)) != nil)
+        #expect(board.acquire(account: 5, worker: 2, cap: 4, now: Instant(nanoseconds: 11)) == nil)
         #expect(board.inFlight(account: 5) == 4 && board.lastUsed(account: 5) == Instant(nanoseconds: 10))
         board.close(row: 1)
         #expect(board.inFlight(account: 5) == 2)
@@ -390,7 +390,9 @@ private final class Count: Sendable {
             for row in 0..<4 {
                 group.addTask {
                     for turn in 0..<20_000 {
-                        guard board.acquire(account: 9, worker: row, cap: 3, now: Instant(nanoseconds: UInt64(turn))) else { continue }
+                        guard board.acquire(account: 9, worker: row, cap: 3, now: Instant(nanoseconds: UInt64(turn))) != nil else {
+                            continue
+                        }
                         count.enter()
                         count.leave()
                         board.release(account: 9, worker: row)
@@ -406,8 +408,8 @@ private final class Count: Sendable {
     @Test("A worker that is killed between two counts leaves one turn too many, until it is compared")
     func reconciled() throws {
         let board = try board(rows: 3)
-        #expect(board.acquire(account: 2, worker: 0, cap: 3, now: Instant(nanoseconds: 1)))
-        #expect(board.acquire(account: 2, worker: 1, cap: 3, now: Instant(nanoseconds: 1)))
+        #expect(board.acquire(account: 2, worker: 0, cap: 3, now: Instant(nanoseconds: 1)) != nil)
+        #expect(board.acquire(account: 2, worker: 1, cap: 3, now: Instant(nanoseconds: 1)) != nil)
         board.dieInAcquire(account: 2, worker: 1)
         #expect(board.inFlight(account: 2) == 3 && board.reconcile() == 0, "it may still be about to count itself")
         board.close(row: 1)
