@@ -27,11 +27,11 @@ public enum Plan: UInt8, Sendable, CaseIterable {
     /// One that this build does not know.
     case other
 
-    /// Nil of an empty name.
+    /// Nil of a name that says nothing.
     public init?(named name: String) {
         let name = name.lowercased()
-        guard !name.isEmpty else { return nil }
-        self = name == "education" ? .edu : Self.allCases.first { $0.name == name && $0 != .unknown } ?? .other
+        guard !name.isEmpty, name != Plan.unknown.name else { return nil }
+        self = name == "education" ? .edu : Self.allCases.first { $0.name == name } ?? .other
     }
 
     public var name: String { "\(self)" }

@@ -10,15 +10,19 @@ final class FactRecords {
     private var kept: [Int64: (quota: WallTime, health: WallTime, at: Instant)] = [:]
     private var lookAt = Instant(nanoseconds: 0)
     private var isWriting = false
-    /// Nothing was left to be stored at the last look.
-    private var isClean = true
 
     init(_ worker: Worker) { self.worker = worker }
 
     /// A stop waits for it.
-    var isBusy: Bool { isOurs && worker.isDraining && (isWriting || !isClean) }
+    var isBusy: Bool { isOurs && worker.isDraining && (isWriting || worker.accounts.all.contains { hasChanged($0.value) }) }
 
     private var isOurs: Bool { worker.position == 0 && worker.snapshot != nil }
+
+    private func hasChanged(_ account: Account) -> Bool {
+        let known = kept[account.id]
+        return worker.scoreboard.quotaAt(account: account.slot) != known?.quota ?? WallTime(milliseconds: 0)
+            || worker.scoreboard.healthAt(account: account.slot) != known?.health ?? WallTime(milliseconds: 0)
+    }
 
     func sweep(_ now: Instant) {
         // Whoever takes over after a reload looks at the same memory; after a stop nobody does.
@@ -26,12 +30,9 @@ final class FactRecords {
         lookAt = now.adding(milliseconds: Limits.renewalLookMilliseconds)
         let wall = Clock.wall
         var (facts, changes): ([AccountFact], [Int64: (quota: WallTime, health: WallTime, at: Instant)]) = ([], [:])
-        isClean = true
-        for account in worker.accounts.all.lazy.map(\.value) {
+        for account in worker.accounts.all.lazy.map(\.value) where hasChanged(account) {
             let (quota, health) = (worker.scoreboard.quotaAt(account: account.slot), worker.scoreboard.healthAt(account: account.slot))
             let known = kept[account.id] ?? (WallTime(milliseconds: 0), WallTime(milliseconds: 0), Instant(nanoseconds: 0))
-            guard quota != known.quota || health != known.health else { continue }
-            isClean = false
             let isDue = worker.isDraining || now.milliseconds(since: known.at) >= Limits.factSpacingMilliseconds
             guard isDue, changes.count < Limits.factAccountsMax else { continue }
             if quota != known.quota { facts.append(worker.accounts.quotaFact(of: account, wall)) }

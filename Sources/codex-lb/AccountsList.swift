@@ -230,7 +230,8 @@ struct AccountView {
             ("windows", windows(self.windows)), ("credits", credit), ("models", windows(models)),
             ("in_flight", .optional(live.map { Int64($0.inFlight) })), ("health", .optional(live?.tier)), ("cooldown", cooling),
             ("last_error", error), ("base_url", .string(row.baseURL)),
-            ("proxy", .optional(row.proxy.isEmpty ? nil : row.proxy)), ("created_at", .string(WallTime(milliseconds: row.createdAtMs).rfc3339)),
+            ("proxy", .optional(row.proxy.isEmpty ? nil : row.proxy)),
+            ("created_at", .string(WallTime(milliseconds: row.createdAtMs).rfc3339)),
         ])
     }
 }

@@ -39,7 +39,9 @@ import Vocabulary
         }
     }
 
-    @Test("Of two facts on one subject the later one stays, whichever comes first; none is kept of an account that is gone", arguments: Database.both)
+    @Test(
+        "Of two facts on one subject the later one stays, whichever comes first; none is kept of an account that is gone",
+        arguments: Database.both)
     func kept(_ kind: Database) throws {
         let ground = try Ground(kind)
         let store = try ground.open()
@@ -48,9 +50,13 @@ import Vocabulary
         try store.learn([quota.fact(of: one, at: later(5)), health.fact(of: one, at: later(5)), health.fact(of: two, at: later(5))])
         try store.learn([HealthFact().fact(of: one, at: later(4)), HealthFact().fact(of: two, at: later(6))])
         try store.learn([quota.fact(of: 99, at: now)])
-        func facts() throws -> [AccountFact] { try store.facts().sorted { ($0.accountID, $0.subject.rawValue) < ($1.accountID, $1.subject.rawValue) } }
+        func facts() throws -> [AccountFact] {
+            try store.facts().sorted { ($0.accountID, $0.subject.rawValue) < ($1.accountID, $1.subject.rawValue) }
+        }
         #expect(
-            try facts() == [health.fact(of: one, at: later(5)), quota.fact(of: one, at: later(5)), HealthFact().fact(of: two, at: later(6))])
+            try facts() == [
+                health.fact(of: one, at: later(5)), quota.fact(of: one, at: later(5)), HealthFact().fact(of: two, at: later(6)),
+            ])
         let snapshot = try store.snapshot()
         #expect(snapshot.version == version, "figures make no version: nobody would be told anything else all day")
         #expect(Set(snapshot.facts.map(\.value)) == Set(try facts().map(\.value)))
