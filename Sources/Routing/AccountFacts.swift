@@ -95,14 +95,14 @@ public struct AccountMask: Sendable {
     /// When the first limit of the model ends.
     public let limitedUntil: Instant?
     /// All ones where it can't: such an account's key is the last of all.
-    let blocked: [UInt32]
+    let blocked: [Int32]
 
     public init(_ reasons: [Reason], limitedUntil: Instant? = nil) {
         (self.reasons, self.limitedUntil) = (reasons, limitedUntil)
-        blocked = reasons.map { $0 == .serves ? 0 : .max }
+        blocked = reasons.map { $0 == .serves ? 0 : Ranking.never }
     }
 
-    public var hidesNone: Bool { !blocked.contains(.max) }
+    public var hidesNone: Bool { !blocked.contains(Ranking.never) }
 }
 
 /// How long an account that can't be reached is left alone.

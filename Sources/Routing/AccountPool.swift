@@ -6,10 +6,12 @@ public import Vocabulary
 /// 32-bit keys, and one of those that share it. It allocates nothing and compares no text.
 public struct AccountPool: Sendable {
     public private(set) var facts: [AccountFacts] = []
-    private var keys: [UInt32] = []
+    private var keys: [Int32] = []
     private var weights: [Float] = []
     private var lastUsed: [UInt64] = []
     private var places: [Int64: Int] = [:]
+    /// The largest of `weights`, and whether all are the same.
+    private var (weightMax, isEven): (Float, Bool) = (0, true)
     private var ranking = Ranking()
     private var random: SeededGenerator
     /// Until then keys are what they would be if they were made anew.
@@ -26,7 +28,7 @@ public struct AccountPool: Sendable {
         self.facts = facts
         places = Dictionary(facts.enumerated().map { ($1.id, $0) }, uniquingKeysWith: { first, _ in first })
         (ranking.strategy, ranking.single) = (strategy, single)
-        keys = [UInt32](repeating: Ranking.never, count: facts.count)
+        keys = [Int32](repeating: Ranking.never, count: facts.count)
         weights = [Float](repeating: 0, count: facts.count)
         lastUsed = [UInt64](repeating: 0, count: facts.count)
         rank(now, wall)
@@ -41,23 +43,31 @@ public struct AccountPool: Sendable {
     private mutating func rank(_ now: Instant, _ wall: WallTime) {
         (ranking.now, ranking.wall) = (now, wall)
         ranking.look(at: facts)
+        (weightMax, isEven) = (0, true)
         var until = Instant.never
         for place in facts.indices {
             rank(place)
+            if weights[place] != weights[0] { isEven = false }
             let account = facts[place]
             if account.cooldownUntil > now { until = min(until, account.cooldownUntil) }
+            if account.primaryUsed != nil { until = min(until, moment(account.primaryResets)) }
+            if account.secondaryUsed != nil { until = min(until, moment(account.secondaryResets)) }
             if account.changesAt > now { until = min(until, account.changesAt) }
-            for (used, resets) in [(account.primaryUsed, account.primaryResets), (account.secondaryUsed, account.secondaryResets)]
-            where used != nil && resets > wall {
-                until = min(until, now.adding(milliseconds: Int(clamping: resets.milliseconds - wall.milliseconds)))
-            }
         }
         validUntil = until
+    }
+
+    /// As the monotonic clock will have it; never, when it is past: what is told then is not told any more.
+    private func moment(_ time: WallTime) -> Instant {
+        guard time > ranking.wall else { return .never }
+        return ranking.now.adding(
+            milliseconds: Int(clamping: time.milliseconds.subtractingReportingOverflow(ranking.wall.milliseconds).partialValue))
     }
 
     private mutating func rank(_ place: Int) {
         keys[place] = ranking.key(facts[place])
         weights[place] = Float(ranking.weight(facts[place]))
+        weightMax = max(weightMax, weights[place])
         lastUsed[place] = facts[place].lastUsed.nanoseconds
     }
 
@@ -111,62 +121,76 @@ public struct AccountPool: Sendable {
         return .account(one(of: lowest, mask))
     }
 
-    private func lowestKey(_ mask: AccountMask?) -> UInt32 {
+    private func lowestKey(_ mask: AccountMask?) -> Int32 {
+        let keys = keys.span
         var lowest = Ranking.never
         guard let blocked = mask?.blocked else {
-            for key in keys { lowest = min(lowest, key) }
+            for place in 0..<keys.count { lowest = min(lowest, keys[unchecked: place]) }
             return lowest
         }
-        for (key, block) in zip(keys, blocked) { lowest = min(lowest, key | block) }
+        let blocks = blocked.span
+        precondition(blocks.count == keys.count)
+        for place in 0..<keys.count { lowest = min(lowest, keys[unchecked: place] | blocks[unchecked: place]) }
         return lowest
     }
 
+    private func has(_ lowest: Int32, _ place: Int, _ mask: AccountMask?) -> Bool {
+        keys[place] | (mask?.blocked[place] ?? 0) == lowest
+    }
+
     /// One of those with this key.
-    private mutating func one(of lowest: UInt32, _ mask: AccountMask?) -> Int {
-        var ties = Ties()
-        if let blocked = mask?.blocked {
-            for place in 0..<keys.count where keys[place] | blocked[place] == lowest { ties.add(place, weights[place], lastUsed[place]) }
-        } else {
-            for place in 0..<keys.count where keys[place] == lowest { ties.add(place, weights[place], lastUsed[place]) }
-        }
-        if lowest >> 24 >= Ranking.spareRank { return ties.first }
+    private mutating func one(of lowest: Int32, _ mask: AccountMask?) -> Int {
+        if lowest >> 24 >= Ranking.spareRank { return first(of: lowest, mask) }
         switch ranking.tie {
-        case .first: return ties.first
-        case .leastRecent: return ties.leastRecent
-        case .lot: return ties.isEven ? ties.leastRecent : byLot(ties, lowest, mask)
+        case .first: return first(of: lowest, mask)
+        case .leastRecent: return leastRecent(of: lowest, mask)
+        case .lot: return isEven ? leastRecent(of: lowest, mask) : byLot(lowest, mask)
         }
     }
 
-    private struct Ties {
-        var first = -1
-        var leastRecent = -1
-        private var leastUsed = UInt64.max
-        var weight = 0.0
-        private var firstWeight: Float = 0
-        /// All weigh the same.
-        var isEven = true
+    private func first(of lowest: Int32, _ mask: AccountMask?) -> Int {
+        keys.indices.first { has(lowest, $0, mask) } ?? 0
+    }
 
-        @inline(__always) mutating func add(_ place: Int, _ weight: Float, _ used: UInt64) {
-            if first < 0 {
-                (first, leastRecent, leastUsed, firstWeight) = (place, place, used, weight)
-            } else {
-                if used < leastUsed { (leastRecent, leastUsed) = (place, used) }
-                if weight != firstWeight { isEven = false }
+    private func leastRecent(of lowest: Int32, _ mask: AccountMask?) -> Int {
+        let (keys, used) = (keys.span, lastUsed.span)
+        var (least, found) = (UInt64.max, -1)
+        if let blocked = mask?.blocked {
+            let blocks = blocked.span
+            precondition(blocks.count == keys.count && used.count == keys.count)
+            for place in 0..<keys.count where keys[unchecked: place] | blocks[unchecked: place] == lowest {
+                if used[unchecked: place] < least || found < 0 { (least, found) = (used[unchecked: place], place) }
             }
-            self.weight += Double(weight)
+        } else {
+            precondition(used.count == keys.count)
+            for place in 0..<keys.count where keys[unchecked: place] == lowest {
+                if used[unchecked: place] < least || found < 0 { (least, found) = (used[unchecked: place], place) }
+            }
         }
+        return found
     }
 
-    private mutating func byLot(_ ties: Ties, _ lowest: UInt32, _ mask: AccountMask?) -> Int {
-        var rest = Double(random.next() >> 11) * 0x1p-53 * ties.weight
-        var last = ties.first
-        for place in 0..<keys.count where keys[place] | (mask?.blocked[place] ?? 0) == lowest {
+    /// Draws by weight. Any place is tried, and taken with the probability of its weight next to the largest (von Neumann's rejection): where many
+    /// share the key that takes two or three tries, whatever their number. Where few do, their weights are summed up.
+    private mutating func byLot(_ lowest: Int32, _ mask: AccountMask?) -> Int {
+        for _ in 0..<Self.triesMax {
+            let bits = random.next()
+            let place = Int((bits >> 32) * UInt64(keys.count) >> 32)
+            guard has(lowest, place, mask) else { continue }
+            if Float(bits & 0xFF_FFFF) * 0x1p-24 * weightMax < weights[place] { return place }
+        }
+        var sum = 0.0
+        for place in keys.indices where has(lowest, place, mask) { sum += Double(weights[place]) }
+        var rest = Double(random.next() >> 11) * 0x1p-53 * sum
+        var last = 0
+        for place in keys.indices where has(lowest, place, mask) {
             rest -= Double(weights[place])
             if rest < 0 { return place }
             last = place
         }
         return last
     }
+    private static let triesMax = 12
 
     // MARK: The account of the conversation
 
@@ -175,7 +199,7 @@ public struct AccountPool: Sendable {
         case waits, unavailable, tried, free
     }
 
-    private func owner(_ pin: Pin, _ mask: AccountMask?, _ tried: [Int64], _ lowest: UInt32, _ now: Instant) -> Owner {
+    private func owner(_ pin: Pin, _ mask: AccountMask?, _ tried: [Int64], _ lowest: Int32, _ now: Instant) -> Owner {
         let isTried = tried.contains(pin.account)
         guard let place = places[pin.account], serves(place, mask), !isTried else {
             guard pin.strength == .only else { return .free }
@@ -189,15 +213,10 @@ public struct AccountPool: Sendable {
             return account.isLimited(now) ? .free : account.isFull ? .waits : .goes(place)
         case .prefer:
             guard lowest >> 24 < Ranking.spareRank, !account.isCooling(now), !account.isDoubtful, !account.isFull else { return .free }
-            return account.inFlight <= leastInFlight(lowest, mask) + Limits.pinnedSurplusMax ? .goes(place) : .free
+            if has(lowest, place, mask) { return .goes(place) }
+            let other = facts[first(of: lowest, mask)].inFlight
+            return account.inFlight <= other + Limits.pinnedSurplusMax ? .goes(place) : .free
         }
-    }
-
-    /// Of the accounts that a turn without a conversation could get now.
-    private func leastInFlight(_ lowest: UInt32, _ mask: AccountMask?) -> Int {
-        var least = Int.max
-        for place in 0..<keys.count where keys[place] | (mask?.blocked[place] ?? 0) == lowest { least = min(least, facts[place].inFlight) }
-        return least == .max ? 0 : least
     }
 
     /// It is there for such turns, though perhaps not at this moment.
@@ -272,7 +291,7 @@ extension AccountPool {
             lowest != Ranking.never && keys[$0] | (mask?.blocked[$0] ?? 0) == lowest && !tried.contains(facts[$0].id)
         }
         let weight = ties.reduce(0) { $0 + Double(weights[$1]) }
-        let drawsLot = ranking.tie == .lot && Set(ties.map { weights[$0] }).count > 1 && lowest >> 24 < Ranking.spareRank
+        let drawsLot = ranking.tie == .lot && !isEven && lowest >> 24 < Ranking.spareRank
         let accounts = facts.indices.map { place -> Explanation in
             let isChosen = choice == .account(place)
             let verdict: Explanation.Verdict =

@@ -26,9 +26,9 @@ struct Ranking: Sendable {
         }
     }
 
-    static let never = UInt32.max
+    static let never = Int32.max
     /// The first rank of accounts that are used when no other is left.
-    static let spareRank: UInt32 = 32
+    static let spareRank: Int32 = 32
     static let loadMax: UInt32 = 0xFF_FFFF
 
     /// What an account can be used for now, whatever the turn.
@@ -47,21 +47,21 @@ struct Ranking: Sendable {
         return facts.isCooling(now) || facts.isDoubtful && facts.inFlight > 0 ? .spare : .ready
     }
 
-    func key(_ facts: AccountFacts) -> UInt32 {
+    func key(_ facts: AccountFacts) -> Int32 {
         switch standing(facts) {
         case .inactive, .notTheSingle, .limited, .full: Self.never
         // The one that comes back first.
-        case .spare: spareRank(facts) << 24 | UInt32(clamping: min(facts.cooldownUntil.milliseconds(since: now), Int(Self.loadMax)))
-        case .ready: rank(facts) << 24 | load(facts)
+        case .spare: spareRank(facts) << 24 | Int32(clamping: min(facts.cooldownUntil.milliseconds(since: now), Int(Self.loadMax)))
+        case .ready: rank(facts) << 24 | Int32(bitPattern: load(facts))
         }
     }
 
-    private func spareRank(_ facts: AccountFacts) -> UInt32 { Self.spareRank + (facts.isOverflow ? 8 : 0) }
+    private func spareRank(_ facts: AccountFacts) -> Int32 { Self.spareRank + (facts.isOverflow ? 8 : 0) }
 
     /// burn_first, normal, preserve, then those with hardly any quota left in the same order; overflow accounts after all others. What is to be
     /// burnt is burnt to its end.
-    private func rank(_ facts: AccountFacts) -> UInt32 {
-        let order: UInt32 = facts.policy == .burnFirst ? 0 : facts.policy == .normal ? 1 : 2
+    private func rank(_ facts: AccountFacts) -> Int32 {
+        let order: Int32 = facts.policy == .burnFirst ? 0 : facts.policy == .normal ? 1 : 2
         let isLate = facts.isTight && facts.policy != .burnFirst && strategy != .sequentialDrain && strategy != .singleAccount
         return order + (isLate ? 2 : 0) + (facts.isOverflow ? 8 : 0)
     }

@@ -237,7 +237,7 @@ public enum Limits {
     /// Rows of the scoreboard, and journals: the draining generations, the one that serves and the one that starts. Without a free one a
     /// worker is not started before another has ended.
     public static let rowsMax = workersMax * (drainingGenerationsMax + 2)
-    /// Accounts of one store: `accounts add` refuses more. Each takes 64 bytes of shared memory, and 4 more for each row in use.
+    /// Accounts of one store: `accounts add` refuses more. Each takes 192 bytes of shared memory, and 4 more for each row in use.
     public static let accountsMax = 4096
     /// What `accounts set --weight` takes, and what an account has without it.
     public static let accountWeights = 1...1000

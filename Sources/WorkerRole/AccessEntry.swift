@@ -38,7 +38,7 @@ final class AccessEntry {
     }
 
     func turnBegan() { awaitsTurn = true }
-    func iterationEnded() {
+    func turnEnded() {
         awaitsTurn = false
         writeIfWhole()
     }

@@ -91,7 +91,7 @@ final class Turn: UpstreamUser, Answering {
             worker.clientLeft(self)  // no connection sweeps it any more
             clientDrained()
         case .over:
-            request.access?.iterationEnded()
+            request.access?.turnEnded()
             worker.ended(self)
         }
     }

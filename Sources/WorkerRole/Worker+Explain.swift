@@ -93,7 +93,7 @@ extension AccountTable {
                 "spare",
                 facts.isCooling(now)
                     ? "failed lately: for \(seconds) s used only when no other is left"
-                    : "could not be reached last time, and a turn is finding out whether it can be"
+                    : "failed before, and a turn is finding out whether it serves again"
             )
         case .full: return ("full", "\(facts.inFlight) of \(facts.cap) turns open")
         case .limited: return ("limited", "its quota is used up; back in \(seconds) s")
@@ -116,6 +116,7 @@ extension AccountTable {
             return "more load than the first as \(stored.strategy.rawValue) counts it"
         }
         if facts.isOverflow { return "overflow: used when no other can serve" }
+        if facts.isDraining { return "it had errors just now" }
         if facts.isTight { return "a quota window is used up to \(Limits.tightPermille / 10) %" }
         return facts.policy == .preserve ? "policy preserve: used when no other has quota to spare" : "others are burnt first"
     }

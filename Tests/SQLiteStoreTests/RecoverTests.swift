@@ -11,7 +11,9 @@ import Vocabulary
 
 /// A database with something in every table, closed, and what is in it.
 private final class Patient {
-    static let tables = ["accounts", "client_keys", "leases", "revision_history", "settings", "state", "usage_records"]
+    static let tables = [
+        "account_facts", "accounts", "client_keys", "leases", "revision_history", "settings", "state", "usage_records",
+    ]
     let scratch = Scratch()
     var output: String { scratch.path + "/data/saved.db" }
     let records: Int

