@@ -120,7 +120,7 @@ extension Integration {
             #expect(try stage.daemon.run("accounts", "pause", "b").isGood)
             stage.upstream.always("dead", .error(401, code: "account_deactivated", message: "Your account has been deactivated."))
             #expect(try eventually(10) { try stage.turn("dead", stream: false).errorCode == "account_deactivated" })
-            #expect(try eventually(5) { try list(stage.daemon) == ["b": "paused", "me@example.com": "reauth_required"] })
+            #expect(try eventually(5) { try list(stage.daemon) == ["b": "paused", "me@example.com": "deactivated"] })
             #expect(try stage.daemon.run("accounts", "resume", "b").isGood)
             func accounts() throws -> (counts: [String: Any], check: String) {
                 let json = try stage.daemon.get("/health/ready").json
