@@ -24,12 +24,13 @@ public enum PostgresStore {
         return StoreSession(connection, vault: vault, revision: Schema.revisions[known - 1].id)
     }
 
-    /// Opens it for lists and checks; a standby will do.
-    public static func openReadOnly(_ url: PostgresURL) throws(StoreError) -> StoreSession {
+    /// Opens it for lists and checks; a standby will do. What is sealed is shown where the key at `keyPath` opens it.
+    public static func openReadOnly(_ url: PostgresURL, keyPath: String? = nil) throws(StoreError) -> StoreSession {
         let connection = try PostgresConnection(PostgresTarget(url, needsWrites: false))
         let known = try Migrator(connection).applied()
         guard known >= Schema.oldestUsable else { throw older(connection.place) }
-        return StoreSession(connection, vault: nil, revision: Schema.revisions[known - 1].id)
+        let vault = keyPath.flatMap { try? Vault.open(connection, keyPath: $0, makesKey: false) }  // a list needs none
+        return StoreSession(connection, vault: vault, revision: Schema.revisions[known - 1].id)
     }
 
     private static func older(_ place: String) -> StoreError {

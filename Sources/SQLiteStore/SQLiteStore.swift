@@ -131,16 +131,19 @@ public enum SQLiteStore {
         return migrator
     }
 
-    /// Opens an existing database for lists and checks. It has no key: `snapshot()` is not for it.
+    /// Opens an existing database for lists and checks; `snapshot()` is not for it. What is sealed is shown where the key at `keyPath` opens it.
     /// A statement that takes longer than `statementMilliseconds` is ended.
-    public static func openReadOnly(path: String, statementMilliseconds: Int? = nil) throws(StoreError) -> StoreSession {
+    public static func openReadOnly(path: String, keyPath: String? = nil, statementMilliseconds: Int? = nil) throws(StoreError)
+        -> StoreSession
+    {
         let connection = try reader(path)
         connection.limitStatements(milliseconds: statementMilliseconds)
         let known = try Migrator(connection).applied()
         guard known >= Schema.oldestUsable else {
             throw StoreError(.older, "database \(path) has no revision that this codex-lb can work with; run: codex-lb db upgrade")
         }
-        return StoreSession(connection, vault: nil, revision: Schema.revisions[known - 1].id)
+        let vault = keyPath.flatMap { try? Vault.open(connection, keyPath: $0, makesKey: false) }  // a list needs none
+        return StoreSession(connection, vault: vault, revision: Schema.revisions[known - 1].id)
     }
 
     static func reader(_ path: String) throws(StoreError) -> Connection {

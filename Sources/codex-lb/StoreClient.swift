@@ -133,8 +133,8 @@ enum LocalStore {
 
     static func openReadOnly(_ settings: Settings) throws(StoreError) -> StoreSession {
         switch settings.database.url {
-        case .sqlite(let path): try SQLiteStore.openReadOnly(path: path)
-        case .postgresql(let url): try PostgresStore.openReadOnly(url)
+        case .sqlite(let path): try SQLiteStore.openReadOnly(path: path, keyPath: settings.keyFile)
+        case .postgresql(let url): try PostgresStore.openReadOnly(url, keyPath: settings.keyFile)
         }
     }
 
