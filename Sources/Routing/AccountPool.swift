@@ -175,7 +175,7 @@ public struct AccountPool: Sendable {
     private mutating func byLot(_ lowest: Int32, _ mask: AccountMask?) -> Int {
         for _ in 0..<Self.triesMax {
             let bits = random.next()
-            let place = Int((bits >> 32) * UInt64(keys.count) >> 32)
+            let place = Int(((bits >> 32) * UInt64(keys.count)) >> 32)
             guard has(lowest, place, mask) else { continue }
             if Float(bits & 0xFF_FFFF) * 0x1p-24 * weightMax < weights[place] { return place }
         }
