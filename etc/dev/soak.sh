@@ -16,6 +16,11 @@ swift build -c release --product codex-lb --static-swift-stdlib
 swift build --product codex-lbPackageTests
 CODEX_LB_TEST_RELEASE=1 CODEX_LB_TEST_BINARY="$PWD/.build/release/codex-lb" \
     swift test --skip-build --filter 'Integration/Streams|Integration/Wire|Integration/Upstreams|Integration/LargeBodies'
+# Namespaces and a cgroup tree of its own are root's.
+if [ "$(id -u)" = 0 ] && [ -x /lib/systemd/systemd ]; then
+    echo "== the units under a real systemd"
+    sh etc/dev/systemd-user.sh .build/release/codex-lb
+fi
 # The full forms of issue 11's tests.
 echo "== reloads, upgrades, deaths"
 CODEX_LB_TEST_TALLY=$(mktemp)
