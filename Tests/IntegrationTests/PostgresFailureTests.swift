@@ -184,7 +184,7 @@ extension Integration {
                 #expect(stage.daemon.pid("worker", 0) != pid)
                 #expect(turn("stranger", "sk-clb-x") == 401)
             }
-            #expect(try stage.health() == (200, "degraded", "unreachable"))
+            #expect(try eventually(5, every: 0.1) { try stage.health() == (200, "degraded", "unreachable") })
             try cluster.start()
             #expect(try eventually(15, every: 0.1) { try stage.health() == (200, "ok", "ok") })
             for id in ["before", "away-1", "away-2"] { _ = try stage.daemon.record(id) }
