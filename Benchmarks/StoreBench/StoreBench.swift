@@ -193,13 +193,13 @@ private final class WriterSink: Sink, ByteStreamDelegate {
 
 private final class PostgresSink: Sink {
     private let pool: PostgresPool
-    private let lane: RecordLane
+    private let lane: RecordQueue
     private unowned let meter: Meter
     private let timer: LoopTimer
 
     init(_ loop: EventLoop, _ url: PostgresURL, _ meter: Meter) {
         let pool = PostgresPool(loop, PostgresTarget(url), PoolMachine.Limits(size: 2, overflow: 0, waitMilliseconds: 5_000))
-        let lane = RecordLane(loop, pool)
+        let lane = RecordQueue(loop, pool)
         (self.pool, self.lane, self.meter) = (pool, lane, meter)
         timer = LoopTimer(loop) {
             pool.sweep(loop.now)

@@ -25,9 +25,11 @@ public enum PinFile {
         let sum = bytes.withUnsafeBytes { SharedMemory.checksum($0) }
         withUnsafeBytes(of: sum.littleEndian) { bytes += $0 }
         let new = path + ".new"
-        let fd = open(new, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0o600)
+        // Never to wait for the other end of a pipe.
+        let fd = open(new, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0o600)
         guard fd >= 0 else { throw SystemError(errno, "making \(new)") }
         codexlb_adopt_owner(new, path)
+        errno = 0
         var code: Int32 = write(fd, bytes, bytes.count) == bytes.count ? 0 : errno == 0 ? ENOSPC : errno
         if close(fd) != 0, code == 0 { code = errno }
         if code == 0, rename(new, path) != 0 { code = errno }
@@ -40,12 +42,14 @@ public enum PinFile {
 
     /// How many pins it gave; nil: there is no file. One that is cut or damaged gives none.
     public static func load(_ path: String, into pins: PinTable, now: Instant, wall: WallTime) throws(SystemError) -> Int? {
-        let fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW)
+        let fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)
         guard fd >= 0 else {
             if errno == ENOENT { return nil }
             throw SystemError(errno, "reading \(path)")
         }
         defer { close(fd) }
+        var info = stat()
+        guard fstat(fd, &info) == 0, info.st_mode & S_IFMT == S_IFREG else { throw SystemError(EBADMSG, "reading \(path)") }
         var bytes = [UInt8](repeating: 0, count: magic.count + Limits.pinsMax * 16 + 4)
         let count = read(fd, &bytes, bytes.count)
         guard count >= 0 else { throw SystemError(errno, "reading \(path)") }

@@ -80,11 +80,15 @@ extension Scoreboard {
         account slot: Int, owner id: Int64, until: Instant?, isLimit: Bool, isQuota: Bool, trouble: Trouble?, at: WallTime
     ) {
         guard isOwned(slot, by: id), at > healthAt(account: slot) else { return }
-        let cooldown = until.map { Cooldown(until: $0, isLimit: isLimit, isQuota: isQuota, owner: id).cell } ?? 0
-        accountCell(slot, .cooldown).pointee.store(cooldown, ordering: .relaxed)
+        let told = until.map { Cooldown(until: $0, isLimit: isLimit, isQuota: isQuota, owner: id) }
+        let known = Cooldown(cell: accountCell(slot, .cooldown).pointee.load(ordering: .relaxed))
+        // Of two instances that met different things the longer limit is right; only an operator ends it.
+        let isKnownLonger = known.isLimit && known.tag == Cooldown.tag(id) && told.map { $0.until < known.until } ?? false
+        if !isKnownLonger { accountCell(slot, .cooldown).pointee.store(told?.cell ?? 0, ordering: .relaxed) }
         changed()
         if let trouble { accountCell(slot, .trouble).pointee.store(trouble.word, ordering: .relaxed) }
-        touch(slot, .healthAt, at)
+        // What was kept is newer than what was told: the others are to know it.
+        touch(slot, .healthAt, isKnownLonger ? WallTime(milliseconds: at.milliseconds + 1) : at)
     }
 
     public func setTrouble(account slot: Int, owner id: Int64, _ trouble: Trouble) {

@@ -86,8 +86,10 @@ extension PostgresPool {
     public func trimPins(_ done: @escaping (Result<Void, StoreError>) -> Void) {
         let statement = PostgresStatement(
             """
-            DELETE FROM pins WHERE changed < (SELECT changed FROM pins ORDER BY changed DESC OFFSET \(Limits.pinsMax) LIMIT 1)
-              OR expires_s < CAST(extract(epoch FROM clock_timestamp()) AS BIGINT) - 3600
+            DELETE FROM pins WHERE key IN (
+              SELECT key FROM pins WHERE changed < (SELECT changed FROM pins ORDER BY changed DESC OFFSET \(Limits.pinsMax) LIMIT 1)
+                OR expires_s < CAST(extract(epoch FROM clock_timestamp()) AS BIGINT) - 3600
+              ORDER BY key FOR UPDATE SKIP LOCKED)
             """)
         run([statement], milliseconds: Self.statementMilliseconds) { answer in
             do throws(StoreError) {

@@ -39,9 +39,7 @@ public struct WaitingLine<Waiter> {
     public enum Outcome: Sendable {
         /// It has what it waited for, or waits no more.
         case served
-        /// What it waits for is its own: others of its client may be luckier.
-        case waitsForOwn
-        /// There is nothing for it, nor for those behind it that want the same.
+        /// There is nothing for it now; whoever is behind it may want something else.
         case waits
     }
 
@@ -66,11 +64,7 @@ public struct WaitingLine<Waiter> {
 
     private func firstServed(_ client: Client, _ ask: (Waiter) -> Outcome) -> Int? {
         for (place, entry) in client.places.enumerated() {
-            switch ask(entry.waiter) {
-            case .served: return place
-            case .waitsForOwn: continue
-            case .waits: return nil
-            }
+            if ask(entry.waiter) == .served { return place }
         }
         return nil
     }

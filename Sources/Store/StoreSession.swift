@@ -125,15 +125,17 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
                 credentials = new.change.credentials(from: try sealedCredentials(account.name, vault)).withTokens(of: new.credentials)
                 account.options = new.change.options(from: account.options)
                 if new.baseURL.isEmpty, account.kind == new.kind { base = account.baseURL }
+                // What one upstream was given may be its secret: it does not go to another one unasked.
+                if new.change.headers == nil, Self.place(base) != Self.place(account.baseURL) { credentials.headers = [] }
                 // A pause is the operator's.
                 let state = account.state == .paused ? Account.State.paused : .active
                 (account.kind, account.state, account.baseURL) = (new.kind, state, base)
-                (account.credentials, account.changedAt) = (credentials, now)
+                (account.credentials, account.changedAt) = (credentials, Self.later(now, than: account.changedAt))
                 try connection.change(
                     "UPDATE accounts SET kind = $1, state = $2, base_url = $3, credentials = $4, changed_at_ms = $5 WHERE id = $6",
                     [
                         .text(new.kind.rawValue), .text(state.rawValue), .text(base),
-                        .blob(try vault.seal(credentials, account: account.id)), .int(now.milliseconds), .int(account.id),
+                        .blob(try vault.seal(credentials, account: account.id)), .int(account.changedAt.milliseconds), .int(account.id),
                     ])
                 try forgive(account: account.id, now: now, health: true)
                 try store(account.options, of: account.id)
@@ -182,13 +184,25 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             guard !credentials.bearer.isEmpty || !credentials.headers.isEmpty else {
                 throw StoreError(.invalid, "account \(name) has no key but in its headers; it needs one of them")
             }
+            (account.changedAt, account.credentials) = (Self.later(now, than: account.changedAt), credentials)
             try connection.change(
                 "UPDATE accounts SET credentials = $1, changed_at_ms = $2 WHERE id = $3",
-                [.blob(try vault.seal(credentials, account: account.id)), .int(now.milliseconds), .int(account.id)])
-            (account.changedAt, account.credentials) = (now, credentials)
+                [.blob(try vault.seal(credentials, account: account.id)), .int(account.changedAt.milliseconds), .int(account.id)])
             return account
         }
     }
+
+    /// Scheme, host and port of a base URL.
+    private static func place(_ url: String) -> Substring {
+        var slashes = 0
+        return url.prefix {
+            if $0 == "/" { slashes += 1 }
+            return slashes < 3 && $0 != "?"
+        }
+    }
+
+    /// When an account changes now: its times rise whatever the clock does, for by them its states are told apart.
+    static func later(_ now: WallTime, than before: WallTime) -> WallTime { max(now, WallTime(milliseconds: before.milliseconds + 1)) }
 
     private func checkChange(_ change: AccountChange) throws(StoreError) {
         try change.check()
@@ -282,10 +296,10 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
     public func setAccountState(_ name: String, _ state: Account.State, now: WallTime) throws(StoreError) -> Account {
         try change { () throws(StoreError) in
             var account = try existingAccount(name)
-            account.state = state
+            (account.state, account.changedAt) = (state, Self.later(now, than: account.changedAt))
             try connection.change(
                 "UPDATE accounts SET state = $1, changed_at_ms = $2 WHERE id = $3",
-                [.text(state.rawValue), .int(now.milliseconds), .int(account.id)])
+                [.text(state.rawValue), .int(account.changedAt.milliseconds), .int(account.id)])
             try forgive(account: account.id, now: now, health: state == .active)
             return account
         }
@@ -304,8 +318,8 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
                 WHERE id = $3 AND state = $4 AND changed_at_ms = $5 AND removed_at_ms IS NULL
                 """,
                 [
-                    .text(order.state.rawValue), .int(now.milliseconds), .int(order.accountID), .text(Account.State.active.rawValue),
-                    .int(order.changedAt.milliseconds),
+                    .text(order.state.rawValue), .int(Self.later(now, than: order.changedAt).milliseconds), .int(order.accountID),
+                    .text(Account.State.active.rawValue), .int(order.changedAt.milliseconds),
                 ])
             guard changed == 1 else { return false }
             try keep([AccountFact(accountID: order.accountID, subject: .state, at: now, value: StateFact(reason: order.reason).value)])

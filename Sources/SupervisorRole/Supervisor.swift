@@ -74,7 +74,8 @@ final class Supervisor {
     private var timer: LoopTimer!
     private var control: ControlServer!
     /// What workers serve by, sealed: for one that starts while PostgreSQL is away. The last one told, as of the workers themselves.
-    private var keptSnapshot: KeptSnapshot?
+    /// By generation: one that is not in charge yet, or no more, may read another database.
+    private var keptSnapshots: [UInt64: KeptSnapshot] = [:]
     private var readyFacts: Ready?
     var stopSignals = 0
     private var refusedFiles: [String] = []
@@ -137,7 +138,7 @@ final class Supervisor {
         (check, backup) = (left.checkPid == 0 ? nil : left.checkPid, left.backupPid == 0 ? nil : left.backupPid)
         homecoming = left.homecomingPid == 0 ? nil : left.homecomingPid
         (strays, databaseProblem) = (left.strayPids, left.databaseProblem)
-        keptSnapshot = left.hasKeptSnapshot ? left.keptSnapshot : nil
+        if left.hasKeptSnapshot { keptSnapshots[fleet.generation] = left.keptSnapshot }
         control = try ControlServer(loop, path: settings.controlSocket, supervisor: self, adopting: left.control)
         for (child, (link, pending)) in zip(fleet.children, zip(left.childLinks, left.childPending)) where link >= 0 {
             links[child.id] = ChildLink(loop, link, child.id, self, unfinished: Array(pending))
@@ -199,7 +200,7 @@ final class Supervisor {
         left.startedNs = started.nanoseconds
         left.databaseProblem = databaseProblem
         left.versionBefore = Version.text
-        if let keptSnapshot { left.keptSnapshot = keptSnapshot }
+        if let kept = keptSnapshots[fleet.generation] { left.keptSnapshot = kept }
         return left
     }
 
@@ -517,14 +518,22 @@ final class Supervisor {
             perform(fleet.refused(id, reason: refused.reason, now: loop.now))
         case .hello where slot.role == .worker:
             // One of a new generation must show that it reaches the database by its settings.
-            if let kept = keptSnapshot, fleet[id]?.generation == fleet.generation { links[id]?.send { $0.keptSnapshot = kept } }
-        case .keptSnapshot(let snapshot): keptSnapshot = snapshot
+            if let kept = keptSnapshots[fleet.generation], fleet[id]?.generation == fleet.generation {
+                links[id]?.send { $0.keptSnapshot = kept }
+            }
+        case .keptSnapshot(let snapshot): keep(snapshot, of: fleet[id]?.generation ?? 0)
         case .storeReply(let reply):
             control.answered(frame.correlation) { $0.storeReply = reply }
         case .explainReply(let reply):
             control.answered(frame.correlation) { $0.explainReply = reply }
         default: break
         }
+    }
+
+    private func keep(_ snapshot: KeptSnapshot, of generation: UInt64) {
+        guard generation >= fleet.generation else { return }
+        keptSnapshots = keptSnapshots.filter { $0.key == fleet.generation }
+        keptSnapshots[generation] = snapshot
     }
 
     /// Damage and old schemas stay; that the database is away comes and goes, and its word is that of `/health/ready`.

@@ -138,6 +138,7 @@ public final class TransportStream: ByteStreamDelegate {
         if let tls, tls.isEstablished, tls.hasPending {
             read(tls)
             delegate?.transportPaused()
+            endWithProxy()
         }
         if !isPaused { stream.startReading() }
     }
@@ -186,17 +187,23 @@ public final class TransportStream: ByteStreamDelegate {
         guard tls.isEstablished else { return shake(tls) }
         read(tls)
         delegate?.transportPaused()
-        if outer?.isPeerClosed == true, !self.stream.isClosed { end(isWhole: tls.isPeerClosed) }
+        endWithProxy()
+    }
+
+    /// The proxy's end is the stream's, when all that came before it has been seen.
+    private func endWithProxy() {
+        guard let outer, outer.isPeerClosed, !isPaused, !stream.isClosed else { return }
+        end(isWhole: tls?.isPeerClosed ?? false)
     }
 
     private func read(_ tls: TLSClient) {
-        while !isPaused, !stream.isClosed {
+        while !isPaused, !stream.isClosed, self.tls === tls {
             let count: Int
             do throws(TLSError) { count = try tls.read(into: buffer) } catch { return fail(error) }
             if count == 0 { break }
             delegate?.transportReceived(UnsafeRawBufferPointer(rebasing: buffer[..<count]).bytes)
         }
-        guard !stream.isClosed else { return }
+        guard !stream.isClosed, self.tls === tls else { return }  // else it has become the outer one meanwhile
         send(tls.takeOutgoing())  // key updates
         if tls.isPeerClosed { end(isWhole: true) }
     }

@@ -51,11 +51,20 @@ public final class ConnectAttempt: TransportDelegate {
         resolver.resolve(origin.host, port: origin.port) { [weak self] result in
             guard let self, done != nil else { return }
             switch result {
-            case .success(let found) where !found.isEmpty: connect(resolver, tunnelTo: found[0].hostText)
-            case .success: fail(.unreachable("\(origin.host): no address"))
+            case .success(let found):
+                targets = Self.alternating(found).map(\.hostText)
+                connectToNextTarget("\(origin.host): no address")
             case .failure(let error): failResolving(origin.host, error)
             }
         }
+    }
+
+    /// Addresses of the origin that a SOCKS proxy has not been asked for yet.
+    private var targets: [String] = []
+
+    private func connectToNextTarget(_ why: String) {
+        guard let resolver, !targets.isEmpty else { return unreachable(why) }
+        connect(resolver, tunnelTo: targets.removeFirst())
     }
 
     /// To the proxy, if there is one, which connects to `host`; else to the origin.
@@ -125,6 +134,7 @@ public final class ConnectAttempt: TransportDelegate {
     /// The name may have other addresses by now: it is asked anew next time.
     private func unreachable(_ why: String) {
         resolver?.forget(peer.host, port: peer.port)
+        if proxy?.scheme == .socks5 { resolver?.forget(origin.host, port: origin.port) }
         fail(.unreachable(why))
     }
 
@@ -170,7 +180,10 @@ public final class ConnectAttempt: TransportDelegate {
             case .wait, nil: break
             }
         } catch {
-            fail(.unreachable(error.reason))
+            // It may reach another of the origin's addresses.
+            self.transport?.close()
+            (self.transport, phase) = (nil, .connect)
+            connectToNextTarget(error.reason)
         }
     }
 

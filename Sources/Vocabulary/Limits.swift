@@ -111,6 +111,11 @@ public enum Limits {
     public static let pinsMax = 128 * 1024
     /// A response, a turn's state or a session stays with its account for so long after its last turn.
     public static let pinSeconds = 24 * 3600
+    /// A connection to the address that a browser comes back to at a login: until its request, and from the answer to its end.
+    public static let browserVisitorMilliseconds = 5_000
+    public static let browserGoodbyeMilliseconds = 1_000
+    /// A longer name of a model has no near ones.
+    public static let nearNameBytesMax = 64
     /// Pins that one statement tells other instances of, and reads from them. The second is the larger: what one transaction told comes whole.
     public static let pinsToldMax = 1_000
     public static let pinNewsMax = 4_000

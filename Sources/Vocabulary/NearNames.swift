@@ -18,7 +18,9 @@ public enum NearNames {
     /// The nearest of `known`, nearest first; only those that share at least half of their letters with `name`.
     public static func nearest(to name: String, in known: some Sequence<String>, count: Int = Limits.nearNamesMax) -> [String] {
         var found: [(name: String, distance: Int)] = []
-        for candidate in Set(known) {
+        // Long names are no slip of a finger, and cost the product of their lengths.
+        guard name.utf8.count <= Limits.nearNameBytesMax else { return [] }
+        for candidate in Set(known) where candidate.utf8.count <= Limits.nearNameBytesMax {
             let distance = distance(name, candidate)
             if distance * 2 <= max(name.utf8.count, candidate.utf8.count) { found.append((candidate, distance)) }
         }

@@ -12,8 +12,9 @@
 
     /// This instant plus `milliseconds`; saturates at `never`.
     @inlinable public func adding(milliseconds: Int) -> Instant {
-        let (sum, overflow) = nanoseconds.addingReportingOverflow(UInt64(max(0, milliseconds)) &* 1_000_000)
-        return overflow ? .never : Instant(nanoseconds: sum)
+        let (wait, isLong) = UInt64(max(0, milliseconds)).multipliedReportingOverflow(by: 1_000_000)
+        let (sum, overflow) = nanoseconds.addingReportingOverflow(wait)
+        return isLong || overflow ? .never : Instant(nanoseconds: sum)
     }
 
     /// Whole milliseconds from `earlier` to this instant; 0 if it lies before.

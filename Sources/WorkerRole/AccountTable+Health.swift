@@ -39,6 +39,12 @@ extension AccountTable {
         keepOut(account, wall)
     }
 
+    /// An operator has changed the account: what it is said to have no quota for may be asked again, until that is told again.
+    func forgetModelQuotas(of account: Account) {
+        guard setModelQuotas([], of: account) else { return }
+        scoreboard.quotaLearned(account: account.slot, owner: account.id, at: Clock.wall)
+    }
+
     private func setModelQuotas(_ quotas: [ModelQuota], of account: Account) -> Bool {
         modelQuotas[account.id] = quotas.isEmpty ? nil : quotas
         return scoreboard.setModelQuotas(
@@ -190,7 +196,7 @@ extension AccountTable {
 
     private func restoreQuota(_ fact: AccountFact, of account: Account) {
         let (slot, id) = (account.slot, account.id)
-        guard let told = QuotaFact(fact) else { return }
+        guard fact.at > scoreboard.quotaAt(account: slot) || modelQuotas[id] == nil, let told = QuotaFact(fact) else { return }
         let models = told.models.map {
             ModelQuota(model: $0.name, window: QuotaWindow(usedPermille: $0.window.usedPermille, resetsAt: $0.window.resetsAt))
         }
@@ -210,7 +216,7 @@ extension AccountTable {
     }
 
     private func restoreHealth(_ fact: AccountFact, of account: Account, _ now: Instant, _ wall: WallTime) {
-        guard let told = HealthFact(fact) else { return }
+        guard fact.at > scoreboard.healthAt(account: account.slot), let told = HealthFact(fact) else { return }
         // A year ahead is no time that an upstream asks for.
         let wait = told.cooldown.map { $0.until.milliseconds.subtractingReportingOverflow(wall.milliseconds).partialValue } ?? 0
         let until = wait > 0 && wait <= Wait.millisecondsMax ? now.adding(milliseconds: Int(wait)) : nil

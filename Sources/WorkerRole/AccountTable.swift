@@ -91,6 +91,12 @@ final class AccountTable {
         let ids = Set(all.lazy.map(\.value.id))
         modelQuotas = modelQuotas.filter { ids.contains($0.key) }
         restore(facts)
+        for account in all.lazy.map(\.value) {
+            guard let before = before[account.id], before.credentials == account.credentials, before.changedAt != account.changedAt else {
+                continue
+            }
+            forgetModelQuotas(of: account)
+        }
         for account in all where account.value.kind == .chatGPT && scoreboard.plan(account: account.value.slot) == .unknown {
             if let plan = account.plan { scoreboard.setPlan(account: account.value.slot, owner: account.value.id, plan) }
         }

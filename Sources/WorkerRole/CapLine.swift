@@ -37,10 +37,16 @@ final class CapLine {
         defer { isLooking = false }
         let late = line.expired(worker.loop.now)
         var served: [(Turn, AccountChoice)] = []
+        // What somebody was told there is no room for: whoever is behind it and wants the same need not ask.
+        var full: Set<Turn.Want> = []
         line.serve { turn in
             guard !turn.isFinished else { return .served }
+            if !turn.hasConversation, full.contains(turn.want) { return .waits }
             let choice = turn.choose()
-            if case .full(let isOwn) = choice { return isOwn ? .waitsForOwn : .waits }
+            if case .full(let isOwn) = choice {
+                if !isOwn { full.insert(turn.want) }
+                return .waits
+            }
             served.append((turn, choice))
             return .served
         }

@@ -178,6 +178,11 @@ final class DatabaseLink: StoreLink {
         guard worker.position == 0 else { return }
         do throws(StoreError) {
             let sealed = try vault.seal(kept: FrameCodec.bytes(of: SnapshotMessage(snapshot)))
+            guard sealed.count < Limits.frameBytesMax - 4096 else {
+                return worker.log.warning(
+                    "the snapshot is too large for the supervisor to keep: a worker can't begin while the database is away",
+                    metadata: ["bytes": "\(sealed.count)"])
+            }
             worker.keep(KeptSnapshot(fingerprint: vault.fingerprint, sealed: sealed))
         } catch { worker.log.error("the snapshot can't be sealed for the supervisor to keep", metadata: ["error": "\(error)"]) }
     }
@@ -263,7 +268,8 @@ final class DatabaseLink: StoreLink {
             switch result {
             case .success(let rows):
                 let facts = rows.compactMap { $0 }
-                newestFact = max(newestFact, facts.map(\.at).max() ?? newestFact)
+                // One of a clock that is ahead must not hide what others tell.
+                newestFact = min(max(newestFact, facts.map(\.at).max() ?? newestFact), Clock.wall)
                 worker.accounts.restore(facts)
             case .failure(let error): complain(error)
             }

@@ -10,6 +10,8 @@ final class FactRecords {
     private var kept: [Int64: (quota: WallTime, health: WallTime, at: Instant)] = [:]
     private var lookAt = Instant(nanoseconds: 0)
     private var isWriting = false
+    /// Where the next look begins: with more changes than one look stores every account has its turn.
+    private var nextPlace = 0
 
     init(_ worker: Worker) { self.worker = worker }
 
@@ -24,13 +26,21 @@ final class FactRecords {
             || worker.scoreboard.healthAt(account: account.slot) != known?.health ?? WallTime(milliseconds: 0)
     }
 
+    /// What was given to the store may not have come there: all is given again.
+    func storeLost() { kept = [:] }
+
     func sweep(_ now: Instant) {
         // Whoever takes over after a reload looks at the same memory; after a stop nobody does.
         guard isOurs, !isWriting, now >= lookAt || worker.isDraining, !worker.isLeaving || worker.isDraining else { return }
         lookAt = now.adding(milliseconds: Limits.renewalLookMilliseconds)
         let wall = Clock.wall
+        let accounts = worker.accounts.all
+        let first = nextPlace < accounts.count ? nextPlace : 0
         var (facts, changes): ([AccountFact], [Int64: (quota: WallTime, health: WallTime, at: Instant)]) = ([], [:])
-        for account in worker.accounts.all.lazy.map(\.value) where hasChanged(account) {
+        for step in accounts.indices {
+            let place = (first + step) % accounts.count
+            let account = accounts[place].value
+            guard hasChanged(account) else { continue }
             let (quota, health) = (worker.scoreboard.quotaAt(account: account.slot), worker.scoreboard.healthAt(account: account.slot))
             let known = kept[account.id] ?? (WallTime(milliseconds: 0), WallTime(milliseconds: 0), Instant(nanoseconds: 0))
             let isDue = worker.isDraining || now.milliseconds(since: known.at) >= Limits.factSpacingMilliseconds
@@ -38,6 +48,7 @@ final class FactRecords {
             if quota != known.quota { facts.append(worker.accounts.quotaFact(of: account, wall)) }
             if health != known.health { facts.append(worker.accounts.healthFact(of: account, now, wall)) }
             changes[account.id] = (quota, health, now)
+            nextPlace = place + 1
         }
         if kept.count > worker.accounts.all.count {
             let ids = Set(worker.accounts.all.lazy.map(\.value.id))

@@ -193,6 +193,7 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
     private func lost(_ why: String) {
         stream?.close()
         stream = nil
+        if isConnected { worker.facts.storeLost() }
         isConnected = false
         // The writer restarts within milliseconds when it dies; only a longer absence is worth a line.
         if retryMilliseconds >= 500, !hasComplained {

@@ -32,7 +32,7 @@ final class LoginRenewals {
     /// A turn met a 401 with this account's credentials. `done` says whether there are others now; called once, at once or later.
     func wanted(_ account: RoutedAccount, _ done: @escaping (Bool) -> Void) {
         guard let today = worker.accounts.all.first(where: { $0.value.id == account.value.id }) else { return done(false) }
-        if today.value.credentials != account.value.credentials { return done(true) }
+        if !today.value.credentials.hasTokens(of: account.value.credentials) { return done(true) }
         guard today.renewsAt != nil, today.value.state == .active else { return done(false) }
         if isSettling(today.value), fetches[today.value.id] == nil, unsaved[today.value.id] == nil { return done(false) }
         waiting.append((today.value, worker.loop.now.adding(milliseconds: Limits.renewalWaitMilliseconds), done))
@@ -47,7 +47,7 @@ final class LoginRenewals {
         waiting = []
         for wait in before {
             let today = accounts.first { $0.value.id == wait.account.id }?.value
-            if let today, today.credentials == wait.account.credentials, today.state == .active {
+            if let today, today.credentials.hasTokens(of: wait.account.credentials), today.state == .active {
                 waiting.append(wait)
             } else {
                 wait.done(today?.state == .active)

@@ -116,6 +116,15 @@ final class Turn: UpstreamUser, Answering {
         chosen(choose())
     }
 
+    /// What an account must be for it.
+    struct Want: Hashable {
+        var route: Route
+        var model: String
+        var tried: [Int64]
+    }
+    var want: Want { Want(route: request.route, model: ask.model, tried: machine.tried) }
+    var hasConversation: Bool { affinity != nil }
+
     func choose() -> AccountChoice {
         worker.accounts.choose(for: request.route, model: ask.model, affinity, excluding: machine.tried, now: now)
     }

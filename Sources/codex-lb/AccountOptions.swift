@@ -42,6 +42,16 @@ struct AccountOptions: ParsableArguments {
         }
     }
 
+    /// `--proxy`'s value, or what its file holds.
+    static func egressProxy(_ text: String) throws -> EgressProxy {
+        let url = text.hasPrefix("@") ? try readSecret(String(text.dropFirst()), what: "proxy") : text
+        guard let proxy = EgressProxy(url) else {
+            complain("--proxy: \(EgressProxy.expected)")
+            throw ExitCode(2)
+        }
+        return proxy
+    }
+
     /// Reads what files hold.
     func change() throws -> AccountChangeMessage {
         var out = AccountChangeMessage()
@@ -57,13 +67,7 @@ struct AccountOptions: ParsableArguments {
             }
         }
         if let overflow { out.overflow = overflow }
-        if let proxy {
-            out.proxy = proxy.hasPrefix("@") ? try readSecret(String(proxy.dropFirst()), what: "proxy") : proxy
-            guard EgressProxy(out.proxy) != nil else {
-                complain("--proxy: \(EgressProxy.expected)")
-                throw ExitCode(2)
-            }
-        }
+        if let proxy { out.proxy = try Self.egressProxy(proxy).url }
         out.setsHeaders = !header.isEmpty
         out.headers = try header.map { text in
             let name = text.prefix { $0 != "=" }

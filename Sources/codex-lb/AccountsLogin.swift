@@ -77,7 +77,13 @@ extension Accounts {
                 complain("directory \(path) has no file that ends in .json")
                 throw ExitCode(1)
             }
-            return names.sorted().map { path.hasSuffix("/") ? path + $0 : "\(path)/\($0)" }
+            // Whoever opened a pipe would wait for its other end.
+            return names.sorted().map { path.hasSuffix("/") ? path + $0 : "\(path)/\($0)" }.filter { file in
+                var info = stat()
+                guard stat(file, &info) == 0, info.st_mode & S_IFMT != S_IFREG else { return true }
+                complain("\(file) is no file; it is left out")
+                return false
+            }
         }
     }
 
@@ -93,23 +99,37 @@ extension Accounts {
         @Flag(name: .long, help: "Without a code: the browser comes back to this machine.") var browser = false
         @Option(name: .long, help: "Where the browser comes back to; the issuer knows Codex's own client by it.")
         var port: UInt16 = 1455
+        @Option(
+            name: .long,
+            help:
+                "A proxy for the issuer and the account's upstream, as of accounts set; @FILE reads it from a file (default: what the account of this NAME has)."
+        )
+        var proxy: String?
         @OptionGroup var place: LoginPlace
         @OptionGroup var data: DataOptions
 
         func run() throws {
             let settings = try data.settings()
-            let client = try IssuerClient(settings, issuer: issuer)
+            let given = try proxy.map { try AccountOptions.egressProxy($0) }
+            let client = try IssuerClient(settings, issuer: issuer, proxy: given ?? known(settings))
             let tokens = browser ? try BrowserLogin(client, port: port).run { tell($0) } : try DeviceLogin(client).run { tell($0) }
             let login = AuthFile(access: tokens.access, refresh: tokens.refresh, id: tokens.id)
             try Accounts.store(
                 login, name: name, place, settings: settings, said: "logged in",
-                mend: "give one: codex-lb accounts login NAME")
+                mend: "give one: codex-lb accounts login NAME", proxy: given)
+        }
+
+        /// Of the account that is logged in anew: the issuer is to see it from where it is used.
+        private func known(_ settings: Settings) -> EgressProxy? {
+            guard let name, let store = try? LocalStore.openReadOnly(settings) else { return nil }  // there is none yet
+            defer { store.close() }
+            return (try? store.account(named: name, keyPath: settings.keyFile))?.credentials.proxy  // see above
         }
     }
 
     /// Gives the store a login that somebody has made; `mend` says what to do when it can't be named.
     private static func store(
-        _ login: AuthFile, name: String?, _ place: LoginPlace, settings: Settings, said: String, mend: String
+        _ login: AuthFile, name: String?, _ place: LoginPlace, settings: Settings, said: String, mend: String, proxy: EgressProxy? = nil
     ) throws {
         guard let called = name ?? login.email else {
             complain("the login tells no e-mail address to name the account by; \(mend)")
@@ -120,6 +140,7 @@ extension Accounts {
         command.addAccount.kind = Account.Kind.chatGPT.rawValue
         command.addAccount.baseURL = try place.baseURL.map { try BaseURL.checked($0, .chatGPT, listen: settings.listen) } ?? ""
         (command.addAccount.renews, command.addAccount.nameGiven, command.addAccount.replaces) = (true, name != nil, place.replace)
+        if let proxy { command.addAccount.change.proxy = proxy.url }
         command.addAccount.bearer = login.accessToken
         command.addAccount.refreshToken = login.refreshToken
         command.addAccount.idToken = login.idToken

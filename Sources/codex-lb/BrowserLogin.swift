@@ -44,7 +44,10 @@ final class BrowserLogin {
         defer { poll?.close() }
         let timer = LoopTimer(loop) { [unowned self] in outcome = outcome ?? .refused("nobody logged in in time") }
         timer.start(milliseconds: Limits.browserLoginMilliseconds)
-        let tick = LoopTimer(loop) { [loop] in loop.stop() }
+        let tick = LoopTimer(loop) { [unowned self] in
+            for visitor in visitors.values { visitor.sweep() }
+            loop.stop()
+        }
         tick.start(milliseconds: 50, repeating: 50)
         defer {
             timer.close()
@@ -212,20 +215,25 @@ private final class BrowserVisitor: ByteStreamDelegate {
     private let stream: ByteStream
     private var input: [UInt8] = []
     private var scanned = 0
+    private var isAnswered = false
+    private var endsBy: Instant
 
     init(_ login: BrowserLogin, _ stream: ByteStream) {
         (self.login, self.stream) = (login, stream)
+        endsBy = stream.loop.now.adding(milliseconds: Limits.browserVisitorMilliseconds)
         stream.delegate = self
         stream.startReading()
     }
 
     func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
+        guard !isAnswered else { return }
         input += bytes
         do throws(WireError) {
             guard let (head, _) = try RequestHead.parse(input.span.bytes, scanned: &scanned) else {
                 if input.count > Limits.headBytesMax { end() }
                 return
             }
+            isAnswered = true
             let (status, text) = login.called(head.target)
             var out: [UInt8] = []
             HeadWriter.status(status, into: &out)
@@ -235,6 +243,7 @@ private final class BrowserVisitor: ByteStreamDelegate {
             HeadWriter.end(into: &out)
             stream.write(out + Array(text.utf8) + [Ascii.lf])
             stream.shutdown()
+            endsBy = stream.loop.now.adding(milliseconds: Limits.browserGoodbyeMilliseconds)
         } catch {
             end()
         }
@@ -242,6 +251,9 @@ private final class BrowserVisitor: ByteStreamDelegate {
     func streamEnded(_ stream: ByteStream) { end() }
     func streamFailed(_ stream: ByteStream, _ error: LoopError) { end() }
     func streamDrained(_ stream: ByteStream) {}
+
+    /// One that says nothing, or stays, must not keep the right one out.
+    func sweep() { if stream.loop.now >= endsBy { end() } }
 
     func end() {
         stream.close()

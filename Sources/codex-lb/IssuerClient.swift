@@ -54,13 +54,16 @@ struct IssuerClient {
     private let origin: Origin
     private let prefix: String
 
-    init(_ settings: Settings, issuer given: String?) throws {
+    /// `proxy`: what it is reached through, else as the environment says.
+    init(_ settings: Settings, issuer given: String?, proxy: EgressProxy?) throws {
         var text = given ?? settings.issuer
         while text.hasSuffix("/") { text.removeLast() }
-        guard let (origin, prefix) = Origin.parse(text) else {
+        guard let (place, prefix) = Origin.parse(text) else {
             complain("issuer \"\(text)\": expected https://HOST[:PORT]")
             throw ExitCode(2)
         }
+        var origin = place
+        origin.proxy = proxy
         (self.origin, self.prefix, issuer, clientID) = (origin, prefix, text, settings.issuerClientID)
         fetch = BlockingFetch(settings)
     }

@@ -168,7 +168,9 @@ private func findCredential(_ environment: inout [String: String]) {
 private let environmentIsComplete = "CODEX_LB_ENVIRONMENT_IS_COMPLETE"
 
 /// A line for whoever runs the command; of a server's child it is one of the server's log.
-func complain(_ text: String) {
+func complain(_ words: String) {
+    // Names in it may come from a file of somebody else's.
+    let text = words.split(separator: "\n", omittingEmptySubsequences: false).map { String($0).printable }.joined(separator: "\n")
     let environment = Environment.current
     guard environment[Heritage.serverVariable] != nil,
         let settings = try? Settings(environment: environment, processors: 1)  // what is wrong with them is what is being told

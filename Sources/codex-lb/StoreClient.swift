@@ -52,8 +52,13 @@ enum LocalStore {
     /// How long a change by hand waits for another writer of an SQLite database.
     static let changeWaitMilliseconds = 2_000
 
+    /// Not even its file is there, as far as one may look.
+    private static func isMissing(_ settings: Settings) -> Bool {
+        settings.database.sqlitePath.map { access($0, F_OK) != 0 && errno == ENOENT } ?? false
+    }
+
     static func list(_ command: StoreCommand, _ settings: Settings) throws -> StoreReply {
-        if let path = settings.database.sqlitePath, access(path, F_OK) != 0 { return StoreReply() }  // nothing was ever stored
+        if isMissing(settings) { return StoreReply() }  // nothing was ever stored
         return try failing {
             let store = try openReadOnly(settings)
             defer { store.close() }
@@ -64,7 +69,7 @@ enum LocalStore {
     /// An account with its credentials.
     static func account(_ name: String, _ settings: Settings) throws -> Account {
         try failing {
-            if let path = settings.database.sqlitePath, access(path, F_OK) != 0 {
+            if isMissing(settings), let path = settings.database.sqlitePath {
                 throw StoreError(.notFound, "there is no account \"\(name)\"; nothing was ever stored in \(path)")
             }
             let store = try openReadOnly(settings)
