@@ -228,6 +228,7 @@ private final class BrowserVisitor: ByteStreamDelegate {
     func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
         guard !isAnswered else { return }
         input += bytes
+        let input = input
         do throws(WireError) {
             guard let (head, _) = try RequestHead.parse(input.span.bytes, scanned: &scanned) else {
                 if input.count > Limits.headBytesMax { end() }
