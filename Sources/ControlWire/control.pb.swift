@@ -101,7 +101,7 @@ public nonisolated struct Frame: Sendable {
     set {body = .snapshot(newValue)}
   }
 
-  /// command line → supervisor → writer, and the answer the same way back; worker → writer, without an answer.
+  /// command line → supervisor → writer, and the answer the same way back; worker → writer, answered where a correlation asks for it.
   public var storeCommand: StoreCommand {
     get {
       if case .storeCommand(let v)? = body {return v}
@@ -221,7 +221,7 @@ public nonisolated struct Frame: Sendable {
     case usageAck(UsageAck)
     /// writer → worker: the present state of accounts, keys and settings.
     case snapshot(SnapshotMessage)
-    /// command line → supervisor → writer, and the answer the same way back; worker → writer, without an answer.
+    /// command line → supervisor → writer, and the answer the same way back; worker → writer, answered where a correlation asks for it.
     case storeCommand(StoreCommand)
     case storeReply(StoreReply)
     /// command line → supervisor.

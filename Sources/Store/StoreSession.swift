@@ -178,9 +178,10 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         return try change { () throws(StoreError) in
             var account = try existingAccount(name)
             account.options = new.options(from: account.options)
+            account.credentials = try sealedCredentials(name, vault)
             try store(account.options, of: account.id)
             guard new.headers != nil || new.proxy != nil else { return account }
-            let credentials = new.credentials(from: try sealedCredentials(name, vault))
+            let credentials = new.credentials(from: account.credentials)
             guard !credentials.bearer.isEmpty || !credentials.headers.isEmpty else {
                 throw StoreError(.invalid, "account \(name) has no key but in its headers; it needs one of them")
             }

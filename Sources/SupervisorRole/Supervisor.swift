@@ -536,16 +536,6 @@ final class Supervisor {
         keptSnapshots[generation] = snapshot
     }
 
-    /// Damage and old schemas stay; that the database is away comes and goes, and its word is that of `/health/ready`.
-    private func problem(_ now: Instant) -> String {
-        if !databaseProblem.isEmpty { return databaseProblem }
-        if scoreboard.isStoreAway(now: now, isPolled: settings.database.sqlitePath == nil) {
-            return "unreachable: records wait in the journals; the log says why"
-        }
-        guard case let held = scoreboard.value(.logHeldBytes), held > 0 else { return "" }
-        return "log held by a reader: \(held >> 20) MiB and growing; the log says how to find it"
-    }
-
     /// Passes a command to the writer; false when there is none.
     func toWriter(_ correlation: UInt64, _ command: StoreCommand) -> Bool {
         guard let writer = fleet.children.first(where: { $0.slot.role == .writer }), let link = links[writer.id] else { return false }
@@ -565,40 +555,4 @@ final class Supervisor {
     }
 
     func send(to child: ChildID, _ fill: (inout Frame) -> Void) { links[child]?.send(fill) }
-
-    func status() -> StatusReply {
-        var reply = StatusReply()
-        let now = loop.now
-        reply.supervisorPid = Int64(Process.id)
-        reply.version = Version.text
-        reply.generation = fleet.generation
-        reply.workers = UInt32(fleet.workers)
-        reply.reloadProblem = reloadProblem
-        reply.state = fleet.phase.rawValue
-        reply.ageMs = UInt64(now.milliseconds(since: started))
-        reply.listeners = listenerNames
-        reply.dataDirectory = settings.dataDirectory
-        reply.database = settings.database.url.description
-        let revision = scoreboard.value(.schemaRevision)
-        if revision > 0 { reply.revision = String(repeating: "0", count: max(0, 4 - String(revision).count)) + String(revision) }
-        reply.databaseProblem = problem(now)
-        // The writer, then the generation in charge, then those that come and go.
-        let isLater: (Child, Child) -> Bool = { [generation = fleet.generation] a, b in
-            func rank(_ child: Child) -> UInt64 { child.generation == 0 ? 0 : child.generation == generation ? 1 : 2 + child.generation }
-            return (rank(a), a.isWanted ? 0 : 1, a.slot.number) < (rank(b), b.isWanted ? 0 : 1, b.slot.number)
-        }
-        reply.children = fleet.children.sorted(by: isLater).map { child in
-            var status = ChildStatus()
-            status.pid = Int64(child.state.pid ?? 0)
-            status.role = child.slot.role.rawValue
-            status.slot = UInt32(child.slot.number)
-            status.generation = child.generation == 0 ? fleet.generation : child.generation
-            status.state = child.state.name
-            status.ageMs = UInt64(now.milliseconds(since: child.since))
-            status.restarts = UInt32(child.restarts)
-            if let row = child.row { status.connections = UInt32(clamping: scoreboard.value(.openConnections, worker: row)) }
-            return status
-        }
-        return reply
-    }
 }

@@ -35,8 +35,10 @@ final class AccountTable {
     /// What operators set while it runs.
     private(set) var stored = StoredSettings()
     private(set) var pool: AccountPool
-    /// The same accounts for a model that has quotas of its own, the last one that was asked for.
-    private var modelPool: (key: UInt64, pool: AccountPool)?
+    /// Rises each time `pool` is read.
+    private var poolVersion = 0
+    /// The same accounts for the model that was asked for last; nil where none of them has a quota of its own for it.
+    private var modelPool: (key: UInt64, version: Int, pool: AccountPool?)?
     /// When the pool was read last: the scoreboard's count of changes, and until when that is good enough.
     private var (seenChanges, freshUntil) = (UInt64.max, Instant(nanoseconds: 0))
     /// Of this worker alone: the others learn of a model's limit by a refusal of their own.
@@ -131,7 +133,7 @@ final class AccountTable {
         while true {
             let choice =
                 hasOwn
-                ? modelPool!.pool.choose(among: mask, excluding: tried, pin: pin, now: now)
+                ? modelPool!.pool!.choose(among: mask, excluding: tried, pin: pin, now: now)
                 : pool.choose(among: mask, excluding: tried, pin: pin, now: now)
             guard case .account(let place) = choice else { return none(choice, pin, now) }
             let chosen = all[place]
@@ -139,10 +141,11 @@ final class AccountTable {
             let used = Clock.now
             guard let changes = scoreboard.acquire(account: chosen.value.slot, worker: row, cap: pool.facts[place].cap, now: used) else {
                 pool.foundFull(place)
-                modelPool?.pool.foundFull(place)
+                modelPool?.pool?.foundFull(place)
                 continue
             }
             pool.took(place, now: used)
+            modelPool?.pool?.took(place, now: used)
             changedByUs(changes)
             if let affinity { remember(affinity, chosen, now) }
             return .account(chosen, isOnly: pin?.strength == .only)
@@ -168,6 +171,7 @@ final class AccountTable {
         let changes = scoreboard.release(account: account.value.slot, worker: row)
         guard let place = pool.place(of: account.value.id) else { return }
         pool.released(place)
+        modelPool?.pool?.released(place)
         if let changes { changedByUs(changes) }
     }
 
@@ -180,7 +184,7 @@ final class AccountTable {
         if now < freshUntil, now < pool.validUntil, changes == seenChanges || all.count > Limits.accountsAlwaysFresh { return }
         let wall = Clock.wall
         pool.refresh(now: now, wall: wall) { read(all[$0].value, &$1, now, wall) }
-        seenChanges = changes
+        (seenChanges, poolVersion) = (changes, poolVersion + 1)
         freshUntil =
             all.count > Limits.accountsAlwaysFresh
             ? Instant(nanoseconds: now.nanoseconds + UInt64(all.count) * Limits.refreshNanosecondsPerAccount) : .never
@@ -211,13 +215,22 @@ final class AccountTable {
     /// Reads the accounts as they are for a model that some of them have a quota of its own for; false: it has none.
     private func freshenModel(_ model: String, _ now: Instant) -> Bool {
         guard scoreboard.hasModelQuotas else { return false }
-        let (key, wall) = (QuotaKey.of(model: model), Clock.wall)
-        guard all.contains(where: { scoreboard.modelQuota(account: $0.value.slot, key, now: wall) != nil }) else { return false }
-        if modelPool?.key != key { modelPool = (key, pool) }
-        modelPool!.pool.refresh(now: now, wall: wall) { place, facts in
+        let key = QuotaKey.of(model: model)
+        if let known = modelPool, known.key == key, known.version == poolVersion, now < known.pool?.validUntil ?? .never {
+            return known.pool != nil
+        }
+        let wall = Clock.wall
+        guard all.contains(where: { scoreboard.modelQuota(account: $0.value.slot, key, now: wall) != nil }) else {
+            modelPool = (key, poolVersion, nil)
+            return false
+        }
+        var own = modelPool?.pool ?? pool
+        modelPool = nil
+        own.refresh(now: now, wall: wall) { place, facts in
             read(all[place].value, &facts, now, wall)
             readModel(all[place].value, key, &facts, now, wall)
         }
+        modelPool = (key, poolVersion, own)
         return true
     }
 
@@ -234,7 +247,7 @@ final class AccountTable {
     }
 
     /// The accounts as a choice for this model sees them.
-    func pool(for model: String, _ now: Instant) -> AccountPool { freshenModel(model, now) ? modelPool!.pool : pool }
+    func pool(for model: String, _ now: Instant) -> AccountPool { freshenModel(model, now) ? modelPool!.pool! : pool }
 
     // MARK: Conversations
 

@@ -26,9 +26,6 @@ final class FactRecords {
             || worker.scoreboard.healthAt(account: account.slot) != known?.health ?? WallTime(milliseconds: 0)
     }
 
-    /// What was given to the store may not have come there: all is given again.
-    func storeLost() { kept = [:] }
-
     func sweep(_ now: Instant) {
         // Whoever takes over after a reload looks at the same memory; after a stop nobody does.
         guard isOurs, !isWriting, now >= lookAt || worker.isDraining, !worker.isLeaving || worker.isDraining else { return }

@@ -127,6 +127,9 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
     /// Ends of sent batches with their counts, oldest first.
     private var unacknowledged: [(end: UInt64, count: Int)] = []
     private var hasComplained = false
+    /// Who waits for the writer's word on what was learned, by the number of the question.
+    private var learning: [UInt64: (Bool) -> Void] = [:]
+    private var nextQuestion: UInt64 = 0
     private var gatherTimer: LoopTimer!
     private var isGathering = false
     private var flushedAt = Instant(nanoseconds: 0)
@@ -193,8 +196,11 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
     private func lost(_ why: String) {
         stream?.close()
         stream = nil
-        if isConnected { worker.facts.storeLost() }
         isConnected = false
+        // What was on its way may be stored or not.
+        let unanswered = learning
+        learning = [:]
+        for done in unanswered.values { done(false) }
         // The writer restarts within milliseconds when it dies; only a longer absence is worth a line.
         if retryMilliseconds >= 500, !hasComplained {
             hasComplained = true
@@ -231,8 +237,13 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
     }
 
     func learn(_ facts: [AccountFact], _ done: @escaping (Bool) -> Void) {
-        if isConnected { send { $0.storeCommand.learnFacts.facts = facts.map { AccountFactMessage($0) } } }
-        done(isConnected)
+        guard isConnected else { return done(false) }
+        nextQuestion += 1
+        learning[nextQuestion] = done
+        send {
+            $0.correlation = nextQuestion
+            $0.storeCommand.learnFacts.facts = facts.map { AccountFactMessage($0) }
+        }
     }
 
     func claim(_ job: AccountJob, _ account: Account, _ done: @escaping (Bool) -> Void) { done(true) }  // nobody else writes this database
@@ -283,6 +294,7 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
             try reader.feed(bytes.bytes) { frame throws(FrameError) in
                 switch frame.body {
                 case .usageAck(let ack): acknowledged(through: ack.end)
+                case .storeReply(let reply): learned(frame.correlation, reply)
                 case .snapshot(let message):
                     retryMilliseconds = 10
                     do {
@@ -297,6 +309,13 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
         } catch {
             lost("\(error)")
         }
+    }
+
+    private func learned(_ number: UInt64, _ reply: StoreReply) {
+        if !reply.error.isEmpty {
+            worker.log.error("what was learned of accounts could not be stored; it is tried again", metadata: ["error": "\(reply.error)"])
+        }
+        learning.removeValue(forKey: number)?(reply.error.isEmpty)
     }
 
     private func acknowledged(through end: UInt64) {

@@ -39,7 +39,13 @@ final class SupervisorLink: ByteStreamDelegate {
                 switch frame.body {
                 case .logOrder(let order): if let writer { Logs.obey(order.level, reopens: order.reopen, writer.log) }
                 case .drain(let drain): writer?.drain(milliseconds: Int(drain.milliseconds), handsOver: drain.handsOver)
-                case .storeCommand(let command): writer?.received(command, correlation: frame.correlation)
+                case .storeCommand(let command):
+                    writer?.received(command) { [weak self] reply in
+                        self?.send {
+                            $0.correlation = frame.correlation
+                            $0.storeReply = reply
+                        }
+                    }
                 default: break
                 }
             }

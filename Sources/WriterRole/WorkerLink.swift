@@ -23,6 +23,13 @@ final class WorkerLink: ByteStreamDelegate {
         stream.write(FrameCodec.encode(frame))
     }
 
+    private func answer(_ number: UInt64, _ reply: StoreReply) {
+        send {
+            $0.correlation = number
+            $0.storeReply = reply
+        }
+    }
+
     func acknowledge(_ end: UInt64) { if !isClosed { stream.write(FrameCodec.encodeAck(end: end)) } }
 
     func pause() { stream.stopReading() }
@@ -34,10 +41,13 @@ final class WorkerLink: ByteStreamDelegate {
                 if let batch = FrameCodec.usageBatch(in: body) {
                     return try writer.commits.received(body.extracting(batch), from: self)
                 }
-                switch try Frame(body: body).body {
+                let frame = try Frame(body: body)
+                switch frame.body {
                 case .hello: writer.greeted(self)
                 case .usageBatch(let batch): try writer.commits.received(FrameCodec.bytes(of: batch).span.bytes, from: self)
-                case .storeCommand(let command): writer.received(command, correlation: nil)
+                case .storeCommand(let command):
+                    let number = frame.correlation
+                    writer.received(command, answer: number == 0 ? nil : { [weak self] in self?.answer(number, $0) })
                 default: break  // a newer worker may say more
                 }
             }

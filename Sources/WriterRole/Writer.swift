@@ -157,8 +157,8 @@ final class Writer {
 
     // MARK: Commands
 
-    /// `correlation` nil: from a worker, which waits for no answer.
-    func received(_ command: StoreCommand, correlation: UInt64?) {
+    /// `answer` nil: nobody waits for one, and what fails is told in the log.
+    func received(_ command: StoreCommand, answer: ((StoreReply) -> Void)?) {
         queue.run({ session in StoreCommands.perform(command, on: session, now: Clock.wall) }) { [self] outcome in
             if let new = outcome.snapshot {
                 snapshot = new
@@ -169,15 +169,9 @@ final class Writer {
             if case .learnFacts(let learned) = command.body, outcome.reply.error.isEmpty {
                 snapshot.learn(learned.facts.compactMap { AccountFact($0) })
             }
-            guard let correlation else {
-                if !outcome.reply.error.isEmpty {
-                    log.error("a worker's word could not be stored", metadata: ["error": "\(outcome.reply.error)"])
-                }
-                return
-            }
-            supervisor.send {
-                $0.correlation = correlation
-                $0.storeReply = outcome.reply
+            if let answer { return answer(outcome.reply) }
+            if !outcome.reply.error.isEmpty {
+                log.error("a worker's word could not be stored", metadata: ["error": "\(outcome.reply.error)"])
             }
         }
     }

@@ -104,13 +104,15 @@ extension Accounts {
             if noHeaders { command.setAccount.change.setsHeaders = true }
             if noProxy { command.setAccount.change.proxy = "" }
             let reply = try StoreClient.perform(command, data.settings())
-            print("account \(name) has \(Self.described(reply.accounts.first?.options ?? AccountOptionsMessage()))")
+            print("account \(name) has \(Self.described(reply.accounts.first ?? AccountMessage()))")
         }
 
-        static func described(_ options: AccountOptionsMessage) -> String {
+        static func described(_ account: AccountMessage) -> String {
+            let options = account.options
             let streams = options.streamsMax == 0 ? "no cap" : "\(options.streamsMax) turns at most"
             let models = options.limitsModels ? options.models.joined(separator: ",") : "any model"
             return "policy \(options.policy), weight \(options.weight), \(streams), \(models)\(options.overflow ? ", overflow" : "")"
+                + (account.proxy.isEmpty ? "" : ", through \(account.proxy)")
         }
     }
 

@@ -128,6 +128,8 @@ struct AccountView {
         if hasMonths { titles.append("MONTH") }
         if hasModels { titles.append("MODELS") }
         titles += ["TURNS", "HEALTH", "LAST ERROR", "BASE URL"]
+        let hasProxies = accounts.contains { !$0.row.proxy.isEmpty }
+        if hasProxies { titles.append("THROUGH") }
         return tableLines(
             titles,
             accounts.map { account in
@@ -140,9 +142,11 @@ struct AccountView {
                     let told = account.current(account.models, now).map { "\($0.name) \(Self.text($0.window, now))" }
                     cells.append(told.isEmpty ? "-" : told.joined(separator: ", "))
                 }
-                return cells + [
+                cells += [
                     account.live.map { String($0.inFlight) } ?? "-", account.health(now), account.lastError(now), account.row.baseURL,
                 ]
+                if hasProxies { cells.append(account.row.proxy.isEmpty ? "-" : account.row.proxy) }
+                return cells
             })
     }
 
@@ -184,7 +188,9 @@ struct AccountView {
     }
 
     private func lastError(_ now: WallTime) -> String {
-        trouble.map { "\($0.text), \(Self.span(now.milliseconds - $0.at.milliseconds)) ago" } ?? "-"
+        trouble.map {
+            "\($0.text), \(Self.span(max(0, now.milliseconds.subtractingReportingOverflow($0.at.milliseconds).partialValue))) ago"
+        } ?? "-"
     }
 
     // MARK: JSON

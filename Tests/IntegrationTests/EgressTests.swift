@@ -141,6 +141,24 @@ extension Integration {
             }
         }
 
+        /// A login is made through the proxy that is given for it, and made anew through the one that its account has.
+        @Test func loggedInThroughIt() throws {
+            let secure = try TLS.SecureUpstream()
+            let proxies = try Proxies(secure)
+            let upstream = try FakeUpstream()
+            let issuer = FakeIssuer(on: upstream)
+            let daemon = try Daemon(["CODEX_LB_AUTH_BASE_URL": "http://\(upstream.host)"])
+            for more in [["--proxy", proxies.url("socks5h", credentials: "user:p%40ss@"), "--base-url", upstream.chatGPTBaseURL], []] {
+                issuer.enableDevices(upstream, name: "me@example.com", pending: 1)
+                let (asked, requests) = (proxies.asked.count, upstream.requests.count)
+                let login = try daemon.run(["accounts", "login", "me"] + more, seconds: 30)
+                #expect(login.isGood, "\(login)")
+                // Each request has a connection of its own.
+                #expect(proxies.asked.count - asked == upstream.requests.count - requests && proxies.asked.count > asked)
+            }
+            #expect(Set(proxies.asked) == ["socks 127.0.0.1:\(upstream.port) user:p@ss"], "\(proxies.asked)")
+        }
+
         /// A login is renewed through its account's proxy: the issuer sees one address of it.
         @Test func renewedThroughIt() throws {
             let secure = try TLS.SecureUpstream()

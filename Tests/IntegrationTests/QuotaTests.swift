@@ -3,6 +3,10 @@ import FakeUpstream
 import Foundation
 import Testing
 
+#if canImport(Glibc)
+    import Glibc
+#endif
+
 extension Integration {
     /// docs/accounts.md: what upstreams say of a login's quotas decides who gets turns, and outlives the processes.
     @Suite struct Quotas {
@@ -162,6 +166,33 @@ extension Integration {
             #expect(try eventually(10) { try Self.turn(stage).status == 200 })
             let answer = try Self.turn(stage, model: "gpt-5.3-codex-spark")
             #expect(answer.status == 429 && answer.errorCode == "usage_limit_reached", "\(answer.text)")
+        }
+
+        /// An operator ends a model's limit that its upstream tells of no more.
+        @Test func resumedForAModel() throws {
+            let stage = try Self.stage("a")
+            let more =
+                ",\"additional_rate_limits\":[{\"limit_name\":\"gpt-5.4\",\"rate_limit\":{\"primary_window\":{\"used_percent\":100,\"reset_after_seconds\":31536000}}}]"
+            Self.usage(stage.upstream, "a", Self.figures(more: more))
+            #expect(try eventually(10) { try Self.turn(stage).status == 429 })
+            stage.upstream.forgetRequests()
+            Self.usage(stage.upstream, "a", .error(404, code: "not_found"))
+            #expect(eventually(10) { stage.upstream.requests.contains { $0.path == "/backend-api/wham/usage" } })
+            #expect(try Self.turn(stage).status == 429)
+            #expect(try stage.daemon.run("accounts", "resume", "a").isGood)
+            #expect(try eventually(5) { try Self.turn(stage).status == 200 })
+        }
+
+        /// What the writer was told and had not stored when it ended is told to the next one.
+        @Test func writerEndsMeanwhile() throws {
+            let stage = try Self.stage("a", poll: "0")
+            let writer = try #require(stage.daemon.pid("writer"))
+            kill(writer, SIGSTOP)
+            stage.upstream.script("t-a", .error(429, code: "usage_limit_reached", more: "\"resets_in_seconds\":3600"))
+            #expect(try Self.turn(stage).status == 429)
+            // The supervisor sees that it stands still; until then all that is to be told has been.
+            #expect(eventually(20) { stage.daemon.pid("writer").map { $0 != writer } ?? false })
+            #expect(stage.daemon.waitStored(of: "a"))
         }
 
         /// A conversation stays with its login though the other one has more room (the Python system's contract S7).

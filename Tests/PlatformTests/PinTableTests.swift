@@ -99,6 +99,26 @@ import Vocabulary
         }
     }
 
+    @Test("What is no file gives nothing and holds nobody up: a pipe without an end, a directory, a link")
+    func noFile() throws {
+        let directory = FileManager.default.temporaryDirectory.appendingPathComponent("pins.\(UUID().uuidString)").path
+        try FileManager.default.createDirectory(atPath: directory, withIntermediateDirectories: true)
+        defer { try? FileManager.default.removeItem(atPath: directory) }  // a leftover in /tmp is no failure
+        let (pins, wall) = (try make(), WallTime(milliseconds: 1_800_000_000_000))
+        pins.pin(1, to: 5, seconds: 100, now: now)
+        #expect(mkfifo(directory + "/pipe", 0o600) == 0 && mkdir(directory + "/directory", 0o700) == 0)
+        #expect(symlink("/dev/zero", directory + "/link") == 0)
+        for name in ["pipe", "directory", "link"] {
+            #expect(throws: SystemError.self, "\(name)") {
+                try PinFile.load(directory + "/" + name, into: pins, now: now, wall: wall)
+            }
+            #expect(rename(directory + "/" + name, directory + "/pins.new") == 0)
+            #expect(throws: SystemError.self, "\(name)") { try PinFile.save(pins, to: directory + "/pins", now: now, wall: wall) }
+            _ = remove(directory + "/pins.new")
+        }
+        #expect(try PinFile.save(pins, to: directory + "/pins", now: now, wall: wall) == 1)
+    }
+
     @Test("Four threads that write the same few sets at once never make an account that nobody pinned")
     func races() async throws {
         let pins = try make()

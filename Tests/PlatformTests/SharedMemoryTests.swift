@@ -210,6 +210,15 @@ import Vocabulary
         #expect(board.cooldown(account: 1, owner: 11, now: at(1)) != nil, "older")
         restore(nil, 2_000)
         #expect(board.cooldown(account: 1, owner: 11, now: at(1)) == nil)
+        // Two instances met different things: the longer limit stays, and is told as the newer word.
+        board.claim(account: 2, owner: 22)
+        board.coolDown(account: 2, owner: 22, until: at(9_000), isLimit: true, isQuota: true, at: WallTime(milliseconds: 1_000))
+        board.restoreHealth(
+            account: 2, owner: 22, until: at(100), isLimit: false, isQuota: false, trouble: nil, at: WallTime(milliseconds: 2_000))
+        #expect(board.cooldown(account: 2, owner: 22, now: at(500))?.isQuota == true && board.healthAt(account: 2).milliseconds > 2_000)
+        board.restoreHealth(
+            account: 2, owner: 22, until: nil, isLimit: false, isQuota: false, trouble: nil, at: WallTime(milliseconds: 3_000))
+        #expect(board.cooldown(account: 2, owner: 22, now: at(500)) == nil, "an operator ends it")
         // Changes of one millisecond are told apart, and a clock that was set back does not hold them up.
         board.coolDown(account: 1, owner: 11, until: at(700), isLimit: true, at: WallTime(milliseconds: 2_000))
         #expect(board.healthAt(account: 1).milliseconds == 2_001)

@@ -81,6 +81,38 @@ import Vocabulary
     }
 
     @Test(
+        "An account's times rise, whatever the clock does; another upstream does not get the fields of the one before",
+        arguments: Database.both)
+    func accountTimes(_ kind: Database) throws {
+        let store = try Ground(kind).open()
+        var new = account("one")
+        new.change.headers = [Account.Header("api-key", "of-the-first")]
+        new.change.proxy = "http://user:pw@proxy:1"
+        var last = try store.addAccount(new, now: now).changedAt
+        let early = WallTime(milliseconds: now.milliseconds - 3_600_000)
+        func rises(_ account: Account) -> Bool {
+            defer { last = account.changedAt }
+            return account.changedAt > last
+        }
+        for state in [Account.State.paused, .active] { #expect(rises(try store.setAccountState("one", state, now: early))) }
+        var change = AccountChange()
+        change.headers = [Account.Header("api-key", "new")]
+        #expect(rises(try store.setAccount("one", change, now: early)))
+        new.known = .replaced
+        new.change = AccountChange()
+        #expect(rises(try store.putAccount(new, now: early).account))
+        let kept = try #require(try store.snapshot().accounts.first)
+        #expect(kept.changedAt == last && kept.credentials.headers.map(\.value) == ["new"])
+        new.baseURL = "https://api.openai.com.evil/v1"
+        #expect(rises(try store.putAccount(new, now: early).account))
+        let moved = try #require(try store.snapshot().accounts.first)
+        #expect(moved.credentials.headers.isEmpty && moved.credentials.proxy?.host == "proxy")
+        let removal = AccountRemoval(moved, .reauthRequired, reason: "x")
+        #expect(try store.takeOut(removal, now: early))
+        #expect(rises(try #require(try store.snapshot().accounts.first)))
+    }
+
+    @Test(
         "The newest records come first, however they arrived, with the names of key and account even when those are gone",
         arguments: Database.both)
     func newestFirst(_ kind: Database) throws {
