@@ -1,4 +1,5 @@
 internal import CPlatform
+internal import Vocabulary
 
 #if canImport(Glibc)
     internal import Glibc
@@ -16,6 +17,16 @@ public enum Descriptor {
     public static func setCloseOnExec(_ fd: Int32) { _ = codexlb_set_cloexec(fd, 1) }
     public static func setNonBlocking(_ fd: Int32) { _ = codexlb_set_nonblocking(fd, 1) }
     public static func close(_ fd: Int32) { if fd >= 0 { _ = Glibc.close(fd) } }
+
+    /// Whether any of `events` (or an error, or the other side's end) comes to a descriptor within `milliseconds`. Blocks; a signal does not end it.
+    public static func wait(_ fd: Int32, for events: Int32, milliseconds: Int) -> Bool {
+        let deadline = Clock.now.adding(milliseconds: milliseconds)
+        var one = pollfd(fd: fd, events: Int16(events), revents: 0)
+        while true {
+            let n = poll(&one, 1, Int32(clamping: deadline.milliseconds(since: Clock.now)))
+            if n >= 0 || errno != EINTR { return n > 0 }
+        }
+    }
 
     /// `device:inode` of the open file, as systemd writes `JOURNAL_STREAM`.
     public static func identity(_ fd: Int32) -> String? {

@@ -88,7 +88,7 @@ extension Scoreboard {
         changed()
         if let trouble { accountCell(slot, .trouble).pointee.store(trouble.word, ordering: .relaxed) }
         // What was kept is newer than what was told: the others are to know it.
-        touch(slot, .healthAt, isKnownLonger ? WallTime(milliseconds: at.milliseconds + 1) : at)
+        touch(slot, .healthAt, isKnownLonger ? at.adding(milliseconds: 1) : at)
     }
 
     public func setTrouble(account slot: Int, owner id: Int64, _ trouble: Trouble) {

@@ -206,8 +206,7 @@ public enum Sockets {
             guard fd >= 0 else { continue }
             defer { close(fd) }
             if connect(fd, address.ai_addr, address.ai_addrlen) == 0 || errno != EINPROGRESS { return true }
-            var one = pollfd(fd: fd, events: Int16(POLLOUT), revents: 0)
-            if poll(&one, 1, Int32(milliseconds)) > 0 { return true }
+            if Descriptor.wait(fd, for: POLLOUT, milliseconds: milliseconds) { return true }
         }
         return false
     }
@@ -340,9 +339,8 @@ public enum ServiceManager {
         notify("BARRIER=1", theirs)
         Descriptor.close(theirs)
         defer { Descriptor.close(ours) }
-        // It ends when the manager closes the last copy of the other one.
-        var end = pollfd(fd: ours, events: 0, revents: 0)
-        return poll(&end, 1, Int32(clamping: milliseconds)) == 1
+        // It ends when the manager closes the last copy of the other one; children that end meanwhile do not end it.
+        return Descriptor.wait(ours, for: 0, milliseconds: milliseconds)
     }
 
     // MARK: Descriptors that it keeps
