@@ -9,8 +9,8 @@ public enum LoginAge {
     public static func renewal(of account: Account) -> WallTime? {
         guard account.kind == .chatGPT, let token = account.credentials.refreshToken, !token.isEmpty else { return nil }
         let claims = claims(account.credentials.bearer)
-        let made = claims.issued ?? account.changedAt
-        let latest = WallTime(milliseconds: made.milliseconds + Int64(Limits.loginAgeSeconds) * 1000)
+        let made = max(claims.issued ?? account.changedAt, WallTime(milliseconds: 0))
+        let latest = made.adding(milliseconds: Int64(Limits.loginAgeSeconds) * 1000)
         guard let end = claims.expires, end > made else { return latest }
         return min(latest, WallTime(milliseconds: made.milliseconds + (end.milliseconds - made.milliseconds) / 2))
     }
@@ -39,12 +39,8 @@ public enum Renewal: Sendable, Equatable {
     /// Worth another try later.
     case failed(String)
 
-    /// Codes that say that the login, not the moment, is the trouble.
-    static let finalCodes: Set<String> = [
-        "invalid_grant", "refresh_token_expired", "refresh_token_reused", "refresh_token_invalidated", "token_invalidated", "token_expired",
-        "token_revoked", "app_session_terminated", "account_session_expired", "account_auth_invalidated", "account_deactivated",
-        "account_suspended", "account_deleted", "invalid_client", "unauthorized_client",
-    ]
+    /// Beside those of logins: the issuer does not know us, or does not let us.
+    private static let clientCodes: Set<String> = ["invalid_client", "unauthorized_client"]
 
     /// Reads an answer of `/oauth/token` (RFC 6749 §5). What it leaves out stays as it was (§6).
     public init(status: Int, body: [UInt8], old: Account.Credentials) {
@@ -71,7 +67,7 @@ public enum Renewal: Sendable, Equatable {
         }
         // OpenAI's issuer puts the code into an object, OAuth (RFC 6749 §5.2) says it at the top.
         let code = text("error", "code") ?? text("error", "type") ?? text("error") ?? text("code") ?? ""
-        if (400..<500).contains(status), Self.finalCodes.contains(code) {
+        if (400..<500).contains(status), LoginCodes.dead.contains(code) || Self.clientCodes.contains(code) {
             self = .refused(code)
         } else {
             self = .failed(status == 200 ? "its answer has no access token" : "status \(status)\(code.isEmpty ? "" : " \(code)")")

@@ -111,7 +111,7 @@ public enum ErrorEnvelope {
         case _
         where FailoverTable.quotaCodes.contains(code) || FailoverTable.rateCodes.contains(code) || FailoverTable.modelCodes.contains(code):
             return 429
-        case _ where FailoverTable.deadLoginCodes.contains(code): return 401
+        case _ where LoginCodes.dead.contains(code): return 401
         case "invalid_api_key", "invalid_authentication", "token_invalidated": return 401
         default: break
         }

@@ -45,14 +45,6 @@ public enum FailoverTable {
         "insufficient_credits", "insufficient_balance", "payment_required",
     ]
     static let authCodes: Set<String> = ["invalid_api_key", "invalid_authentication", "authentication_error"]
-    /// Of a login that no time and no second try mends.
-    static let deadLoginCodes: Set<String> = [
-        "token_invalidated", "token_expired", "token_revoked", "app_session_terminated", "account_session_expired",
-        "account_auth_invalidated", "account_deactivated", "account_suspended", "account_deleted", "refresh_token_expired",
-        "refresh_token_reused", "refresh_token_invalidated", "invalid_grant", "deactivated_workspace",
-    ]
-    /// Those of them that no new login to the same account mends.
-    static let closedCodes: Set<String> = ["account_deactivated", "account_suspended", "account_deleted", "deactivated_workspace"]
     /// The request itself is at fault: every account would say the same. Codes that end in `_policy` or `_policy_violation` and those of images
     /// belong to them.
     static let requestCodes: Set<String> = [
@@ -147,8 +139,8 @@ public enum FailoverTable {
     private static func common(_ refusal: UpstreamRefusal, now: WallTime, model: String) -> Verdict? {
         let status = refusal.impliedStatus
         let mayTellLogin = refusal.status < 400 || [400, 401, 402, 403].contains(status)
-        if mayTellLogin, deadLoginCodes.contains(refusal.code) {
-            let isClosed = closedCodes.contains(refusal.code)
+        if mayTellLogin, LoginCodes.dead.contains(refusal.code) {
+            let isClosed = LoginCodes.closed.contains(refusal.code)
             return Verdict(
                 next: .nextAccount,
                 penalty: isClosed
@@ -182,7 +174,7 @@ public enum FailoverTable {
     }
 
     /// Of a person's or a workspace's account that is closed.
-    public static func isClosed(code: String) -> Bool { closedCodes.contains(code) }
+    public static func isClosed(code: String) -> Bool { LoginCodes.closed.contains(code) }
     public static func isClosed(_ refusal: UpstreamRefusal) -> Bool {
         isClosed(code: refusal.code) || refusal.message.cut(utf8: 4096).lowercased().contains("has been deactivated")
     }

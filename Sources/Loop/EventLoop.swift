@@ -80,7 +80,7 @@ public final class EventLoop: TaskExecutor, SerialExecutor, @unchecked Sendable 
     /// The monotonic clock.
     public var now: Instant { Clock.now }
 
-    /// The same, read once for all that one iteration of the loop brings: at most a millisecond and the turn's own work behind.
+    /// The same, read once for all that one iteration of the loop brings: at most a millisecond and its own work behind.
     public var iterationTime: Instant {
         let iteration = uv_now(uv)
         if iteration != readAt { (readAt, read) = (iteration, Clock.now) }

@@ -180,7 +180,7 @@ public final class PostgresPool {
                   AND EXISTS (SELECT 1 FROM state WHERE key = 'key_fingerprint' AND value = $5) RETURNING id
                 """,
                 [
-                    .blob(blob), .int(max(now.milliseconds, changedAt.milliseconds + 1)), .int(id), .int(changedAt.milliseconds),
+                    .blob(blob), .int(now.after(changedAt).milliseconds), .int(id), .int(changedAt.milliseconds),
                     .text(fingerprint),
                 ]
             ) { $0.int(0) }

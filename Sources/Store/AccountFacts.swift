@@ -166,7 +166,7 @@ extension Queries {
             SELECT id, 'state', CAST($2 AS BIGINT), CAST($6 AS TEXT) FROM done WHERE true \(later) RETURNING account_id
             """
         let values: [SQLValue] = [
-            .text(order.state.rawValue), .int(StoreSession.later(now, than: order.changedAt).milliseconds), .int(order.accountID),
+            .text(order.state.rawValue), .int(now.after(order.changedAt).milliseconds), .int(order.accountID),
             .text(Account.State.active.rawValue),
             .int(order.changedAt.milliseconds),
         ]

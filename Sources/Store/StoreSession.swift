@@ -130,7 +130,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
                 // A pause is the operator's.
                 let state = account.state == .paused ? Account.State.paused : .active
                 (account.kind, account.state, account.baseURL) = (new.kind, state, base)
-                (account.credentials, account.changedAt) = (credentials, Self.later(now, than: account.changedAt))
+                (account.credentials, account.changedAt) = (credentials, now.after(account.changedAt))
                 try connection.change(
                     "UPDATE accounts SET kind = $1, state = $2, base_url = $3, credentials = $4, changed_at_ms = $5 WHERE id = $6",
                     [
@@ -185,7 +185,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             guard !credentials.bearer.isEmpty || !credentials.headers.isEmpty else {
                 throw StoreError(.invalid, "account \(name) has no key but in its headers; it needs one of them")
             }
-            (account.changedAt, account.credentials) = (Self.later(now, than: account.changedAt), credentials)
+            (account.changedAt, account.credentials) = (now.after(account.changedAt), credentials)
             try connection.change(
                 "UPDATE accounts SET credentials = $1, changed_at_ms = $2 WHERE id = $3",
                 [.blob(try vault.seal(credentials, account: account.id)), .int(account.changedAt.milliseconds), .int(account.id)])
@@ -201,9 +201,6 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             return slashes < 3 && $0 != "?"
         }
     }
-
-    /// When an account changes now: its times rise whatever the clock does, for by them its states are told apart.
-    static func later(_ now: WallTime, than before: WallTime) -> WallTime { max(now, WallTime(milliseconds: before.milliseconds + 1)) }
 
     private func checkChange(_ change: AccountChange) throws(StoreError) {
         try change.check()
@@ -297,7 +294,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
     public func setAccountState(_ name: String, _ state: Account.State, now: WallTime) throws(StoreError) -> Account {
         try change { () throws(StoreError) in
             var account = try existingAccount(name)
-            (account.state, account.changedAt) = (state, Self.later(now, than: account.changedAt))
+            (account.state, account.changedAt) = (state, now.after(account.changedAt))
             try connection.change(
                 "UPDATE accounts SET state = $1, changed_at_ms = $2 WHERE id = $3",
                 [.text(state.rawValue), .int(account.changedAt.milliseconds), .int(account.id)])
@@ -319,7 +316,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
                 WHERE id = $3 AND state = $4 AND changed_at_ms = $5 AND removed_at_ms IS NULL
                 """,
                 [
-                    .text(order.state.rawValue), .int(Self.later(now, than: order.changedAt).milliseconds), .int(order.accountID),
+                    .text(order.state.rawValue), .int(now.after(order.changedAt).milliseconds), .int(order.accountID),
                     .text(Account.State.active.rawValue), .int(order.changedAt.milliseconds),
                 ])
             guard changed == 1 else { return false }
@@ -369,7 +366,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
                 WHERE id = $3 AND changed_at_ms = $4 AND removed_at_ms IS NULL RETURNING id
                 """,
                 [
-                    .blob(try vault.seal(credentials, account: id)), .int(max(now.milliseconds, changedAt.milliseconds + 1)), .int(id),
+                    .blob(try vault.seal(credentials, account: id)), .int(now.after(changedAt).milliseconds), .int(id),
                     .int(changedAt.milliseconds),
                 ]
             ) { $0.int(0) }.isEmpty

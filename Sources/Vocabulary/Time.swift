@@ -30,6 +30,15 @@
     @inlinable public static func < (a: WallTime, b: WallTime) -> Bool { a.milliseconds < b.milliseconds }
     public var seconds: Int64 { milliseconds / 1000 }
 
+    /// Stops at the ends of its range.
+    public func adding(milliseconds more: Int64) -> WallTime {
+        let (sum, over) = milliseconds.addingReportingOverflow(more)
+        return WallTime(milliseconds: over ? more < 0 ? .min : .max : sum)
+    }
+
+    /// This one, or the next after `before`: for what is told apart by its times, whatever the clock does.
+    public func after(_ before: WallTime) -> WallTime { max(self, before.adding(milliseconds: 1)) }
+
     /// RFC 3339 in UTC with milliseconds: `2026-11-23T10:05:00.123Z`.
     public var rfc3339: String {
         let t = calendar

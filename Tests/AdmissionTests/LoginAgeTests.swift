@@ -36,6 +36,13 @@ import Vocabulary
         #expect(LoginAge.renewal(of: account("opaque"))?.milliseconds == 1_000_000_000 + week)
         #expect(LoginAge.renewal(of: account("opaque", refresh: nil)) == nil && LoginAge.renewal(of: account("opaque", refresh: "")) == nil)
         #expect(LoginAge.renewal(of: account("sk", kind: .apiKey)) == nil)
+        // Times of a damaged row end no process.
+        for time in [Int64.min, -1, .max] {
+            var damaged = account(token("{\"exp\":5000}"))
+            damaged.changedAt = WallTime(milliseconds: time)
+            #expect(LoginAge.renewal(of: damaged) != nil)
+            #expect(WallTime(milliseconds: 5).after(WallTime(milliseconds: time)).milliseconds >= 5)
+        }
     }
 
     private static let old = Account.Credentials(bearer: "a0", refreshToken: "r0", idToken: "i0", chatGPTAccountID: "w")

@@ -145,7 +145,7 @@ import Vocabulary
 
     @Test("Every code that the failover table knows of an account can be told by the scoreboard")
     func codes() {
-        let known = FailoverTable.quotaCodes.union(FailoverTable.authCodes).union(FailoverTable.deadLoginCodes)
+        let known = FailoverTable.quotaCodes.union(FailoverTable.authCodes).union(LoginCodes.dead)
             .union(FailoverTable.rateCodes).union(FailoverTable.modelCodes).union(Renewals.codes)
         #expect(known.subtracting(Trouble.codes).isEmpty)
         for code in Trouble.codes {
