@@ -19,6 +19,14 @@ public enum Failure: Sendable, Equatable {
     case refused(UpstreamRefusal)
     /// A 200 stream whose first telling event is a failure.
     case failedEvent(UpstreamRefusal)
+
+    /// The upstream's own, for whoever may make more of them than we do.
+    var words: String? {
+        switch self {
+        case .refused(let refusal), .failedEvent(let refusal): refusal.message.isEmpty ? nil : refusal.message.cut(utf8: 1024)
+        case .notConnected, .untrusted, .exhausted, .timedOut, .broken: nil
+        }
+    }
 }
 
 /// An upstream's own words for a failure: the one reader of errors, wherever they stand (docs/failover.md lists the shapes).

@@ -92,9 +92,19 @@ public struct TurnMachine: Sendable {
         return [.send(fresh: false)]
     }
 
-    /// There is none to choose; `error` says why. After an attempt its failure says more.
-    public mutating func noAccount(_ error: ProxyError, inStream: Bool, _ now: Instant) -> [TurnAction] {
-        if let failure = exchange.lastFailure { surface(failure, now) } else { fail(error, inStream: inStream, now) }
+    /// There is none to choose; `error` says why. After an attempt its failure does, unless the error `saysMore`.
+    public mutating func noAccount(_ error: ProxyError, inStream: Bool, saysMore: Bool = false, _ now: Instant) -> [TurnAction] {
+        guard let failure = exchange.lastFailure else {
+            fail(error, inStream: inStream, now)
+            return take()
+        }
+        if saysMore {
+            var error = error
+            if let words = failure.words { error.message += " (the upstream: \(words))" }
+            fail(error, inStream: inStream, now)
+        } else {
+            surface(failure, now)
+        }
         return take()
     }
 

@@ -13,8 +13,8 @@ public struct ModelOffers: Sendable {
     public var version: Int { lists + refusals.version }
     /// When the first refusal is forgotten.
     public var firstEnd: Instant? { refusals.firstEnd }
-    /// Names that some account's list has.
-    public var names: Set<String> { listed.values.reduce(into: []) { $0.formUnion($1) } }
+    /// Names that the account's list has.
+    public func names(account: Int64) -> Set<String> { listed[account] ?? [] }
 
     /// What an account's list has now; an empty one says nothing.
     public mutating func listed(account: Int64, models: Set<String>) {

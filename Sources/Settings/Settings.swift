@@ -62,6 +62,8 @@ public struct Settings: Sendable, Equatable {
     public var codexClientVersion: String
     /// Between two questions for a login's figures; 0: they are not asked for.
     public var usagePollMilliseconds: Int
+    /// An account's list of models is asked for anew when it is so old.
+    public var modelListMilliseconds: Int
     /// For benchmarks: worker N runs on CPU N + this.
     public var pinFirstCPU: Int?
 
@@ -192,6 +194,7 @@ public struct Settings: Sendable, Equatable {
         usagePollMilliseconds =
             value("CODEX_LB_USAGE_POLL_SECONDS") == "0"
             ? 0 : try read.milliseconds("CODEX_LB_USAGE_POLL_SECONDS", Limits.usagePollMilliseconds)
+        modelListMilliseconds = try read.milliseconds("CODEX_LB_MODEL_LIST_SECONDS", Limits.modelListKeptMilliseconds)
         times = TimeLimits()
         for (name, path) in Self.timeNames {
             times[keyPath: path] = try read.milliseconds(name, times[keyPath: path])

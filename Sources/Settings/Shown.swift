@@ -29,6 +29,7 @@ extension Settings {
             ("CODEX_LB_STICKINESS", String(isSticky)),
             ("CODEX_LB_AUTH_BASE_URL", issuer), ("CODEX_LB_AUTH_CLIENT_ID", issuerClientID),
             ("CODEX_LB_MEMORY_LIMIT", memoryBytesMax.map { String($0) } ?? ""), ("CODEX_LB_CODEX_CLIENT_VERSION", codexClientVersion),
+            ("CODEX_LB_MODEL_LIST_SECONDS", seconds(modelListMilliseconds)),
             ("CODEX_LB_USAGE_POLL_SECONDS", usagePollMilliseconds == 0 ? "0" : seconds(usagePollMilliseconds)),
         ]
         for (name, path) in Self.timeNames { out.append((name, seconds(times[keyPath: path]))) }

@@ -23,6 +23,8 @@ public final class Fetch: UpstreamUser {
     public struct Answer: Sendable {
         public var status: Int
         public var body: [UInt8]
+        /// What tells this answer from the next (RFC 9110 §8.8.3).
+        public var etag: String?
     }
 
     /// Why there is no answer, for people.
@@ -106,7 +108,10 @@ public final class Fetch: UpstreamUser {
     }
 
     public func upstreamTookRequest() {}
-    public func upstreamResponded(_ head: ResponseHead) { answer.status = head.status }
+    public func upstreamResponded(_ head: ResponseHead) {
+        answer.status = head.status
+        answer.etag = head.fields.first(named: "etag")
+    }
     public func upstreamSent(_ bytes: RawSpan) {
         guard answer.body.count + bytes.byteCount <= bytesMax else {
             end()

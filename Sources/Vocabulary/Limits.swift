@@ -207,11 +207,13 @@ public enum Limits {
     // Models
     /// An upstream that has not told its models by then is asked again later; its clients have long been answered without it.
     public static let modelListMilliseconds = 10_000
-    /// A list is asked for anew when it is so old; after failures sooner, with a pause that doubles.
+    /// A list is asked for anew when it is so old (`CODEX_LB_MODEL_LIST_SECONDS`); after failures sooner, with a pause that doubles.
     public static let modelListKeptMilliseconds = 300_000
     public static let modelListRetryMilliseconds = 15_000
     /// Once some account's models are known, a client waits so long at most for those of others that were never told.
     public static let modelListWaitMilliseconds = 1_000
+    /// Bytes of an `ETag` of a list of models; a longer one is not sent back.
+    public static let etagBytesMax = 256
     public static let modelListBytesMax = 4 * 1024 * 1024
     public static let modelsListedMax = 4_096
     /// An account whose upstream does not know a model is not asked for it for so long, while another may have it.

@@ -89,11 +89,14 @@ extension AccountTable {
         models.contains { $0.utf8.elementsEqual(model.utf8) }
     }
 
-    /// What a client is told whose model no account may be asked for; nil where that is not why there is none.
-    func modelNotFound(for route: Route, model: String) -> ProxyError? {
+    /// What a client is told whose model no account offers: its operator's list, its upstream's or its upstream's refusal says so of each. Nil where
+    /// that is not why there is none.
+    func modelNotFound(for route: Route, model: String, now: Instant) -> ProxyError? {
         let serving = all.filter { $0.value.state == .active && route.upstreamPath($0.value.kind) != nil }
-        guard !serving.isEmpty, serving.allSatisfy({ $0.value.options.models.map { !Self.lists($0, model) } ?? false }) else { return nil }
-        let known = Set(serving.flatMap { $0.value.options.models ?? [] }).union(stored.aliases.keys)
+        let asked = serving.filter { $0.value.options.models.map { Self.lists($0, model) } ?? true }
+        guard !serving.isEmpty, modelOffers.lacking(model, among: asked.map(\.value.id), now: now).count == asked.count else { return nil }
+        var known = Set(serving.flatMap { $0.value.options.models ?? [] }).union(stored.aliases.keys)
+        for account in asked where account.value.options.models == nil { known.formUnion(modelOffers.names(account: account.value.id)) }
         let near = NearNames.nearest(to: model, in: known)
         let text = model.cut(utf8: Limits.recordModelBytesMax)
         return ProxyError(

@@ -17,6 +17,8 @@ final class ModelCatalogue {
         var account: RoutedAccount
         /// The last good list.
         var models: [ListedModel]?
+        /// By which its upstream tells it from a newer one.
+        var etag: String?
         /// Why there is no newer one.
         var problem: String?
         var failures = 0
@@ -31,8 +33,14 @@ final class ModelCatalogue {
     }
     private var entries: [Int64: Entry] = [:]
 
-    /// Requests that wait for the first list of some account, and until when.
-    private var waiting: [(request: ClientRequest, client: ClientConnection, by: Instant)] = []
+    /// Whoever waits for the first list of some account, and until when.
+    private struct Waiter {
+        var by: Instant
+        /// Also when no list at all is known by then.
+        var goesWithout: Bool
+        var then: () -> Void
+    }
+    private var waiting: [Waiter] = []
 
     init(_ worker: Worker) { self.worker = worker }
 
@@ -62,7 +70,15 @@ final class ModelCatalogue {
     func answer(_ request: ClientRequest, on client: ClientConnection) {
         refresh()
         let by = isKnown ? worker.loop.now.adding(milliseconds: Limits.modelListWaitMilliseconds) : Instant.never
-        waiting.append((request, client, by))
+        waiting.append(Waiter(by: by, goesWithout: false) { [unowned self] in respond(request, client) })
+        answerWaiting()
+    }
+
+    /// Calls back when what can be known of the models' names is, maybe at once, at the latest after a second.
+    func whenKnown(_ then: @escaping () -> Void) {
+        refresh()
+        let by = worker.loop.now.adding(milliseconds: Limits.modelListWaitMilliseconds)
+        waiting.append(Waiter(by: by, goesWithout: true, then: then))
         answerWaiting()
     }
 
@@ -70,7 +86,7 @@ final class ModelCatalogue {
     func refresh() {
         let now = worker.loop.now
         for (id, entry) in entries where entry.fetch == nil && now >= entry.askAt {
-            let fetch = ModelFetch(worker, entry.account)
+            let fetch = ModelFetch(worker, entry.account, etag: entry.models == nil ? nil : entry.etag)
             entries[id]?.fetch = fetch
             fetch.start { [weak self, weak fetch] result in
                 guard let self, let fetch, entries[id]?.fetch === fetch else { return }
@@ -79,19 +95,22 @@ final class ModelCatalogue {
         }
     }
 
-    private func fetched(_ id: Int64, _ result: Result<[ListedModel], Fetch.Problem>) {
+    private func fetched(_ id: Int64, _ result: Result<ModelFetch.Answer, Fetch.Problem>) {
         guard var entry = entries[id] else { return }
         let wasKnown = isKnown
         entry.fetch = nil
         switch result {
-        case .success(let models):
-            (entry.models, entry.problem, entry.failures) = (models, nil, 0)
-            entry.askAt = worker.loop.now.adding(milliseconds: Limits.modelListKeptMilliseconds)
-            worker.accounts.modelOffers.listed(account: id, models: Set(models.map(\.id)))
+        case .success(let answer):
+            (entry.problem, entry.failures) = (nil, 0)
+            entry.askAt = worker.loop.now.adding(milliseconds: worker.settings.modelListMilliseconds)
+            if case .models(let models, let etag) = answer {
+                (entry.models, entry.etag) = (models, etag)
+                worker.accounts.modelOffers.listed(account: id, models: Set(models.map(\.id)))
+            }
         case .failure(let error):
             entry.problem = error.reason
             entry.failures += 1
-            let pause = min(Limits.modelListKeptMilliseconds, Limits.modelListRetryMilliseconds << min(8, entry.failures - 1))
+            let pause = min(worker.settings.modelListMilliseconds, Limits.modelListRetryMilliseconds << min(8, entry.failures - 1))
             entry.askAt = worker.loop.now.adding(milliseconds: pause)
             worker.log.notice(
                 "an account's models could not be listed",
@@ -118,9 +137,10 @@ final class ModelCatalogue {
         let now = worker.loop.now
         let isSettled = isSettled
         let isKnown = isKnown
-        let due = waiting.filter { isSettled || isKnown && now >= $0.by }
-        waiting.removeAll { isSettled || isKnown && now >= $0.by }
-        for (request, client, _) in due { respond(request, client) }
+        let isDue = { (waiter: Waiter) in isSettled || now >= waiter.by && (isKnown || waiter.goesWithout) }
+        let due = waiting.filter(isDue)
+        waiting.removeAll(where: isDue)
+        for waiter in due { waiter.then() }
     }
 
     private func respond(_ request: ClientRequest, _ client: ClientConnection) {

@@ -16,29 +16,40 @@ struct ListedModel: Sendable {
 
 /// One GET of an account's models.
 final class ModelFetch {
+    enum Answer: Sendable {
+        case models([ListedModel], etag: String?)
+        /// Since the answer that had the etag.
+        case unchanged
+    }
+
     private let worker: Worker
     private let fetch: Fetch
+    private let etag: String?
 
-    init(_ worker: Worker, _ account: RoutedAccount) {
-        self.worker = worker
+    /// `etag`: of the list that is known.
+    init(_ worker: Worker, _ account: RoutedAccount, etag: String?) {
+        (self.worker, self.etag) = (worker, etag)
         let isChatGPT = account.value.kind == .chatGPT
         // ChatGPT's list depends on the version of Codex that asks.
         let query = isChatGPT ? "?client_version=\(worker.settings.codexClientVersion)" : ""
         let path = (Route.models.upstreamPath(account.value.kind) ?? "/models") + query
         var fields = account.credentials + [(name: "Accept", value: "application/json")]
         if isChatGPT, let id = account.chatGPTAccountID { fields.append(("chatgpt-account-id", id)) }
+        if let etag { fields.append(("If-None-Match", etag)) }
         fetch = Fetch(
             worker.pool, .init(.get, account.origin, account.target(path), fields: fields), bytesMax: Limits.modelListBytesMax,
             milliseconds: Limits.modelListMilliseconds)
     }
 
-    func start(_ done: @escaping (Result<[ListedModel], Fetch.Problem>) -> Void) {
-        fetch.start { [worker] result in
+    func start(_ done: @escaping (Result<Answer, Fetch.Problem>) -> Void) {
+        fetch.start { [worker, etag] result in
             let answer: Fetch.Answer
             do throws(Fetch.Problem) { answer = try result.get() } catch { return done(.failure(error)) }
+            if answer.status == 304, etag != nil { return done(.success(.unchanged)) }
             guard answer.status == 200 else { return done(.failure(.init(reason: "status \(answer.status)"))) }
+            let next = answer.etag.flatMap { $0.utf8.count <= Limits.etagBytesMax ? $0 : nil }
             worker.bodyWork.run({ Self.models(in: answer.body) }) { models in
-                done(models.map { .success($0) } ?? .failure(.init(reason: "its answer is no list of models")))
+                done(models.map { .success(.models($0, etag: next)) } ?? .failure(.init(reason: "its answer is no list of models")))
             }
         }
     }

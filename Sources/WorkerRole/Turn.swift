@@ -153,10 +153,20 @@ final class Turn: UpstreamUser, Answering {
                 resetsAt: (until.milliseconds + 999) / 1000)
             perform(machine.noAccount(error, inStream: false, now))
         case .noneEligible, .allTried:
-            if let error = worker.accounts.modelNotFound(for: request.route, model: ask.model) {
-                return perform(machine.noAccount(error, inStream: false, now))
+            guard worker.accounts.modelNotFound(for: request.route, model: ask.model, now: now) != nil else {
+                return perform(machine.noAccount(worker.accounts.none(for: request.route), inStream: true, now))
             }
-            perform(machine.noAccount(worker.accounts.none(for: request.route), inStream: true, now))
+            // What its client may have meant is worth a moment.
+            worker.catalogue.whenKnown { [self] in nobodyOffersModel() }
+        }
+    }
+
+    private func nobodyOffersModel() {
+        guard !machine.isFinished else { return }
+        if let error = worker.accounts.modelNotFound(for: request.route, model: ask.model, now: now) {
+            perform(machine.noAccount(error, inStream: false, saysMore: true, now))
+        } else {
+            perform(machine.noAccount(worker.accounts.none(for: request.route), inStream: true, now))  // one that may has come meanwhile
         }
     }
 

@@ -301,15 +301,85 @@ extension Integration {
             }
         }
 
-        /// A model that nobody has: the client gets the upstream's own word, and not every account is asked every time.
+        /// A model that nobody has: the client gets near names from the upstreams' lists beside the upstream's own word, and not every account is
+        /// asked every time. The first answer waits for the lists.
         @Test func nobodyHasTheModel() throws {
             let stage = try Stage("a", "b")
-            for name in ["a", "b"] { stage.always(name, Self.offering("other")) }
+            for name in ["a", "b"] {
+                stage.always(name, Self.offering("other"))
+                stage.upstream.always(path: "/v1/models", bearer: Stage.key(name), .status(200, Canned.models("other", "gpt-5.4-\(name)")))
+            }
             for i in 0..<5 {
-                let answer = try stage.daemon.post("/v1/responses", Stage.body(stream: false, model: "nowhere"))
-                #expect(answer.status == 404 && answer.errorCode == "model_not_found")
+                let answer = try stage.daemon.post("/v1/responses", Stage.body(stream: i % 2 == 1, model: "gtp-5.4-a"))
+                #expect(answer.status == 404 && answer.errorCode == "model_not_found" && answer.error["param"] as? String == "model")
+                let message = answer.error["message"] as? String ?? ""
+                #expect(message.contains("\"gtp-5.4-a\"") && message.contains("Did you mean gpt-5.4-a, gpt-5.4-b?"), "\(message)")
+                #expect(message.contains("does not exist or you do not have access"), "\(message)")
                 #expect(stage.calls("a") + stage.calls("b") == 2 + i)
             }
+        }
+
+        /// An upstream whose list does not come keeps no client waiting for near names longer than a second, also when another one has left meanwhile.
+        @Test func noListForNearNames() throws {
+            let stage = try Stage("a")
+            let gate = Gate()
+            defer { gate.open() }
+            stage.always("a", Self.offering("other"))
+            stage.upstream.always(path: "/v1/models", .silence(gate))
+            let impatient = try HTTPConnection(stage.daemon.address)
+            try impatient.send("POST", "/v1/responses", body: Array(Stage.body(stream: true, model: "nowhere").utf8))
+            #expect(stage.upstream.wait(requests: 2), "the turn, and then the list")
+            impatient.close()
+            let start = Date()
+            let answer = try stage.daemon.post("/v1/responses", Stage.body(stream: true, model: "nowhere"))
+            #expect(answer.status == 404 && answer.errorCode == "model_not_found")
+            #expect((0.5...4).contains(Date().timeIntervalSince(start)))
+            #expect(
+                try eventually(5) { try stage.daemon.records().compactMap { $0["status"] as? Int }.sorted() == [404, 404] },
+                "each has its record")
+        }
+
+        /// A login that may not use a model is refused in its upstream's form, and its client reads that in its own.
+        @Test func modelThatALoginLacks() throws {
+            let upstream = try FakeUpstream()
+            let daemon = try Daemon()
+            try daemon.importAccount("login", baseURL: upstream.chatGPTBaseURL, token: "t", accountID: "acc")
+            upstream.always(
+                "t", .status(400, "{\"detail\":\"The 'gpt-9' model is not supported when using Codex with a ChatGPT account.\"}"))
+            upstream.always(
+                path: "/backend-api/codex/models", .status(200, "{\"models\":[{\"slug\":\"gpt-5\"},{\"slug\":\"gpt-5.4-codex\"}]}"))
+            try daemon.start()
+            for route in ["/v1/responses", "/v1/chat/completions", "/backend-api/codex/responses"] {
+                let chat = "{\"model\":\"gpt-9\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}"
+                let body = route.hasSuffix("completions") ? chat : Stage.body(stream: true, model: "gpt-9")
+                let answer = try daemon.post(route, body)
+                #expect(answer.status == 404 && answer.errorCode == "model_not_found", "\(route): \(answer.text)")
+                #expect(answer.text.contains("Did you mean gpt-5?") && answer.text.contains("not supported when using Codex"))
+            }
+        }
+
+        /// A list is asked for anew with the etag of the one that is known, and stands when the upstream says that it has not changed.
+        @Test func unchangedList() throws {
+            let upstream = try FakeUpstream()
+            let daemon = try Daemon(["CODEX_LB_MODEL_LIST_SECONDS": "0.001"])
+            try daemon.addAccount("a", baseURL: upstream.baseURL, key: Stage.key("a"))
+            upstream.always(
+                path: "/v1/models",
+                .chosen { request in
+                    switch request.header("if-none-match") {
+                    case nil: .status(200, Canned.models("m1"), headers: ["ETag": "W/\"1\""])
+                    case "W/\"1\"": .status(304, "")
+                    default: .status(500, "")
+                    }
+                })
+            try daemon.start(workers: 1)
+            #expect(
+                try eventually(5) {
+                    let ids = (try daemon.get("/v1/models").json["data"] as? [[String: Any]])?.compactMap { $0["id"] as? String }
+                    #expect(ids == ["m1"])
+                    return upstream.requests.count { $0.header("if-none-match") == "W/\"1\"" } >= 2
+                })
+            #expect(upstream.requests.count { $0.header("if-none-match") == nil } == 1)
         }
 
         /// No such path: 404. The wrong method: 405 with Allow.
