@@ -13,6 +13,8 @@ public struct Affinity: Sendable {
         public var seconds: Int
         /// The account is looked up by it; else it is only remembered.
         public var isKnown = true
+        /// Only its account has a file that the turn names.
+        public var isFile = false
     }
 
     /// In the order in which they are looked up.
@@ -20,7 +22,7 @@ public struct Affinity: Sendable {
 
     private enum Kind: UInt64 {
         case response = 1
-        case turnState, thread, session, cache, beginning
+        case turnState, thread, session, cache, beginning, file
     }
 
     /// `client`: the id of the client's key; 0 of one that needs none.
@@ -31,6 +33,9 @@ public struct Affinity: Sendable {
             keys.append(Key(hash: hash.hash(word, text), strength: strength, seconds: seconds))
         }
         if let id = ask.previousResponseID { keys.append(Key(hash: Self.response(id, hash), strength: .only, seconds: Limits.pinSeconds)) }
+        for id in ask.fileIDs {
+            keys.append(Key(hash: Self.file(id, hash), strength: .only, seconds: Limits.pinSeconds, isFile: true))
+        }
         add(Kind.turnState.rawValue, fields.first(.turnState), .owner, seconds: Limits.pinSeconds)
         add(own(.thread), fields.first(.threadID), .prefer, seconds: Limits.pinSeconds)
         for name in Self.sessionNames where fields.has(name) {
@@ -38,7 +43,8 @@ public struct Affinity: Sendable {
             break
         }
         add(own(.cache), ask.promptCacheKey, .prefer, seconds: Limits.cachePinSeconds)
-        if keys.isEmpty, let (start, isContinued) = ask.beginning(own(.beginning), hash) {
+        // Who made a file that nobody remembers, nobody knows: the conversation is told by how it begins.
+        if keys.allSatisfy(\.isFile), let (start, isContinued) = ask.beginning(own(.beginning), hash) {
             keys.append(Key(hash: start, strength: .prefer, seconds: Limits.cachePinSeconds, isKnown: isContinued))
         }
     }
@@ -53,7 +59,9 @@ public struct Affinity: Sendable {
         .sessionID, .sessionIDUnderscored, .codexSessionID, .codexConversationID, .conversationIDUnderscored,
     ]
 
-    /// What is learned from an answer: whoever comes back with its id, or with the state that its head gave, belongs to the same account.
+    /// What is learned from an answer: whoever comes back with its id, with the id of a file that it made, or with the state that its head gave,
+    /// belongs to the same account.
     public static func response(_ id: String, _ hash: SipHash) -> UInt64 { hash.hash(Kind.response.rawValue, id) }
+    public static func file(_ id: String, _ hash: SipHash) -> UInt64 { hash.hash(Kind.file.rawValue, id) }
     public static func turnState(_ state: String, _ hash: SipHash) -> UInt64 { hash.hash(Kind.turnState.rawValue, state) }
 }

@@ -112,7 +112,7 @@ public struct AnswerAdapter: Sendable {
             return
         }
         let type = contentType.lowercased()
-        let mayBeEvents = form.wantsStream || form.isChatGPT || type.hasPrefix("text/event-stream")
+        let mayBeEvents = form.wantsStream || form.isChatGPT && !form.route.isFile || type.hasPrefix("text/event-stream")
         mode = mayBeEvents || type.hasPrefix("text/html") ? .undecided : .body
     }
 
@@ -220,7 +220,7 @@ public struct AnswerAdapter: Sendable {
             offset = bytes.byteCount
             return .page
         case UInt8(ascii: "{"), UInt8(ascii: "["):
-            guard !form.wantsStream, !form.isChatGPT else {
+            guard !form.wantsStream, !form.isChatGPT || form.route.isFile else {
                 mode = .gathered
                 break
             }
@@ -367,6 +367,8 @@ public struct AnswerAdapter: Sendable {
         switch form.route {
         case .chatCompletions: UsageTap.chatChunk(body.span.bytes, into: &findings)
         case .embeddings: UsageTap.embeddingsBody(body.span.bytes, into: &findings)
+        case .files: findings.fileID = JSONScan.find(body.span.bytes, "file_id").flatMap { JSONScan.string(body.span.bytes, $0) }
+        case .fileUploaded: break
         default: UsageTap.responsesBody(body.span.bytes, into: &findings)
         }
         // A body that is no object was not looked through.

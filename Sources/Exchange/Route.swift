@@ -9,12 +9,19 @@ public enum Route: String, Sendable {
     case models = "/v1/models"
     case codexResponses = "/backend-api/codex/responses"
     case codexModels = "/backend-api/codex/models"
+    case files = "/backend-api/files"
+    case fileUploaded = "/backend-api/files/{id}/uploaded"
     case healthLive = "/health/live"
     case healthReady = "/health/ready"
     case metrics = "/metrics"
     case usage = "/v1/usage"
 
     public init?(path: String) {
+        if path.hasPrefix("/backend-api/files/"), path != "/backend-api/files/" {
+            guard Self.fileID(ofPath: path) != nil else { return nil }
+            self = .fileUploaded
+            return
+        }
         if let exact = Self(rawValue: path) {
             self = exact
             return
@@ -28,13 +35,31 @@ public enum Route: String, Sendable {
 
     public var method: Method {
         switch self {
-        case .responses, .chatCompletions, .embeddings, .codexResponses: .post
+        case .responses, .chatCompletions, .embeddings, .codexResponses, .files, .fileUploaded: .post
         case .models, .codexModels, .healthLive, .healthReady, .metrics, .usage: .get
         }
     }
 
     /// A turn: admitted, sent upstream, recorded.
     public var isTurn: Bool { method == .post }
+
+    /// About a file that turns name: no model works on it.
+    public var isFile: Bool { self == .files || self == .fileUploaded }
+
+    /// Of `/backend-api/files/ID/uploaded`. Nil: it is no such path, or no id that a path may hold.
+    public static func fileID(ofPath path: String) -> String? {
+        let parts = path.split(separator: "/", omittingEmptySubsequences: true)
+        guard parts.count == 4, parts[0] == "backend-api", parts[1] == "files", parts[3] == "uploaded" else { return nil }
+        let id = parts[2].utf8
+        let isPlain = id.allSatisfy { byte in
+            switch byte {
+            case UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "A")...UInt8(ascii: "Z"), UInt8(ascii: "a")...UInt8(ascii: "z"): true
+            case UInt8(ascii: "_"), UInt8(ascii: "-"): true
+            default: false
+            }
+        }
+        return isPlain && id.count <= Limits.affinityKeyBytesMax ? String(parts[2]) : nil
+    }
 
     /// Streams carry Responses events.
     public var isResponses: Bool { self == .responses || self == .codexResponses }
@@ -49,7 +74,7 @@ public enum Route: String, Sendable {
 
     public var bodyBytesMax: Int { isResponses ? Limits.responsesBodyBytesMax : Limits.bodyBytesMax }
 
-    /// The path below an account's base URL.
+    /// The path below an account's base URL, with `{id}` where it has one.
     public func upstreamPath(_ kind: Account.Kind) -> String? {
         switch (self, kind) {
         case (.responses, .apiKey), (.codexResponses, .apiKey): "/responses"
@@ -58,6 +83,8 @@ public enum Route: String, Sendable {
         case (.models, .apiKey), (.codexModels, .apiKey): "/models"
         case (.responses, .chatGPT), (.codexResponses, .chatGPT), (.chatCompletions, .chatGPT): "/codex/responses"
         case (.models, .chatGPT), (.codexModels, .chatGPT): "/codex/models"
+        case (.files, .chatGPT): "/files"
+        case (.fileUploaded, .chatGPT): "/files/{id}/uploaded"
         default: nil
         }
     }

@@ -399,6 +399,7 @@ public struct TurnMachine: Sendable {
     /// never tells. The record says that its numbers are a guess: four bytes of the request to a token.
     private func findings(_ errorCode: String) -> UsageFindings {
         var findings = answer?.findings ?? UsageFindings()
+        guard !form.route.isFile else { return findings }  // no model works on it
         // What we ended for want of memory was asked for and worked on all the same.
         guard findings.usage == nil, isClientGone || errorCode.isEmpty || errorCode == "server_overloaded" else { return findings }
         switch exchange.state {

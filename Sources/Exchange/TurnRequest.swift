@@ -20,6 +20,8 @@ public struct TurnRequest: Sendable {
     public let previousResponseID: String?
     /// The client's own name for what its prompts have in common.
     public let promptCacheKey: String?
+    /// Files that it is about, or that its input names: only the account that has them can serve it.
+    public let fileIDs: [String]
     /// Of the body as it was read, unpacked.
     public let bodyBytes: Int
     /// What is held for it.
@@ -32,8 +34,12 @@ public struct TurnRequest: Sendable {
     private static let decisive = ["model", "stream", "stream_options"]
 
     /// Reads the body; one that is no JSON object with a model, or not the same to every reader, is refused with 400. `aliases`: names of
-    /// models, and what is asked for instead.
-    public init(_ body: [UInt8], route: Route, aliases: [String: String] = [:]) throws(ProxyError) {
+    /// models, and what is asked for instead. `fileID`: of the path.
+    public init(_ body: [UInt8], route: Route, aliases: [String: String] = [:], fileID: String? = nil) throws(ProxyError) {
+        if route.isFile {
+            self = try Self(ofFile: body.isEmpty && route == .fileUploaded ? Array("{}".utf8) : body, route: route, fileID: fileID)
+            return
+        }
         let asked = try Self(reading: body, route: route)
         guard let model = aliases[asked.model] else {
             self = asked
@@ -50,15 +56,7 @@ public struct TurnRequest: Sendable {
     private init(reading body: [UInt8], route: Route, asked: String? = nil) throws(ProxyError) {
         self.route = route
         bodyBytes = body.count
-        let document: JSONDocument
-        do throws(JSONError) {
-            document = try JSONDocument(body)
-        } catch {
-            throw Self.invalid(
-                body.isEmpty
-                    ? "The request body is empty; send a JSON object"
-                    : "The request body is no valid JSON: \(error.reason) at byte \(error.offset)", nil)
-        }
+        let document = try Self.document(body)
         guard let fields = try Self.fields(document, document.root, at: "", decisive: Self.decisive) else {
             throw Self.invalid("The request body must be a JSON object", nil)
         }
@@ -83,8 +81,95 @@ public struct TurnRequest: Sendable {
         previousResponseID = Self.name(document, fields["previous_response_id"])
         promptCacheKey = Self.name(document, fields["prompt_cache_key"])
         (instructions, conversation) = (fields["instructions"], fields[route == .chatCompletions ? "messages" : "input"])
+        fileIDs = route.isResponses ? Self.fileIDs(in: document, fields["input"]) : []
         self.document = document
         memoryBytes = document.memoryBytes
+    }
+
+    /// What is asked of a file (reference: Codex's `files` calls). The upload itself goes to where the answer says, past us.
+    private init(ofFile body: [UInt8], route: Route, fileID: String?) throws(ProxyError) {
+        let document = try Self.document(body)
+        guard let fields = try Self.fields(document, document.root, at: "", decisive: Self.decisiveOfFiles) else {
+            throw Self.invalid("The request body must be a JSON object", nil)
+        }
+        if route == .files {
+            let bytes = fields["file_size"].flatMap { document.int($0) }
+            guard let bytes, (1...Int64(Limits.fileBytesMax)).contains(bytes) else {
+                throw Self.invalid("\"file_size\" must be a number of bytes from 1 to \(Limits.fileBytesMax)", "file_size")
+            }
+            guard fields["file_name"].flatMap({ document.string($0) })?.isEmpty == false else {
+                throw Self.invalid("\"file_name\" must be a string", "file_name")
+            }
+        }
+        (self.route, bodyBytes, model, modelAsked) = (route, body.count, "", "")
+        (wantsStream, includesUsage, previousResponseID, promptCacheKey) = (false, false, nil, nil)
+        (instructions, conversation) = (nil, nil)
+        fileIDs = fileID.map { [$0] } ?? []
+        memoryBytes = document.memoryBytes
+        self.document = document
+    }
+
+    private static let decisiveOfFiles = ["file_name", "file_size", "use_case"]
+
+    private static func document(_ body: [UInt8]) throws(ProxyError) -> JSONDocument {
+        do throws(JSONError) {
+            return try JSONDocument(body)
+        } catch {
+            throw invalid(
+                body.isEmpty
+                    ? "The request body is empty; send a JSON object"
+                    : "The request body is no valid JSON: \(error.reason) at byte \(error.offset)", nil)
+        }
+    }
+
+    /// Of the parts of the input's messages: `file_id` of `input_file` and `input_image`, and the images `sediment://ID`. A body without
+    /// these keys is not walked.
+    private static func fileIDs(in document: JSONDocument, _ input: JSONDocument.Value?) -> [String] {
+        let bytes = document.bytes.span.bytes
+        guard let input, hasFileKeys(bytes) else { return [] }
+        var found: [String] = []
+        func take(_ id: Substring?) {
+            guard let id, !id.isEmpty, id.utf8.count <= Limits.affinityKeyBytesMax, !found.contains(String(id)) else { return }
+            found.append(String(id))
+        }
+        for item in document.elements(input) {
+            guard let content = JSONScan.find(bytes, in: item.range, "content"), JSONScan.kind(bytes, content) == .array else { continue }
+            _ = JSONScan.elements(bytes, content) { part in
+                guard JSONScan.kind(bytes, part) == .object else { return true }
+                JSONScan.members(bytes, part) { key, value in
+                    if JSONScan.keyEquals(bytes, key, "file_id") {
+                        take(JSONScan.string(bytes, value)?[...])
+                    } else if JSONScan.keyEquals(bytes, key, "image_url"), value.count <= Limits.affinityKeyBytesMax + sedimentBytes,
+                        let url = JSONScan.string(bytes, value), url.hasPrefix("sediment://")
+                    {
+                        take(url.dropFirst(11).prefix { $0 != "?" && $0 != "#" })
+                    }
+                    return found.count < Limits.turnFilesMax
+                }
+                return found.count < Limits.turnFilesMax
+            }
+            if found.count >= Limits.turnFilesMax { break }
+        }
+        return found
+    }
+    /// Found by their rarest byte.
+    private static func hasFileKeys(_ bytes: RawSpan) -> Bool {
+        var start = 0
+        while let mark = bytes.first(UInt8(ascii: "_"), from: start, to: bytes.byteCount) {
+            if mark >= 5, bytes.hasPrefix("\"file_id\"", at: mark - 5) { return true }
+            if mark >= 6, bytes.hasPrefix("\"image_url\"", at: mark - 6) { return true }
+            start = mark + 1
+        }
+        return false
+    }
+
+    /// Of `"sediment://` and the quote behind it.
+    private static let sedimentBytes = 13
+
+    /// The path below an account's base URL; nil: that kind of account does not serve it.
+    public func upstreamPath(_ kind: Account.Kind) -> String? {
+        guard let path = route.upstreamPath(kind), route == .fileUploaded else { return route.upstreamPath(kind) }
+        return path.replacing("{id}", with: fileIDs.first ?? "")
     }
 
     /// A string that conversations are told by; nil of anything else: whatever it means is the upstream's affair.
@@ -97,7 +182,7 @@ public struct TurnRequest: Sendable {
 
     /// A hash of how the conversation begins, up to its first answer, and whether there has been one. Nil: there is nothing to tell it by.
     func beginning(_ word: UInt64, _ hash: SipHash) -> (hash: UInt64, isContinued: Bool)? {
-        guard let document, let conversation, route != .embeddings else { return nil }
+        guard let document, let conversation, route != .embeddings, !route.isFile else { return nil }
         var start = word
         func take(_ value: JSONDocument.Value) {
             let bytes = document.bytes.span.bytes.extracting(value.range)
@@ -164,6 +249,10 @@ public struct TurnRequest: Sendable {
         guard let document else { preconditionFailure("the body was given up") }
         let body = document.bytes
         switch (kind, route) {
+        case (_, .files):
+            guard JSONScan.find(body.span.bytes, "use_case") == nil else { return body }
+            return JSONEdit.setting(body.span.bytes, [("use_case", Array("\"codex\"".utf8))]) ?? body
+        case (_, .fileUploaded): return body
         case (.chatGPT, .chatCompletions):
             return try ResponsesTranslation.codexRequest(from: ChatTranslation.responsesRequest(fromChat: document))
         case (.chatGPT, _):
@@ -188,7 +277,7 @@ public struct TurnRequest: Sendable {
     /// `upstreamBody` would take too long for a loop.
     public func isLongToRewrite(_ kind: Account.Kind) -> Bool {
         guard let document, document.bytes.count > Limits.inlineBodyBytesMax else { return false }
-        return kind == .chatGPT || route == .codexResponses || route == .chatCompletions && wantsStream && !includesUsage
+        return kind == .chatGPT && !route.isFile || route == .codexResponses || route == .chatCompletions && wantsStream && !includesUsage
     }
 
     /// The answer has begun: no upstream gets this request any more.

@@ -31,6 +31,8 @@ public struct UsageFindings: Sendable, Equatable {
     /// Of a failure inside the answer; whoever reads errors (Exchange) fills it.
     public var errorCode: String?
     public var responseID: String?
+    /// Of a file that the answer made room for.
+    public var fileID: String?
     /// As the response object tells it: `completed`, `failed` and so on.
     public var status: String?
     /// The object has a member that failures are told by: whoever reads errors has something to look at.

@@ -204,6 +204,12 @@ public enum Limits {
     public static let unpackedPassBytes = 256 * 1024
     public static let unpackedAnswerBytesMax = 1 << 30
 
+    // Files
+    /// Bytes of a file that a client may announce; more is refused with 400, as by ChatGPT.
+    public static let fileBytesMax = 512 << 20
+    /// Files of a turn's input by which its account is looked up; further ones are not looked at.
+    public static let turnFilesMax = 16
+
     // Models
     /// An upstream that has not told its models by then is asked again later; its clients have long been answered without it.
     public static let modelListMilliseconds = 10_000

@@ -94,7 +94,8 @@ extension AccountTable {
     func modelNotFound(for route: Route, model: String, now: Instant) -> ProxyError? {
         let serving = all.filter { $0.value.state == .active && route.upstreamPath($0.value.kind) != nil }
         let asked = serving.filter { $0.value.options.models.map { Self.lists($0, model) } ?? true }
-        guard !serving.isEmpty, modelOffers.lacking(model, among: asked.map(\.value.id), now: now).count == asked.count else { return nil }
+        guard !serving.isEmpty, !model.isEmpty, modelOffers.lacking(model, among: asked.map(\.value.id), now: now).count == asked.count
+        else { return nil }
         var known = Set(serving.flatMap { $0.value.options.models ?? [] }).union(stored.aliases.keys)
         for account in asked where account.value.options.models == nil { known.formUnion(modelOffers.names(account: account.value.id)) }
         let near = NearNames.nearest(to: model, in: known)

@@ -14,7 +14,7 @@ import Vocabulary
 enum AccountChoice {
     /// `isOnly`: no other one can go on with the conversation.
     case account(RoutedAccount, isOnly: Bool)
-    case ownerUnavailable
+    case ownerUnavailable(ProxyError)
     case noneEligible
     case allTried
     case allLimited(until: WallTime)
@@ -127,15 +127,15 @@ final class AccountTable {
     /// The account for a turn, which it has from then on; those of `tried` have been asked already.
     func choose(for route: Route, model: String, _ affinity: Affinity?, excluding tried: [Int64], now: Instant) -> AccountChoice {
         freshen(now)
-        let pin = affinity.flatMap { self.pin($0, now) }
-        let mask = mask(for: route, model: model, isAgain: !tried.isEmpty, now: now)
+        let (pin, isFile) = affinity.flatMap { self.pin($0, now) } ?? (nil, false)
+        let mask = mask(for: route, model: model, isAgain: !tried.isEmpty, isAnyModel: route.isFile, now: now)
         let hasOwn = freshenModel(model, now)
         while true {
             let choice =
                 hasOwn
                 ? modelPool!.pool!.choose(among: mask, excluding: tried, pin: pin, now: now)
                 : pool.choose(among: mask, excluding: tried, pin: pin, now: now)
-            guard case .account(let place) = choice else { return none(choice, pin, now) }
+            guard case .account(let place) = choice else { return none(choice, pin, isFile: isFile, now) }
             let chosen = all[place]
             // To the nanosecond: of accounts with as few turns the one that was used least recently is next, also within a millisecond.
             let used = Clock.now
@@ -152,10 +152,10 @@ final class AccountTable {
         }
     }
 
-    private func none(_ choice: Choice, _ pin: Pin?, _ now: Instant) -> AccountChoice {
+    private func none(_ choice: Choice, _ pin: Pin?, isFile: Bool, _ now: Instant) -> AccountChoice {
         switch choice {
         case .account: preconditionFailure("there is one")
-        case .ownerUnavailable: return .ownerUnavailable
+        case .ownerUnavailable: return .ownerUnavailable(isFile ? Self.fileOwnerUnavailable : Self.ownerUnavailable)
         case .noneEligible: return .noneEligible
         case .allTried: return .allTried
         case .full: return .full(isOwn: pin.map { $0.strength != .prefer } ?? false)
@@ -258,10 +258,10 @@ final class AccountTable {
         return affinity.keys.isEmpty ? nil : affinity
     }
 
-    /// The first of its keys that somebody remembers.
-    func pin(_ affinity: Affinity, _ now: Instant) -> Pin? {
+    /// By the first of its keys that somebody remembers. `isFile`: only that account has a file which the turn names.
+    func pin(_ affinity: Affinity, _ now: Instant) -> (pin: Pin?, isFile: Bool)? {
         for key in affinity.keys where key.isKnown {
-            if let account = scoreboard.pins.account(key.hash, now: now) { return Pin(account, key.strength) }
+            if let account = scoreboard.pins.account(key.hash, now: now) { return (Pin(account, key.strength), key.isFile) }
         }
         return nil
     }
@@ -278,9 +278,10 @@ final class AccountTable {
     }
 
     /// A good answer says by what its conversation will come back.
-    func learn(responseID: String?, turnState: String?, of account: RoutedAccount, now: Instant) {
+    func learn(responseID: String?, fileID: String?, turnState: String?, of account: RoutedAccount, now: Instant) {
         guard isSticky, all.count > 1 else { return }
         if let responseID { pin(Affinity.response(responseID, hash), to: account, seconds: Limits.pinSeconds, now) }
+        if let fileID { pin(Affinity.file(fileID, hash), to: account, seconds: Limits.pinSeconds, now) }
         if let turnState { pin(Affinity.turnState(turnState, hash), to: account, seconds: Limits.pinSeconds, now) }
     }
 
@@ -288,6 +289,10 @@ final class AccountTable {
         status: 502, code: "previous_response_owner_unavailable", type: "server_error",
         message: "The account that has the previous response is unavailable; retry later, or send the whole conversation without"
             + " previous_response_id", origin: .ourselves)
+
+    static let fileOwnerUnavailable = ProxyError(
+        status: 502, code: "file_owner_unavailable", type: "server_error",
+        message: "The account that has the file is unavailable; retry later, or upload the file again", origin: .ourselves)
 
     static let capReached = ProxyError(
         status: 429, code: "account_stream_cap", type: "rate_limit_error",

@@ -55,34 +55,42 @@ final class ClientRequest {
 
     typealias Reading = Result<TurnRequest, ProxyError>
 
+    /// What beside its bytes decides how a body is read.
+    private struct Terms: Sendable {
+        var route: Route
+        var aliases: [String: String]
+        /// Of the path.
+        var fileID: String?
+    }
+
     /// Unpacks and reads the whole body, a large one on the thread pool; `done` is called at once or from the loop.
     func read(on queue: WorkQueue, aliases: [String: String], _ done: @escaping (Reading) -> Void) {
         let encodings = head.fields.contentEncodings
+        let terms = Terms(route: route, aliases: aliases, fileID: route == .fileUploaded ? Route.fileID(ofPath: head.path) : nil)
         let body = self.body
         self.body = []
         let inline = Limits.inlineBodyBytesMax
         if body.count <= inline {
             // A small body may unpack to a large one: then the attempt ends early and the thread pool does it.
             let (reading, isLarger) = Self.read(
-                body, encodings, route, aliases, bytesMax: encodings.isEmpty ? inline : min(inline, route.bodyBytesMax))
+                body, encodings, terms, bytesMax: encodings.isEmpty ? inline : min(inline, route.bodyBytesMax))
             if !isLarger { return done(counted(reading)) }
         }
-        unpack(body, encodings, room: encodings.isEmpty ? body.count : max(1 << 20, 8 * body.count), aliases, on: queue, done)
+        unpack(body, encodings, room: encodings.isEmpty ? body.count : max(1 << 20, 8 * body.count), terms, on: queue, done)
     }
 
     /// What a packed body unpacks to has its room before it is unpacked: more is tried with more.
     private func unpack(
-        _ body: [UInt8], _ encodings: [String], room: Int, _ aliases: [String: String], on queue: WorkQueue,
+        _ body: [UInt8], _ encodings: [String], room: Int, _ terms: Terms, on queue: WorkQueue,
         _ done: @escaping (Reading) -> Void
     ) {
-        let route = route
         let room = min(room, route.bodyBytesMax)
         guard encodings.isEmpty || memory.resize(to: body.count + room) else {
             return done(.failure(MemoryBudget.overloaded("the request body does not fit when it is unpacked")))
         }
-        queue.run({ Self.read(body, encodings, route, aliases, bytesMax: room) }) { [self] reading, isLarger in
+        queue.run({ Self.read(body, encodings, terms, bytesMax: room) }) { [self] reading, isLarger in
             guard isLarger, room < route.bodyBytesMax else { return done(counted(reading)) }
-            unpack(body, encodings, room: 4 * room, aliases, on: queue, done)
+            unpack(body, encodings, room: 4 * room, terms, on: queue, done)
         }
     }
 
@@ -95,11 +103,14 @@ final class ClientRequest {
 
     /// `isLarger`: more than `bytesMax` came out.
     private static func read(
-        _ body: [UInt8], _ encodings: [String], _ route: Route, _ aliases: [String: String], bytesMax: Int
+        _ body: [UInt8], _ encodings: [String], _ terms: Terms, bytesMax: Int
     ) -> (reading: Reading, isLarger: Bool) {
         do throws(InflateError) {
             let whole = encodings.isEmpty ? body : try Inflate.decode(body, encodings: encodings, bytesMax: bytesMax)
-            return (Result { () throws(ProxyError) in try TurnRequest(whole, route: route, aliases: aliases) }, false)
+            let reading = Result { () throws(ProxyError) in
+                try TurnRequest(whole, route: terms.route, aliases: terms.aliases, fileID: terms.fileID)
+            }
+            return (reading, false)
         } catch {
             return (.failure(problem(error, bytesMax)), error == .tooLarge)
         }

@@ -17,6 +17,8 @@ final class RoutedAccount {
     let credentials: [(name: String, value: String)]
     /// The fields of each request to it that depend on nothing else.
     let headFields: [UInt8]
+    /// The same of a request whose answer is JSON from either kind of account.
+    let fileFields: [UInt8]
     /// When its login is to be renewed; nil of one that can't be.
     let renewsAt: WallTime?
     /// As its id token has it.
@@ -48,11 +50,11 @@ final class RoutedAccount {
         HeadWriter.field("Content-Type", "application/json", into: &fields)
         // What comes is read here; packed answers are unpacked, but nobody need pack them.
         HeadWriter.field("Accept-Encoding", "identity", into: &fields)
-        if account.kind == .chatGPT {
-            HeadWriter.field("Accept", "text/event-stream", into: &fields)
-            if let id = Self.accountID(account) { HeadWriter.field("chatgpt-account-id", id, into: &fields) }
-        }
-        headFields = fields
+        if account.kind == .chatGPT, let id = Self.accountID(account) { HeadWriter.field("chatgpt-account-id", id, into: &fields) }
+        var (turnFields, fileFields) = (fields, fields)
+        if account.kind == .chatGPT { HeadWriter.field("Accept", "text/event-stream", into: &turnFields) }
+        HeadWriter.field("Accept", "application/json", into: &fileFields)
+        (headFields, self.fileFields) = (turnFields, fileFields)
     }
 
     /// A field of this name is the account's own: a client's would be a second one.

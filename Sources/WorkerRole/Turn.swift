@@ -143,8 +143,8 @@ final class Turn: UpstreamUser, Answering {
                     isGuess: !isOnly && ask.previousResponseID != nil, mayRenew: chosen.renewsAt != nil))
         case .full:
             if !worker.capLine.join(self) { gaveUpWaiting() }
-        case .ownerUnavailable:
-            perform(machine.noAccount(AccountTable.ownerUnavailable, inStream: true, now))
+        case .ownerUnavailable(let error):
+            perform(machine.noAccount(error, inStream: true, now))
         case .allLimited(let until):
             let seconds = max(1, Int((until.milliseconds - Clock.wall.milliseconds + 999) / 1000))
             let error = ProxyError(
@@ -193,13 +193,13 @@ final class Turn: UpstreamUser, Answering {
         worker.accounts.succeeded(account, now: now)
         worker.accounts.learn(
             responseID: request.route.isResponses ? outcome.findings.responseID : nil,
-            turnState: machine.responseHead?.fields.first(.turnState), of: account, now: now)
+            fileID: outcome.findings.fileID, turnState: machine.responseHead?.fields.first(.turnState), of: account, now: now)
     }
 
     // MARK: The request
 
     private func connect(fresh: Bool) {
-        guard let account, let path = request.route.upstreamPath(account.value.kind) else { return }
+        guard let account, let path = ask.upstreamPath(account.value.kind) else { return }
         if ask.isLongToRewrite(account.value.kind), prepared?.kind != account.value.kind {
             return prepare(account.value.kind) { [self] in connect(fresh: fresh) }
         }

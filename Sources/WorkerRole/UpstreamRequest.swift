@@ -1,4 +1,5 @@
 import Bytes
+import Exchange
 import HTTPWire
 import Vocabulary
 
@@ -21,7 +22,8 @@ enum UpstreamRequest {
         var out: [UInt8] = []
         out.reserveCapacity(1024 + (bodyCount < Limits.joinedBodyBytesMax ? bodyCount : 0))
         HeadWriter.request(.post, target: target, into: &out)
-        out += account.headFields
+        let isFile = request.route.isFile
+        out += isFile ? account.fileFields : account.headFields
         HeadWriter.field("Content-Length", bodyCount, into: &out)
         let isChatGPT = account.value.kind == .chatGPT
         let isNative = isNative(request.head.fields)
@@ -59,6 +61,8 @@ enum UpstreamRequest {
                 if !isNative, name.hasPrefix(ignoringCase: "x-stainless-") || name.hasPrefix(ignoringCase: "x-openai-client-") { return }
             }
             if hasOwn, account.owns(name) { return }
+            // Whatever else comes with a file's request makes ChatGPT's gateway refuse it.
+            if isFile, known != .userAgent, !name.hasPrefix(ignoringCase: "x-openai-"), !name.hasPrefix(ignoringCase: "x-codex-") { return }
             HeadWriter.field(name, value, into: &out)
         }
         HeadWriter.field("X-Request-Id", request.id, into: &out)

@@ -35,7 +35,7 @@ extension AccountTable {
         let model = stored.aliases[question.model] ?? question.model
         (reply.strategy, reply.model) = (stored.strategy.rawValue, model)
         let affinity = question.session.isEmpty ? nil : Affinity(session: question.session, client: client, hash)
-        let pin = affinity.flatMap { self.pin($0, now) }
+        let pin = affinity.flatMap { self.pin($0, now)?.pin }
         // Without a model what an account offers is no matter.
         let mask = mask(for: route, model: model, isAgain: false, isAnyModel: model.isEmpty, now: now)
         let pool = pool(for: model, now)

@@ -300,7 +300,8 @@ final class Worker {
         switch request.route {
         case .healthLive, .healthReady, .metrics, .usage: LocalRoutes.answer(request, on: client, self)
         case .models, .codexModels: catalogue.answer(request, on: client)
-        case .responses, .codexResponses, .chatCompletions, .embeddings: preconditionFailure("a turn starts when its body has been read")
+        case .responses, .codexResponses, .chatCompletions, .embeddings, .files, .fileUploaded:
+            preconditionFailure("a turn starts when its body has been read")
         }
     }
 
@@ -308,7 +309,7 @@ final class Worker {
     func startTurn(_ request: ClientRequest, _ reading: Result<TurnRequest, ProxyError>, _ client: ClientConnection) {
         do throws(ProxyError) {
             let ask = try reading.get()
-            if let refused = ClientAdmission.checkModel(ask.model, key: request.key) { throw refused }
+            if !request.route.isFile, let refused = ClientAdmission.checkModel(ask.model, key: request.key) { throw refused }
             guard usageJournal.hasRoom(turns: turns.count + 1) else {
                 throw ProxyError(
                     status: 503, code: "service_unavailable", type: "server_error",

@@ -29,6 +29,28 @@ import Vocabulary
         #expect(known.count == 5)
     }
 
+    @Test("Files that the input names come behind the response, before whatever else another account could go on with")
+    func files() throws {
+        let parts =
+            #"{"type":"input_file","file_id":"file-1"},{"type":"input_image","image_url":"sediment://file-2?x=1"},{"type":"input_text","text":"\"file_id\":\"no\""},{"type":"input_file","file_\u0069d":"file-3"},{"type":"input_file","file_id":"file-1"}"#
+        let body = #"{"model":"m","previous_response_id":"r","prompt_cache_key":"c","input":[{"role":"user","content":["# + parts + "]}]}"
+        let found = try keys(body, "session-id: a\r\n")
+        #expect(found.map(\.strength) == [.only, .only, .only, .only, .prefer, .prefer])
+        #expect(found[1...3].map(\.hash) == ["file-1", "file-2", "file-3"].map { Affinity.file($0, hash) })
+        #expect(found.map(\.isFile) == [false, true, true, true, false, false])
+        // One that was made elsewhere says nothing: the beginning does.
+        let alone = #"{"model":"m","input":[{"role":"user","content":["# + parts + "]},{\"role\":\"assistant\",\"content\":\"x\"}]}"
+        #expect(try keys(alone).map(\.strength) == [.only, .only, .only, .prefer])
+        let shapes = [
+            #""file_id""#, #"[{"content":"file_id","file_id":"f"}]"#,
+            #"[{"content":[1,"file_id",{"file_id":5},{"file_id":null},{"image_url":{"url":"sediment://x"}}]}]"#,
+            #"[{"content":[{"image_url":"data:,file_id"}]},{"content":[{"file_id":""}]}]"#,
+        ]
+        for input in shapes { #expect(try !keys("{\"model\":\"m\",\"input\":\(input)}").contains { $0.isFile }, "\(input)") }
+        let many = (0..<40).map { "{\"file_id\":\"f\($0)\"}" }.joined(separator: ",")
+        #expect(try keys("{\"model\":\"m\",\"input\":[{\"content\":[\(many)]}]}").count { $0.isFile } == Limits.turnFilesMax)
+    }
+
     @Test(
         "A session is the same under each of its names, and another client's is another one",
         arguments: [

@@ -75,6 +75,82 @@ extension Integration {
             #expect(try turn(stage, ",\"previous_response_id\":\"resp_of_a\"").status == 200)
         }
 
+        /// A file is made by some login; what is said of it, and turns that name it, go there and nowhere else.
+        @Test func files() throws {
+            let upstream = try FakeUpstream()
+            let daemon = try Daemon()
+            for name in ["a", "b"] {
+                try daemon.importAccount(name, baseURL: upstream.chatGPTBaseURL, token: "t-\(name)", accountID: "acc-\(name)")
+                upstream.always(
+                    path: "/backend-api/files", bearer: "t-\(name)",
+                    .status(200, "{\"file_id\":\"file-of-\(name)\",\"upload_url\":\"https://storage/\(name)\"}"))
+                upstream.always(
+                    path: "/backend-api/files/file-of-\(name)/uploaded", bearer: "t-\(name)", .status(200, "{\"status\":\"success\"}"))
+            }
+            try daemon.start(workers: 2)
+            let create = "{\"file_name\":\"notes.pdf\",\"file_size\":12345}"
+            var made: Set<String> = []
+            for _ in 0..<4 {
+                let answer = try daemon.post(
+                    "/backend-api/files", create, headers: [("x-codex-note", "1"), ("x-other", "2"), ("accept", "*/*")])
+                #expect(answer.status == 200 && answer.json["upload_url"] != nil, "\(answer.text)")
+                made.insert(try #require(answer.json["file_id"] as? String))
+            }
+            #expect(made == ["file-of-a", "file-of-b"])
+            let asked = try #require(upstream.requests.first { $0.path == "/backend-api/files" })
+            #expect(asked.json["use_case"] as? String == "codex" && asked.json["file_size"] as? Int == 12345)
+            #expect(asked.header("x-codex-note") == "1" && asked.header("x-other") == nil && asked.header("accept") == "application/json")
+            #expect(asked.header("chatgpt-account-id")?.hasPrefix("acc-") == true)
+
+            for _ in 0..<4 {
+                for name in ["a", "b"] {
+                    let done = try daemon.post("/backend-api/files/file-of-\(name)/uploaded", "{}")
+                    #expect(done.status == 200 && done.json["status"] as? String == "success", "\(done.text)")
+                    let (mine, other) = (upstream.calls("t-\(name)"), upstream.calls("t-\(name == "a" ? "b" : "a")"))
+                    let input = "[{\"role\":\"user\",\"content\":[{\"type\":\"input_file\",\"file_id\":\"file-of-\(name)\"}]}]"
+                    let turn = try daemon.post(
+                        "/backend-api/codex/responses", "{\"model\":\"gpt-5.4\",\"input\":\(input)}", headers: [("session-id", "of-both")])
+                    #expect(turn.status == 200)
+                    #expect(upstream.calls("t-\(name)") == mine + 1 && upstream.calls("t-\(name == "a" ? "b" : "a")") == other)
+                }
+            }
+            try daemon.run("accounts", "pause", "b")
+            #expect(
+                try eventually(3) { try daemon.post("/backend-api/files/file-of-b/uploaded", "{}").errorCode == "file_owner_unavailable" })
+            #expect(try daemon.post("/backend-api/files/file-of-a/uploaded", "").status == 200)
+            // No model worked on it: nothing was used.
+            let records = try daemon.records().filter { ($0["route"] as? String)?.hasPrefix("/backend-api/files") == true }
+            #expect(records.count >= 13 && records.allSatisfy { $0["input_tokens"] as? Int == 0 && $0["output_tokens"] as? Int == 0 })
+        }
+
+        /// What is no request about a file is refused here, and never sent.
+        @Test func badFiles() throws {
+            let upstream = try FakeUpstream()
+            let daemon = try Daemon()
+            try daemon.importAccount("a", baseURL: upstream.chatGPTBaseURL, token: "t", accountID: "acc")
+            try daemon.start(workers: 1)
+            for (body, param) in [
+                ("{\"file_name\":\"x\",\"file_size\":0}", "file_size"), ("{\"file_name\":\"x\",\"file_size\":536870913}", "file_size"),
+                ("{\"file_name\":\"x\",\"file_size\":\"1\"}", "file_size"), ("{\"file_size\":1}", "file_name"), ("[]", nil), ("", nil),
+                ("{\"file_name\":\"x\",\"file_size\":1,\"file_size\":2}", "file_size"),
+            ] {
+                let answer = try daemon.post("/backend-api/files", body)
+                #expect(answer.status == 400 && answer.error["param"] as? String == param, "\(body): \(answer.text)")
+            }
+            for path in [
+                "/backend-api/files/a%2Fb/uploaded", "/backend-api/files/../uploaded", "/backend-api/files/x/y/uploaded",
+                "/backend-api/files/{id}/uploaded",
+            ] {
+                #expect(try (400...404).contains(daemon.post(path, "{}").status), "\(path)")
+            }
+            #expect(try daemon.get("/backend-api/files").status == 405)
+            #expect(upstream.calls("t") == 0)
+            // An upstream's own refusal is its client's.
+            upstream.always(path: "/backend-api/files", .error(413, code: "file_too_large"))
+            let large = try daemon.post("/backend-api/files", "{\"file_name\":\"x\",\"file_size\":536870912}")
+            #expect(large.status == 413 && large.errorCode == "file_too_large")
+        }
+
         /// A response that nobody remembers is asked for everywhere before the client hears that it is not found.
         @Test func unknownResponse() throws {
             let stage = try Stage("a", "b")
