@@ -127,8 +127,8 @@ public final class PostgresPool {
     }
 
     /// Keeps facts of accounts, each unless a later one is there.
-    public func learn(_ facts: [AccountFact], _ done: @escaping (Result<Void, StoreError>) -> Void) {
-        run(facts.map { PostgresStatement(Queries.learn($0)) }, milliseconds: Self.statementMilliseconds) { answer in
+    public func learn(_ facts: [AccountFact], now: WallTime, _ done: @escaping (Result<Void, StoreError>) -> Void) {
+        run(facts.map { PostgresStatement(Queries.learn($0, now: now)) }, milliseconds: Self.statementMilliseconds) { answer in
             done(answer.map { _ in })
         }
     }

@@ -33,6 +33,12 @@ public enum Inspection {
         var (info, log) = (stat(), stat())
         let hasLog = stat(path + "-wal", &log) == 0
         let isThere = stat(path, &info) == 0
+        // Reading a pipe that nobody writes to takes for ever.
+        for (name, kind) in [(path, isThere ? info.st_mode : S_IFREG), (path + "-wal", hasLog ? log.st_mode : S_IFREG)] {
+            guard kind & S_IFMT == S_IFREG else {
+                throw StoreError(.foreign, "database \(path): \(name) is not a regular file; move it away")
+            }
+        }
         // We make a log only when the file has its first page, and SQLite would throw this one away.
         if !isThere || info.st_size == 0, hasLog, log.st_size > walHeaderBytes {
             throw StoreError(

@@ -142,18 +142,25 @@ extension Queries {
         }
     }
 
-    private static let later =
-        "ON CONFLICT (account_id, subject) DO UPDATE SET at_ms = excluded.at_ms, value = excluded.value WHERE account_facts.at_ms < excluded.at_ms"
+    /// One that lies further ahead than clocks differ was written by a clock that was wrong: it must not hold up what comes until then.
+    private static func later(_ horizon: Int) -> String {
+        """
+        ON CONFLICT (account_id, subject) DO UPDATE SET at_ms = excluded.at_ms, value = excluded.value
+        WHERE account_facts.at_ms < excluded.at_ms OR account_facts.at_ms > $\(horizon)
+        """
+    }
+
+    private static func horizon(_ now: WallTime) -> SQLValue { .int(now.adding(milliseconds: Limits.factDelayMilliseconds).milliseconds) }
 
     /// Keeps a fact unless a later one is there, or the account is gone; one row if it was kept.
-    public static func learn(_ fact: AccountFact) -> Query<Int64> {
+    public static func learn(_ fact: AccountFact, now: WallTime) -> Query<Int64> {
         Query(
             """
             INSERT INTO account_facts (account_id, subject, at_ms, value)
             SELECT id, CAST($1 AS TEXT), CAST($2 AS BIGINT), CAST($3 AS TEXT) FROM accounts WHERE id = $4 AND removed_at_ms IS NULL
-            \(later) RETURNING account_id
+            \(later(5)) RETURNING account_id
             """,
-            [.text(fact.subject.rawValue), .int(fact.at.milliseconds), .text(fact.value), .int(fact.accountID)]
+            [.text(fact.subject.rawValue), .int(fact.at.milliseconds), .text(fact.value), .int(fact.accountID), horizon(now)]
         ) { $0.int(0) }
     }
 
@@ -163,7 +170,7 @@ extension Queries {
         let done = "SELECT id FROM done"
         let kept = """
             INSERT INTO account_facts (account_id, subject, at_ms, value)
-            SELECT id, 'state', CAST($2 AS BIGINT), CAST($6 AS TEXT) FROM done WHERE true \(later) RETURNING account_id
+            SELECT id, 'state', CAST($2 AS BIGINT), CAST($6 AS TEXT) FROM done WHERE true \(later(7)) RETURNING account_id
             """
         let values: [SQLValue] = [
             .text(order.state.rawValue), .int(now.after(order.changedAt).milliseconds), .int(order.accountID),
@@ -179,7 +186,7 @@ extension Queries {
                 WHERE id = $3 AND state = $4 AND changed_at_ms = $5 AND removed_at_ms IS NULL AND EXISTS (SELECT 1 FROM v) RETURNING id
             )
             \(hasFacts ? kept : done)
-            """, values + (hasFacts ? [.text(StateFact(reason: order.reason).value)] : [])
+            """, values + (hasFacts ? [.text(StateFact(reason: order.reason).value), horizon(now)] : [])
         ) { $0.int(0) }
     }
 }

@@ -320,7 +320,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
                     .text(Account.State.active.rawValue), .int(order.changedAt.milliseconds),
                 ])
             guard changed == 1 else { return false }
-            try keep([AccountFact(accountID: order.accountID, subject: .state, at: now, value: StateFact(reason: order.reason).value)])
+            try keep([AccountFact(accountID: order.accountID, subject: .state, at: now, value: StateFact(reason: order.reason).value)], now)
             return true
         }
     }
@@ -336,14 +336,14 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
     }
 
     /// Keeps what was learned of accounts, each unless a later one is there. Makes no version: workers tell each other in memory.
-    public func learn(_ facts: [AccountFact]) throws(StoreError) {
+    public func learn(_ facts: [AccountFact], now: WallTime) throws(StoreError) {
         guard hasFacts, !facts.isEmpty else { return }
-        try connection.transaction { () throws(StoreError) in try keep(facts) }
+        try connection.transaction { () throws(StoreError) in try keep(facts, now) }
     }
 
-    private func keep(_ facts: [AccountFact]) throws(StoreError) {
+    private func keep(_ facts: [AccountFact], _ now: WallTime) throws(StoreError) {
         guard hasFacts else { return }
-        for fact in facts { _ = try connection.rows(Queries.learn(fact)) }
+        for fact in facts { _ = try connection.rows(Queries.learn(fact, now: now)) }
     }
 
     /// An operator has changed the account: what was known against it is over.
@@ -351,7 +351,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         try keep(
             (health ? [AccountFact.Subject.health, .state] : [.state]).map {
                 AccountFact(accountID: id, subject: $0, at: now, value: StateFact.none)
-            })
+            }, now)
     }
 
     /// New tokens for a login that was refreshed; false when the account has changed since `changedAt`, or is gone.

@@ -252,7 +252,7 @@ final class DatabaseLink: StoreLink {
 
     func learn(_ facts: [AccountFact], _ done: @escaping (Bool) -> Void) {
         guard hasFacts else { return done(true) }  // there is no place for them
-        pool.learn(facts) { [weak self] result in
+        pool.learn(facts, now: Clock.wall) { [weak self] result in
             if case .failure(let error) = result { self?.complain(error) }
             if case .success = result { done(true) } else { done(false) }
         }

@@ -34,7 +34,7 @@ public enum StoreCommands {
                         accountID: m.id, changedAt: WallTime(milliseconds: m.unchangedSinceMs), state, reason: m.reason), now: now)
             case .learnFacts(let m):
                 hasChanged = false
-                try session.learn(m.facts.compactMap { AccountFact($0) })
+                try session.learn(m.facts.compactMap { AccountFact($0) }, now: now)
             case .setAccountState(let m):
                 guard let state = Account.State(rawValue: m.state) else { throw StoreError(.invalid, "no such state: \(m.state)") }
                 reply.accounts = [AccountMessage(withoutSecrets: try session.setAccountState(m.name, state, now: now))]

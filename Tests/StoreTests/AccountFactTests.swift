@@ -47,9 +47,10 @@ import Vocabulary
         let store = try ground.open()
         let (one, two) = (try store.addAccount(account("one"), now: now).id, try store.addAccount(account("two"), now: now).id)
         let version = try store.snapshot().version
-        try store.learn([quota.fact(of: one, at: later(5)), health.fact(of: one, at: later(5)), health.fact(of: two, at: later(5))])
-        try store.learn([HealthFact().fact(of: one, at: later(4)), HealthFact().fact(of: two, at: later(6))])
-        try store.learn([quota.fact(of: 99, at: now)])
+        try store.learn(
+            [quota.fact(of: one, at: later(5)), health.fact(of: one, at: later(5)), health.fact(of: two, at: later(5))], now: now)
+        try store.learn([HealthFact().fact(of: one, at: later(4)), HealthFact().fact(of: two, at: later(6))], now: now)
+        try store.learn([quota.fact(of: 99, at: now)], now: now)
         func facts() throws -> [AccountFact] {
             try store.facts().sorted { ($0.accountID, $0.subject.rawValue) < ($1.accountID, $1.subject.rawValue) }
         }
@@ -62,6 +63,13 @@ import Vocabulary
         #expect(Set(snapshot.facts.map(\.value)) == Set(try facts().map(\.value)))
         _ = try store.removeAccount("one", now: later(7))
         #expect(try facts().map(\.accountID) == [two])
+        // A clock that was a year ahead has been set right: what it wrote holds up nothing; one that is a minute ahead is later.
+        try store.learn([health.fact(of: two, at: later(365 * 86_400_000))], now: now)
+        try store.learn([HealthFact().fact(of: two, at: later(8))], now: later(8))
+        #expect(try facts().map(\.value) == [HealthFact().fact(of: two, at: now).value])
+        try store.learn([health.fact(of: two, at: later(60_008))], now: later(8))
+        try store.learn([HealthFact().fact(of: two, at: later(9))], now: later(9))
+        #expect(try facts().map(\.value) == [health.fact(of: two, at: now).value])
         store.close()
         #expect(try ground.check().isEmpty)
     }
@@ -73,7 +81,7 @@ import Vocabulary
         func order(_ state: Account.State, changedAt: WallTime) -> AccountRemoval {
             AccountRemoval(accountID: made.id, changedAt: changedAt, state, reason: "status 402 \"x\"")
         }
-        try store.learn([health.fact(of: made.id, at: later(1)), quota.fact(of: made.id, at: later(1))])
+        try store.learn([health.fact(of: made.id, at: later(1)), quota.fact(of: made.id, at: later(1))], now: now)
         #expect(try !store.takeOut(order(.deactivated, changedAt: later(-1)), now: later(2)), "it has changed since")
         #expect(try store.takeOut(order(.deactivated, changedAt: now), now: later(2)))
         #expect(try !store.takeOut(order(.reauthRequired, changedAt: later(2)), now: later(3)), "it is out already")
@@ -83,9 +91,9 @@ import Vocabulary
         #expect(try state() == StateFact(reason: "status 402 \"x\"") && cooldown() == reset)
         _ = try store.setAccountState("one", .active, now: later(10))
         #expect(try state() == nil && cooldown() == nil)
-        try store.learn([health.fact(of: made.id, at: later(9))])
+        try store.learn([health.fact(of: made.id, at: later(9))], now: now)
         #expect(try cooldown() == nil, "what was learned before the operator's word")
-        try store.learn([health.fact(of: made.id, at: later(11))])
+        try store.learn([health.fact(of: made.id, at: later(11))], now: now)
         #expect(try cooldown() == reset)
         #expect(try store.facts().contains { QuotaFact($0) == quota }, "figures are nobody's fault")
         var other = account("one")
