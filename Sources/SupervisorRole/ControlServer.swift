@@ -134,7 +134,9 @@ final class ControlServer {
                 $0.correlation = number
                 $0.explainRequest = question
             }
-        default: break
+        default:
+            // Whoever waits for it hears at once that it waits for nothing.
+            visitor.send(frame.correlation) { $0.fleetReply.error = "this server does not know the order; is it older than the command?" }
         }
     }
 

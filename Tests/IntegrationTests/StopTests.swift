@@ -67,6 +67,21 @@ extension Integration {
             #expect(try stage.daemon.run("accounts", "pause", "a").isGood)
         }
 
+        /// An order of a later command, field 200 of a frame (protobuf's wire format), is answered at once: with what is wrong.
+        @Test func laterOrder() throws {
+            let stage = try Stage("a")
+            let control = try Sockets.connectUnix(stage.daemon.data + "/run/control.sock", milliseconds: 2000)
+            defer { close(control) }
+            let frame: [UInt8] = [0, 0, 0, 5, 0x08, 9, 0xC2, 0x0C, 0]
+            try #require(write(control, frame, frame.count) == frame.count)
+            try #require(Descriptor.wait(control, for: Int32(POLLIN), milliseconds: 5000))
+            var answer = [UInt8](repeating: 0, count: 512)
+            let count = read(control, &answer, answer.count)
+            try #require(count > 6)
+            #expect(answer[4...5].elementsEqual([0x08, 9]))
+            #expect(String(decoding: answer[..<count], as: UTF8.self).contains("is it older than the command?"))
+        }
+
         /// kill -9 of the supervisor with a stream open: the next start serves within a second on the same address, the stream goes on to
         /// its end, and its record is in the store once, without a further start.
         @Test(arguments: Database.both) func supervisorKilledMidStream(_ database: Database) throws {
