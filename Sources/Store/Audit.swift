@@ -156,7 +156,12 @@ struct AuditDetail {
         add("expires_at", .null, .text(expiresAt?.rfc3339))
     }
 
-    init(key old: String, to new: String) { add("key_fingerprint", .text(old), .text(new)) }
+    /// Not even the old one's fingerprint: nothing of it may be found in the database.
+    static var newEncryptionKey: AuditDetail {
+        var detail = AuditDetail()
+        detail.say("encryption_key", "changed")
+        return detail
+    }
 
     static var revokedKey: AuditDetail {
         var detail = AuditDetail()

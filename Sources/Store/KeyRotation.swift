@@ -75,7 +75,7 @@ public struct KeyRotation {
             try connection.change(
                 "UPDATE accounts SET credentials = $1 WHERE id = $2", [.blob(try vault.move(sealed, account: id, to: next)), .int(id)])
         }
-        try store.note(author, .rotateEncryptionKey, "", AuditDetail(key: vault.fingerprint, to: next.fingerprint))
+        try store.note(author, .rotateEncryptionKey, "", .newEncryptionKey)
         willDo(.commit)
         return rows.count
     }
