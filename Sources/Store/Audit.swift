@@ -138,8 +138,8 @@ struct AuditDetail {
         guard let new else { return }
         let names = (old?.headers.map(\.name) ?? [], new.headers.map(\.name))
         if names.0 != names.1 { put("headers", .list(names.0), .list(names.1)) }
-        let isOther = new.headers.contains { header in old?.headers.contains { $0.name == header.name && $0.value != header.value } ?? false
-        }
+        let before = Dictionary(old?.headers.map { ($0.name, $0.value) } ?? [], uniquingKeysWith: { _, last in last })
+        let isOther = new.headers.contains { before[$0.name] ?? $0.value != $0.value }
         if isOther { say("header_values", "changed") }
         add("proxy", .text(old?.proxy?.description), .text(new.proxy?.description))
         addSecret("proxy_credentials", old?.proxy?.secret, new.proxy?.secret)

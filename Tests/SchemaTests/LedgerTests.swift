@@ -46,7 +46,8 @@ private func judge(_ applied: [Ledger.Entry]) throws(Ledger.Refusal) -> Int { tr
         #expect(Schema.revisions[0].checksum(.sqlite) == "0624c6e0d2858973")
         #expect(
             Schema.revisions.prefix(7).map { $0.checksum(.postgresql) } == [
-                "f8cbc193d6ddd321", "1bfd2df0c44422e0", "26791636678487bf", "68cec404bed3f3fc", "e56cc782879f0a2b", "cd05331de019b116", "8abc524c4bd8b4f4",
+                "f8cbc193d6ddd321", "1bfd2df0c44422e0", "26791636678487bf", "68cec404bed3f3fc", "e56cc782879f0a2b", "cd05331de019b116",
+                "8abc524c4bd8b4f4",
             ])
         #expect(Schema.revisions[1].checksum(.sqlite) == "4ea8ce1b87389511")
         #expect(Schema.revisions[2].checksum(.sqlite) == "ac645e76fc12720e")
