@@ -179,3 +179,11 @@ extension Succession {
         childPending.append(Data(unfinished))
     }
 }
+
+extension OperatorMessage {
+    public init(_ o: Operator) {
+        self.init()
+        user = o.user.id
+        if let sudoer = o.sudoer { (sudoUser, sudoName) = (sudoer.id, sudoer.name) }
+    }
+}

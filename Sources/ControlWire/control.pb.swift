@@ -1112,6 +1112,24 @@ public nonisolated struct StoreCommand: Sendable {
     set {body = .learnFacts(newValue)}
   }
 
+  public var listAudit: ListAudit {
+    get {
+      if case .listAudit(let v)? = body {return v}
+      return ListAudit()
+    }
+    set {body = .listAudit(newValue)}
+  }
+
+  /// An operator. The supervisor puts in the user that the socket tells, whatever stood there.
+  public var givenBy: OperatorMessage {
+    get {_givenBy ?? OperatorMessage()}
+    set {_givenBy = newValue}
+  }
+  /// Returns true if `givenBy` has been explicitly set.
+  public var hasGivenBy: Bool {self._givenBy != nil}
+  /// Clears the value of `givenBy`. Subsequent reads from it will return its default value.
+  public mutating func clearGivenBy() {self._givenBy = nil}
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public nonisolated enum OneOf_Body: Equatable, Sendable {
@@ -1129,10 +1147,39 @@ public nonisolated struct StoreCommand: Sendable {
     case unsetSetting(UnsetSetting)
     case listSettings(ListSettings)
     case learnFacts(LearnFacts)
+    case listAudit(ListAudit)
 
   }
 
   public init() {}
+
+  fileprivate var _givenBy: OperatorMessage? = nil
+}
+
+public nonisolated struct OperatorMessage: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var user: UInt32 = 0
+
+  /// Who became root by sudo, as root says.
+  public var sudoUser: UInt32 {
+    get {_sudoUser ?? 0}
+    set {_sudoUser = newValue}
+  }
+  /// Returns true if `sudoUser` has been explicitly set.
+  public var hasSudoUser: Bool {self._sudoUser != nil}
+  /// Clears the value of `sudoUser`. Subsequent reads from it will return its default value.
+  public mutating func clearSudoUser() {self._sudoUser = nil}
+
+  public var sudoName: String = String()
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+
+  fileprivate var _sudoUser: UInt32? = nil
 }
 
 public nonisolated struct AddAccount: @unchecked Sendable {
@@ -1450,6 +1497,18 @@ public nonisolated struct ListUsage: Sendable {
   public init() {}
 }
 
+public nonisolated struct ListAudit: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var last: UInt32 = 0
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
 public nonisolated struct StoreReply: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
@@ -1479,6 +1538,33 @@ public nonisolated struct StoreReply: Sendable {
 
   /// unset_setting: it was set.
   public var wasSet: Bool = false
+
+  /// list_audit only: the newest first.
+  public var audit: [AuditRow] = []
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+/// A change of an operator.
+public nonisolated struct AuditRow: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var id: Int64 = 0
+
+  public var atMs: Int64 = 0
+
+  public var actor: String = String()
+
+  public var action: String = String()
+
+  public var subject: String = String()
+
+  /// A JSON object.
+  public var detail: String = String()
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -3760,7 +3846,7 @@ nonisolated extension AccountFactMessage: SwiftProtobuf.Message, SwiftProtobuf._
 
 nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".StoreCommand"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}add_account\0\u{3}set_account_state\0\u{3}remove_account\0\u{3}list_accounts\0\u{3}create_client_key\0\u{3}revoke_client_key\0\u{3}list_client_keys\0\u{3}list_usage\0\u{3}renew_login\0\u{4}\u{b}set_account\0\u{3}set_setting\0\u{3}unset_setting\0\u{3}list_settings\0\u{4}\u{7}learn_facts\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}add_account\0\u{3}set_account_state\0\u{3}remove_account\0\u{3}list_accounts\0\u{3}create_client_key\0\u{3}revoke_client_key\0\u{3}list_client_keys\0\u{3}list_usage\0\u{3}renew_login\0\u{4}\u{b}set_account\0\u{3}set_setting\0\u{3}unset_setting\0\u{3}list_settings\0\u{4}\u{7}learn_facts\0\u{3}list_audit\0\u{4}\u{9}given_by\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -3950,6 +4036,20 @@ nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._Messag
           self.body = .learnFacts(v)
         }
       }()
+      case 31: try {
+        var v: ListAudit?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .listAudit(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .listAudit(v)
+        }
+      }()
+      case 40: try { try decoder.decodeSingularMessageField(value: &self._givenBy) }()
       default: break
       }
     }
@@ -4017,13 +4117,65 @@ nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._Messag
       guard case .learnFacts(let v)? = self.body else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 30)
     }()
+    case .listAudit?: try {
+      guard case .listAudit(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 31)
+    }()
     case nil: break
     }
+    try { if let v = self._givenBy {
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 40)
+    } }()
     try unknownFields.traverse(visitor: &visitor)
   }
 
   public static func ==(lhs: StoreCommand, rhs: StoreCommand) -> Bool {
     if lhs.body != rhs.body {return false}
+    if lhs._givenBy != rhs._givenBy {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension OperatorMessage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".OperatorMessage"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}user\0\u{3}sudo_user\0\u{3}sudo_name\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self.user) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self._sudoUser) }()
+      case 3: try { try decoder.decodeSingularStringField(value: &self.sudoName) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    // The use of inline closures is to circumvent an issue where the compiler
+    // allocates stack space for every if/case branch local when no optimizations
+    // are enabled. https://github.com/apple/swift-protobuf/issues/1034 and
+    // https://github.com/apple/swift-protobuf/issues/1182
+    if self.user != 0 {
+      try visitor.visitSingularUInt32Field(value: self.user, fieldNumber: 1)
+    }
+    try { if let v = self._sudoUser {
+      try visitor.visitSingularUInt32Field(value: v, fieldNumber: 2)
+    } }()
+    if !self.sudoName.isEmpty {
+      try visitor.visitSingularStringField(value: self.sudoName, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: OperatorMessage, rhs: OperatorMessage) -> Bool {
+    if lhs.user != rhs.user {return false}
+    if lhs._sudoUser != rhs._sudoUser {return false}
+    if lhs.sudoName != rhs.sudoName {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -4622,9 +4774,39 @@ nonisolated extension ListUsage: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
   }
 }
 
+nonisolated extension ListAudit: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".ListAudit"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}last\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularUInt32Field(value: &self.last) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.last != 0 {
+      try visitor.visitSingularUInt32Field(value: self.last, fieldNumber: 1)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: ListAudit, rhs: ListAudit) -> Bool {
+    if lhs.last != rhs.last {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
 nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".StoreReply"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}accounts\0\u{3}client_keys\0\u{3}plain_key\0\u{1}usage\0\u{1}renewed\0\u{2}\u{e}settings\0\u{3}was_set\0\u{2}\u{9}facts\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}accounts\0\u{3}client_keys\0\u{3}plain_key\0\u{1}usage\0\u{1}renewed\0\u{2}\u{e}settings\0\u{3}was_set\0\u{2}\u{9}facts\0\u{1}audit\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -4641,6 +4823,7 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       case 20: try { try decoder.decodeMapField(fieldType: SwiftProtobuf._ProtobufMap<SwiftProtobuf.ProtobufString,SwiftProtobuf.ProtobufString>.self, value: &self.settings) }()
       case 21: try { try decoder.decodeSingularBoolField(value: &self.wasSet) }()
       case 30: try { try decoder.decodeRepeatedMessageField(value: &self.facts) }()
+      case 31: try { try decoder.decodeRepeatedMessageField(value: &self.audit) }()
       default: break
       }
     }
@@ -4674,6 +4857,9 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if !self.facts.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.facts, fieldNumber: 30)
     }
+    if !self.audit.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.audit, fieldNumber: 31)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -4687,6 +4873,62 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if lhs.facts != rhs.facts {return false}
     if lhs.settings != rhs.settings {return false}
     if lhs.wasSet != rhs.wasSet {return false}
+    if lhs.audit != rhs.audit {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension AuditRow: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".AuditRow"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}id\0\u{3}at_ms\0\u{1}actor\0\u{1}action\0\u{1}subject\0\u{1}detail\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularInt64Field(value: &self.id) }()
+      case 2: try { try decoder.decodeSingularInt64Field(value: &self.atMs) }()
+      case 3: try { try decoder.decodeSingularStringField(value: &self.actor) }()
+      case 4: try { try decoder.decodeSingularStringField(value: &self.action) }()
+      case 5: try { try decoder.decodeSingularStringField(value: &self.subject) }()
+      case 6: try { try decoder.decodeSingularStringField(value: &self.detail) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.id != 0 {
+      try visitor.visitSingularInt64Field(value: self.id, fieldNumber: 1)
+    }
+    if self.atMs != 0 {
+      try visitor.visitSingularInt64Field(value: self.atMs, fieldNumber: 2)
+    }
+    if !self.actor.isEmpty {
+      try visitor.visitSingularStringField(value: self.actor, fieldNumber: 3)
+    }
+    if !self.action.isEmpty {
+      try visitor.visitSingularStringField(value: self.action, fieldNumber: 4)
+    }
+    if !self.subject.isEmpty {
+      try visitor.visitSingularStringField(value: self.subject, fieldNumber: 5)
+    }
+    if !self.detail.isEmpty {
+      try visitor.visitSingularStringField(value: self.detail, fieldNumber: 6)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: AuditRow, rhs: AuditRow) -> Bool {
+    if lhs.id != rhs.id {return false}
+    if lhs.atMs != rhs.atMs {return false}
+    if lhs.actor != rhs.actor {return false}
+    if lhs.action != rhs.action {return false}
+    if lhs.subject != rhs.subject {return false}
+    if lhs.detail != rhs.detail {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

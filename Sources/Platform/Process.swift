@@ -95,6 +95,13 @@ public enum Process {
             ? String(decoding: name.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self) : "host"
     }
     public static var user: UInt32 { geteuid() }
+    /// As the system's databases have it, which may be elsewhere: may block. Nil: it has none.
+    public static func userName(_ id: UInt32) -> String? {
+        var (entry, found) = (passwd(), UnsafeMutablePointer<passwd>?.none)
+        var buffer = [CChar](repeating: 0, count: 16 * 1024)
+        guard getpwuid_r(id, &entry, &buffer, buffer.count, &found) == 0, found != nil, let name = entry.pw_name else { return nil }
+        return String(cString: name)
+    }
 
     /// The path of the running executable.
     public static var executable: String {

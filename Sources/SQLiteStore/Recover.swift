@@ -175,6 +175,9 @@ private struct Shape {
                         (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(byte) || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte)
                             || byte == UInt8(ascii: "_") || byte == UInt8(ascii: ".")
                     }
+        case ("audit", _, .int(let at)):
+            guard case .text(let action) = values[3], case .text(let detail) = values[5] else { return false }
+            return isKnownTable || at > 0 && action.contains(".") && detail.hasPrefix("{") && detail.hasSuffix("}")
         case ("revision_history", .text(let id), _): return Schema.revisions.contains { $0.id == id }
         case ("sqlite_sequence", .text(let name), .int(let last)): return Salvage.numbered.contains(name) && last >= 0
         default: return isKnownTable

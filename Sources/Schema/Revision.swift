@@ -34,12 +34,14 @@ public enum Schema {
     /// SQLite's `application_id` of our databases: "CLB1".
     public static let applicationID: Int32 = 0x434C_4231
 
-    public static let revisions: [Revision] = [revision0001, revision0002, revision0003, revision0004, revision0005, revision0006]
+    public static let revisions: [Revision] = [
+        revision0001, revision0002, revision0003, revision0004, revision0005, revision0006, revision0007,
+    ]
     public static var head: Revision { revisions[revisions.count - 1] }
 
     /// All tables that the revisions make on both databases, and that hold what must not be lost.
     public static let tables = [
-        "account_facts", "accounts", "client_keys", "leases", "revision_history", "settings", "state", "usage_records",
+        "account_facts", "accounts", "audit", "client_keys", "leases", "revision_history", "settings", "state", "usage_records",
     ]
 
     /// The number of the oldest revision that this build can serve with. A release N runs on the schemas of N and of the release before:
@@ -52,6 +54,8 @@ public enum Schema {
     public static let factsRevision = 5
     /// The one in which instances tell each other whose conversations are whose.
     public static let pinsRevision = 6
+    /// The one that keeps what operators have changed.
+    public static let auditRevision = 7
 
     /// The revision that gives accounts their options.
     public static let optionsRevision = 4

@@ -26,11 +26,12 @@ public struct KeyRotation {
 
     private let store: StoreSession
     private let keyPath: String
+    private let author: Author?
     private let willDo: (Step) -> Void
 
     /// `willDo` is told of each step just before it.
-    public init(_ store: StoreSession, keyPath: String, willDo: @escaping (Step) -> Void = { _ in }) {
-        (self.store, self.keyPath, self.willDo) = (store, keyPath, willDo)
+    public init(_ store: StoreSession, keyPath: String, by author: Author? = nil, willDo: @escaping (Step) -> Void = { _ in }) {
+        (self.store, self.keyPath, self.author, self.willDo) = (store, keyPath, author, willDo)
     }
 
     /// The session's own key is the old one afterwards: it is good for nothing but `close`.
@@ -74,6 +75,7 @@ public struct KeyRotation {
             try connection.change(
                 "UPDATE accounts SET credentials = $1 WHERE id = $2", [.blob(try vault.move(sealed, account: id, to: next)), .int(id)])
         }
+        try store.note(author, .rotateEncryptionKey, "", .newEncryptionKey)
         willDo(.commit)
         return rows.count
     }

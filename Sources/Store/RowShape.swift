@@ -22,7 +22,8 @@ struct RowShape: Sendable {
     /// The tables that the first `revision` revisions make.
     static func all(revision: Int) -> [RowShape] {
         [accounts(revision: revision), clientKeys, settings, state, revisionHistory] + (revision >= 2 ? [leases] : [])
-            + (revision >= Schema.factsRevision ? [accountFacts] : []) + [usage(revision: revision)]
+            + (revision >= Schema.factsRevision ? [accountFacts] : []) + (revision >= Schema.auditRevision ? [audit] : [])
+            + [usage(revision: revision)]
     }
 
     var columnList: String { columns.map(\.name).joined(separator: ", ") }
@@ -118,6 +119,13 @@ struct RowShape: Sendable {
         [
             Column(name: "account_id", kind: .number), Column(name: "subject", kind: .text), Column(name: "at_ms", kind: .number),
             Column(name: "value", kind: .text),
+        ])
+
+    static let audit = RowShape(
+        "audit",
+        [
+            Column(name: "id", kind: .number), Column(name: "at_ms", kind: .number), Column(name: "actor", kind: .text),
+            Column(name: "action", kind: .text), Column(name: "subject", kind: .text), Column(name: "detail", kind: .text),
         ])
 
     private static let state = RowShape("state", [Column(name: "key", kind: .text), Column(name: "value", kind: .any)])

@@ -24,7 +24,8 @@ public struct StoreCopy {
         public var isWhole: Bool { leftOut.isEmpty && checksums.altered.isEmpty }
     }
 
-    private static let tables = ["accounts", "client_keys", "settings", "usage_records"]
+    private var hasAudit: Bool { source.hasAudit && target.hasAudit }
+    private var tables: [String] { ["accounts", "client_keys", "settings"] + (hasAudit ? ["audit"] : []) + ["usage_records"] }
 
     public init(from source: StoreSession, to target: StoreSession, progress: @escaping (String) -> Void = { _ in }) {
         (self.source, self.target, self.progress) = (source, target, progress)
@@ -75,7 +76,7 @@ public struct StoreCopy {
 
     private func counts() throws(StoreError) -> [Count] {
         var out: [Count] = []
-        for table in Self.tables {
+        for table in tables {
             let sql = "SELECT count(*) FROM \(table)"
             out.append(
                 Count(
@@ -98,7 +99,7 @@ public struct StoreCopy {
         }
         let peppers = (try source.connection.rows(Queries.pepper).first ?? [], try target.connection.rows(Queries.pepper).first ?? [])
         guard Vault.storedPepper(peppers.0) != Vault.storedPepper(peppers.1) else { return try refuseChanged() }
-        for table in Self.tables {
+        for table in tables {
             guard try target.connection.rows("SELECT count(*) FROM \(table)", [], { $0.int(0) }).first == 0 else {
                 throw StoreError(.constraint, "\(target.place) holds data of its own (\(table)); copy into an empty database")
             }
@@ -118,7 +119,7 @@ public struct StoreCopy {
         )
     }
 
-    /// Accounts, keys, settings and the store's own facts: few rows, replaced in one transaction.
+    /// Accounts, keys, settings and the store's own facts: few rows, replaced in one transaction with what operators changed.
     private func copyConfiguration(_ outcome: inout Outcome) throws(StoreError) {
         var contents: [(shape: RowShape, rows: [[SQLValue]])] = []
         let hasFacts = source.hasFacts && target.hasFacts
@@ -135,6 +136,7 @@ public struct StoreCopy {
         }
         let pepper = Vault.storedPepper(try source.connection.rows(Queries.pepper).first ?? [])
         let version = try source.connection.rows(Queries.version).first ?? 1
+        var unreadable: [RowAudit.Fault] = []
         try target.connection.transaction { () throws(StoreError) in
             try target.connection.change("UPDATE state SET value = $1 WHERE key = 'pepper'", [.text(pepper)])
             // Above both: workers of the target must see the change.
@@ -156,8 +158,35 @@ public struct StoreCopy {
                     "SELECT setval(pg_get_serial_sequence('\(table)', 'id'), (SELECT coalesce(max(id), 0) + 1 FROM \(table)), false)", []
                 ) { $0.int(0) }
             }
+            if hasAudit { unreadable = try replaceAudit() }
         }
+        outcome.leftOut += unreadable
         progress("\(contents[0].rows.count) accounts, \(contents[1].rows.count) keys copied")
+    }
+
+    /// Up to `Limits.auditRowsMax` rows: not held in memory, and many with each statement. Returns those that can't be read.
+    private func replaceAudit() throws(StoreError) -> [RowAudit.Fault] {
+        let shape = RowShape.audit
+        try target.connection.change("DELETE FROM \(shape.table)", [])
+        var (waiting, faults): ([[SQLValue]], [RowAudit.Fault]) = ([], [])
+        func store() throws(StoreError) {
+            guard !waiting.isEmpty else { return }
+            let width = shape.columns.count
+            let places = waiting.indices.map { row in "(" + (1...width).map { "$\(row * width + $0)" }.joined(separator: ", ") + ")" }
+            try target.connection.change(
+                "INSERT INTO \(shape.table) (\(shape.columnList)) VALUES \(places.joined(separator: ", "))", waiting.flatMap { $0 })
+            waiting = []
+        }
+        try RowReader(source.connection, shape).eachRow(inPortions: false) { values throws(StoreError) in
+            if let fault = shape.fault(values) {
+                faults.append(RowAudit.Fault(table: shape.table, id: shape.key(values), what: fault))
+            } else {
+                waiting.append(values.compactMap(\.parameter))
+            }
+            if waiting.count >= 100 { try store() }
+        }
+        try store()
+        return faults
     }
 
     private func newestInTarget() throws(StoreError) -> RecordID? {

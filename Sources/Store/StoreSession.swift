@@ -61,7 +61,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         (self.backup, self.held) = (backup, held)
     }
 
-    private var number: Int { Int(revision) ?? 0 }
+    var number: Int { Int(revision) ?? 0 }
 
     /// How messages name the database.
     public var place: String { connection.place }
@@ -99,7 +99,9 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
     public func addAccount(_ new: NewAccount, now: WallTime) throws(StoreError) -> Account { try putAccount(new, now: now).account }
 
     /// Adds an account, or gives one that is there new credentials (`renewed`), as `new.known` says.
-    public func putAccount(_ new: NewAccount, now: WallTime) throws(StoreError) -> (account: Account, renewed: Bool) {
+    public func putAccount(
+        _ new: NewAccount, now: WallTime, by author: Author? = nil
+    ) throws(StoreError) -> (account: Account, renewed: Bool) {
         try StoreName.check(new.name, of: "account")
         // Of a login without one: as its account has it, else ChatGPT's own.
         var base = new.baseURL.isEmpty && new.kind == .chatGPT ? "https://chatgpt.com/backend-api" : new.baseURL
@@ -122,7 +124,9 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             }
             var credentials = new.change.credentials(from: new.credentials)
             if var account = try known(new, vault) {
-                credentials = new.change.credentials(from: try sealedCredentials(account.name, vault)).withTokens(of: new.credentials)
+                account.credentials = try sealedCredentials(account.name, vault)
+                let before = account
+                credentials = new.change.credentials(from: account.credentials).withTokens(of: new.credentials)
                 account.options = new.change.options(from: account.options)
                 if new.baseURL.isEmpty, account.kind == new.kind { base = account.baseURL }
                 // What one upstream was given may be its secret: it does not go to another one unasked.
@@ -139,6 +143,8 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
                     ])
                 try forgive(account: account.id, now: now, health: true)
                 try store(account.options, of: account.id)
+                let action = new.known == .replaced ? AuditAction.replaceAccount : .renewAccount
+                try note(author, action, account.name, AuditDetail(from: before, to: account))
                 return (account, true)
             }
             let taken = Set(try connection.rows("SELECT slot FROM accounts WHERE slot IS NOT NULL", []) { Int($0.int(0)) })
@@ -164,6 +170,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
                 createdAt: now, changedAt: now)
             account.options = new.change.options(from: account.options)
             try store(account.options, of: id)
+            try note(author, .addAccount, account.name, AuditDetail(from: nil, to: account))
             return (account, false)
         }
     }
@@ -171,21 +178,26 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
     // MARK: What operators set
 
     /// Changes an account's options, and the fields that go with its requests. Options say nothing of its state: it is not seen as changed.
-    public func setAccount(_ name: String, _ new: AccountChange, now: WallTime) throws(StoreError) -> Account {
+    public func setAccount(
+        _ name: String, _ new: AccountChange, now: WallTime, by author: Author? = nil
+    ) throws(StoreError) -> Account {
         guard !new.isNothing else { throw StoreError(.invalid, "account \(name): nothing to change is given") }
         try checkChange(new)
         let vault = try requireVault()
         return try change { () throws(StoreError) in
             var account = try existingAccount(name)
-            account.options = new.options(from: account.options)
             account.credentials = try sealedCredentials(name, vault)
+            let before = account
+            account.options = new.options(from: account.options)
             try store(account.options, of: account.id)
+            account.credentials = new.credentials(from: account.credentials)
+            try note(author, .setAccount, name, AuditDetail(from: before, to: account))
             guard new.headers != nil || new.proxy != nil else { return account }
-            let credentials = new.credentials(from: account.credentials)
+            let credentials = account.credentials
             guard !credentials.bearer.isEmpty || !credentials.headers.isEmpty else {
                 throw StoreError(.invalid, "account \(name) has no key but in its headers; it needs one of them")
             }
-            (account.changedAt, account.credentials) = (now.after(account.changedAt), credentials)
+            account.changedAt = now.after(account.changedAt)
             try connection.change(
                 "UPDATE accounts SET credentials = $1, changed_at_ms = $2 WHERE id = $3",
                 [.blob(try vault.seal(credentials, account: account.id)), .int(account.changedAt.milliseconds), .int(account.id)])
@@ -231,7 +243,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
     public func settings() throws(StoreError) -> [(String, String)] { try connection.rows(Queries.settings) }
 
     /// Sets a setting for all instances.
-    public func set(_ name: String, to value: String) throws(StoreError) {
+    public func set(_ name: String, to value: String, by author: Author? = nil) throws(StoreError) {
         try change { () throws(StoreError) in
             let stored = Dictionary(try settings(), uniquingKeysWith: { _, new in new })
             if let problem = StoredSettings.problem(name, value, among: stored) { throw StoreError(.invalid, problem) }
@@ -242,16 +254,18 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             try connection.change(
                 "INSERT INTO settings (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
                 [.text(name), .text(value)])
+            try note(author, .set, name, AuditDetail(setting: stored[name], to: value))
         }
     }
 
     /// The setting is as if it had never been set; false when it was not. One that a newer build has stored can be unset too.
-    public func unset(_ name: String) throws(StoreError) -> Bool {
+    public func unset(_ name: String, by author: Author? = nil) throws(StoreError) -> Bool {
         try change { () throws(StoreError) in
-            let isSet = try settings().contains { $0.0 == name }
-            guard isSet || StoredSettings.setting(name) != nil else { throw StoreError(.invalid, StoredSettings.unknown(name)) }
+            let value = try settings().first { $0.0 == name }?.1
+            guard value != nil || StoredSettings.setting(name) != nil else { throw StoreError(.invalid, StoredSettings.unknown(name)) }
             try connection.change("DELETE FROM settings WHERE key = $1", [.text(name)])
-            return isSet
+            try note(author, .unset, name, AuditDetail(setting: value, to: nil))
+            return value != nil
         }
     }
 
@@ -291,13 +305,19 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         }
     }
 
-    public func setAccountState(_ name: String, _ state: Account.State, now: WallTime) throws(StoreError) -> Account {
+    public func setAccountState(
+        _ name: String, _ state: Account.State, now: WallTime, by author: Author? = nil
+    ) throws(StoreError) -> Account {
         try change { () throws(StoreError) in
             var account = try existingAccount(name)
+            let before = account
             (account.state, account.changedAt) = (state, now.after(account.changedAt))
             try connection.change(
                 "UPDATE accounts SET state = $1, changed_at_ms = $2 WHERE id = $3",
                 [.text(state.rawValue), .int(account.changedAt.milliseconds), .int(account.id)])
+            var detail = AuditDetail(from: before, to: account)
+            if author != nil, state == .active, try isHeldAgainst(account.id) { detail.cleared("health") }
+            try note(author, AuditAction(state), name, detail)
             try forgive(account: account.id, now: now, health: state == .active)
             return account
         }
@@ -354,6 +374,11 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             }, now)
     }
 
+    /// What is stored of its health counts against it.
+    private func isHeldAgainst(_ id: Int64) throws(StoreError) -> Bool {
+        try facts().contains { fact in fact.accountID == id && HealthFact(fact).map { $0 != HealthFact() } ?? false }
+    }
+
     /// New tokens for a login that was refreshed; false when the account has changed since `changedAt`, or is gone.
     public func renewLogin(account id: Int64, changedAt: WallTime, _ credentials: Account.Credentials, now: WallTime) throws(StoreError)
         -> Bool
@@ -374,13 +399,14 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
     }
 
     /// Frees name and slot and forgets the credentials; what it used stays on record.
-    public func removeAccount(_ name: String, now: WallTime) throws(StoreError) -> Account {
+    public func removeAccount(_ name: String, now: WallTime, by author: Author? = nil) throws(StoreError) -> Account {
         try change { () throws(StoreError) in
             let account = try existingAccount(name)
             try connection.change(
                 "UPDATE accounts SET slot = NULL, credentials = $1, removed_at_ms = $2, changed_at_ms = $2 WHERE id = $3",
                 [.blob([]), .int(now.milliseconds), .int(account.id)])
             if hasFacts { try connection.change("DELETE FROM account_facts WHERE account_id = $1", [.int(account.id)]) }
+            try note(author, .removeAccount, name, AuditDetail(from: account, to: nil))
             return account
         }
     }
@@ -422,7 +448,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
 
     /// Makes a key; `plain` exists here and nowhere else.
     public func createClientKey(
-        _ name: String, models: [String]?, expiresAt: WallTime?, now: WallTime
+        _ name: String, models: [String]?, expiresAt: WallTime?, now: WallTime, by author: Author? = nil
     ) throws(StoreError) -> (key: ClientKey, plain: String) {
         try StoreName.check(name, of: "key")
         for model in models ?? [] {
@@ -440,6 +466,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
                 throw StoreError(.constraint, "there is a key \(name) already; revoke it first or choose another name")
             }
             let list = models.map { "[" + $0.map { "\"\($0)\"" }.joined(separator: ",") + "]" }
+            try note(author, .createKey, name, AuditDetail(newKey: models, expiresAt: expiresAt))
             return try connection.rows(
                 """
                 INSERT INTO client_keys (name, digest, prefix, models, expires_at_ms, created_at_ms) VALUES ($1, $2, $3, $4, $5, $6)
@@ -455,13 +482,14 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
         return (key, plain)
     }
 
-    public func revokeClientKey(_ name: String, now: WallTime) throws(StoreError) -> ClientKey {
+    public func revokeClientKey(_ name: String, now: WallTime, by author: Author? = nil) throws(StoreError) -> ClientKey {
         try change { () throws(StoreError) in
             guard var key = try connection.rows(Queries.clientKeys(validOnly: true, named: name)).first else {
                 throw StoreError(.notFound, "there is no valid key \"\(name)\"; codex-lb keys list shows them")
             }
             try connection.change("UPDATE client_keys SET revoked_at_ms = $1 WHERE id = $2", [.int(now.milliseconds), .int(key.id)])
             key.revokedAt = now
+            try note(author, .revokeKey, name, .revokedKey)
             return key
         }
     }

@@ -91,7 +91,11 @@ final class ControlServer {
         for one in left {
             let stream = ByteStream(loop, .unix)
             do throws(LoopError) { try stream.open(one.descriptorNumber) } catch { throw SystemError(-error.code, "control connection") }
-            let visitor = Visitor(stream, self, unfinished: one.unfinished)
+            guard let user = Descriptor.peerUser(stream.descriptor) else {
+                stream.close()
+                continue
+            }
+            let visitor = Visitor(stream, self, user: user, unfinished: one.unfinished)
             visitors[ObjectIdentifier(visitor)] = visitor
             guard one.hasWaitingSinceNs else { continue }
             let since = Instant(nanoseconds: one.waitingSinceNs)
@@ -105,7 +109,7 @@ final class ControlServer {
             log.warning("control connection of another user refused")
             return stream.close()
         }
-        let visitor = Visitor(stream, self)
+        let visitor = Visitor(stream, self, user: user)
         visitors[ObjectIdentifier(visitor)] = visitor
     }
 
@@ -120,7 +124,8 @@ final class ControlServer {
         case .fleetOrder(let order):
             visitor.question = (frame.correlation, loop.now)
             supervisor.obey(order) { [weak visitor] in visitor?.answer(frame.correlation, $0) }
-        case .storeCommand(let command):
+        case .storeCommand(var command):
+            command.givenBy.user = visitor.user
             let number = note(visitor, frame.correlation, Limits.writerAnswerMilliseconds, .writer)
             if !supervisor.toWriter(number, command) { refuse(number, "the writer is not running at the moment; try again in a second") }
         case .explainRequest(let question):
@@ -184,13 +189,15 @@ final class ControlServer {
 
 private final class Visitor: ByteStreamDelegate {
     private let stream: ByteStream
+    /// At the other end.
+    let user: UInt32
     private unowned let server: ControlServer
     private var reader = FrameReader()
     /// An order that is not answered yet.
     var question: (correlation: UInt64, since: Instant)?
 
-    init(_ stream: ByteStream, _ server: ControlServer, unfinished: [UInt8] = []) {
-        (self.stream, self.server) = (stream, server)
+    init(_ stream: ByteStream, _ server: ControlServer, user: UInt32, unfinished: [UInt8] = []) {
+        (self.stream, self.server, self.user) = (stream, server, user)
         reader.unfinished = unfinished
         stream.delegate = self
         stream.startReading()

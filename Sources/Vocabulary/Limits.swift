@@ -267,6 +267,10 @@ public enum Limits {
     /// Settings in the store, model aliases among them, and the bytes of one value.
     public static let settingsMax = 1024
     public static let settingBytesMax = 1024
+    /// Operators' changes that the store keeps, of each the bytes of one text and the elements of one list: a day's hundred make three years.
+    public static let auditRowsMax = 100_000
+    public static let auditTextBytesMax = 256
+    public static let auditListMax = 32
 
     // Choosing an account
     /// What is known of accounts is read from shared memory anew for each choice where others have changed it, up to so many accounts;

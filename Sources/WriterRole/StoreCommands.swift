@@ -1,4 +1,5 @@
 public import ControlWire
+import Platform
 public import Store
 public import Vocabulary
 
@@ -13,6 +14,8 @@ public enum StoreCommands {
     public static func perform(_ command: StoreCommand, on session: StoreSession, now: WallTime) -> Outcome {
         var reply = StoreReply()
         var hasChanged = true
+        // Made only for what operators order: a name may take its time.
+        var author: Author { Author(actor(command), at: now) }
         do throws(StoreError) {
             switch command.body {
             case .addAccount(let m):
@@ -24,7 +27,7 @@ public enum StoreCommands {
                 let (account, renewed) = try session.putAccount(
                     NewAccount(
                         name: m.name, kind: kind, baseURL: m.baseURL, credentials: credentials, known: known,
-                        change: try AccountChange(m.change)), now: now)
+                        change: try AccountChange(m.change)), now: now, by: author)
                 reply.accounts = [AccountMessage(withoutSecrets: account)]
                 reply.renewed = renewed
             case .setAccountState(let m) where m.hasID:
@@ -37,13 +40,15 @@ public enum StoreCommands {
                 try session.learn(m.facts.compactMap { AccountFact($0) }, now: now)
             case .setAccountState(let m):
                 guard let state = Account.State(rawValue: m.state) else { throw StoreError(.invalid, "no such state: \(m.state)") }
-                reply.accounts = [AccountMessage(withoutSecrets: try session.setAccountState(m.name, state, now: now))]
+                reply.accounts = [AccountMessage(withoutSecrets: try session.setAccountState(m.name, state, now: now, by: author))]
             case .setAccount(let m):
-                reply.accounts = [AccountMessage(withoutSecrets: try session.setAccount(m.name, AccountChange(m.change), now: now))]
+                reply.accounts = [
+                    AccountMessage(withoutSecrets: try session.setAccount(m.name, AccountChange(m.change), now: now, by: author))
+                ]
             case .setSetting(let m):
-                try session.set(m.name, to: m.value)
+                try session.set(m.name, to: m.value, by: author)
             case .unsetSetting(let m):
-                reply.wasSet = try session.unset(m.name)
+                reply.wasSet = try session.unset(m.name, by: author)
             case .listSettings:
                 hasChanged = false
                 reply.settings = Dictionary(try session.settings(), uniquingKeysWith: { _, new in new })
@@ -56,15 +61,15 @@ public enum StoreCommands {
                 hasChanged = try session.renewLogin(
                     account: m.id, changedAt: WallTime(milliseconds: m.unchangedSinceMs), credentials, now: now)
             case .removeAccount(let m):
-                reply.accounts = [AccountMessage(withoutSecrets: try session.removeAccount(m.name, now: now))]
+                reply.accounts = [AccountMessage(withoutSecrets: try session.removeAccount(m.name, now: now, by: author))]
             case .createClientKey(let m):
                 let (key, plain) = try session.createClientKey(
                     m.name, models: m.limitsModels ? m.models : nil,
-                    expiresAt: m.hasExpiresAtMs ? WallTime(milliseconds: m.expiresAtMs) : nil, now: now)
+                    expiresAt: m.hasExpiresAtMs ? WallTime(milliseconds: m.expiresAtMs) : nil, now: now, by: author)
                 reply.clientKeys = [ClientKeyMessage(key)]
                 reply.plainKey = plain
             case .revokeClientKey(let m):
-                reply.clientKeys = [ClientKeyMessage(try session.revokeClientKey(m.name, now: now))]
+                reply.clientKeys = [ClientKeyMessage(try session.revokeClientKey(m.name, now: now, by: author))]
             case .listAccounts:
                 hasChanged = false
                 reply.accounts = try session.accounts().map { AccountMessage(withoutSecrets: $0) }
@@ -80,6 +85,9 @@ public enum StoreCommands {
                     (row.key, row.account) = (listing.key, listing.account)
                     return row
                 }
+            case .listAudit(let m):
+                hasChanged = false
+                reply.audit = try session.audit(last: Int(m.last)).map { AuditRow($0) }
             case nil:
                 throw StoreError(.invalid, "the server does not know this command; is it older than this program?")
             }
@@ -88,6 +96,21 @@ public enum StoreCommands {
             reply.error = error.message
             return Outcome(reply: reply, snapshot: nil)
         }
+    }
+
+    private static func actor(_ command: StoreCommand) -> String {
+        guard command.hasGivenBy else { return "unknown" }
+        let (user, m) = (command.givenBy.user, command.givenBy)
+        let sudoer = m.hasSudoUser ? Operator.User(m.sudoUser, m.sudoName) : nil
+        return Operator(Operator.User(user, Process.userName(user) ?? ""), sudoer: sudoer).description
+    }
+}
+
+extension AuditRow {
+    init(_ entry: AuditEntry) {
+        self.init()
+        (id, atMs, actor, action) = (entry.id, entry.at.milliseconds, entry.actor, entry.action)
+        (subject, detail) = (entry.subject, entry.detail)
     }
 }
 

@@ -65,7 +65,7 @@ struct EncryptionKey: ParsableCommand {
             defer { withExtendedLifetime(lock) {} }
             let store = try open(settings)
             defer { store.close() }
-            return try KeyRotation(store, keyPath: settings.keyFile) { step in
+            return try KeyRotation(store, keyPath: settings.keyFile, by: Author("\(Operator.current)", at: Clock.wall)) { step in
                 if step.rawValue + 1 == dieBefore { kill(getpid(), SIGKILL) }
             }.run()
         }

@@ -31,7 +31,8 @@ struct CodexLB: ParsableCommand {
             """,
         version: "codex-lb \(Version.text)",
         subcommands: [
-            Serve.self, Accounts.self, Keys.self, EncryptionKey.self, Requests.self, SettingsCommand.self, Ctl.self, Database.self,
+            Serve.self, Accounts.self, Keys.self, EncryptionKey.self, Requests.self, Audit.self, SettingsCommand.self, Ctl.self,
+            Database.self,
             Config.self, Role.self,
             Demo.self,
             DemoUpstreamCommand.self,

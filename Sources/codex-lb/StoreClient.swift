@@ -18,6 +18,8 @@ import WriterRole
 /// running are made here under the writer's lock, never behind the writer's back; a shared database is changed directly.
 enum StoreClient {
     static func perform(_ command: StoreCommand, _ settings: Settings) throws -> StoreReply {
+        var command = command
+        if !isList(command) { command.givenBy = OperatorMessage(Operator.current) }
         let reply: StoreReply
         if isList(command) {
             reply = try LocalStore.list(command, settings)
@@ -41,9 +43,16 @@ enum StoreClient {
 
     private static func isList(_ command: StoreCommand) -> Bool {
         switch command.body {
-        case .listAccounts, .listClientKeys, .listUsage, .listSettings: true
+        case .listAccounts, .listClientKeys, .listUsage, .listSettings, .listAudit: true
         default: false
         }
+    }
+}
+
+extension Operator {
+    /// Who runs this command.
+    static var current: Operator {
+        Operator(User(Process.user, Process.userName(Process.user) ?? ""), environment: Environment.current)
     }
 }
 

@@ -259,7 +259,7 @@ extension Integration {
             for column in ["policy", "weight", "streams_max", "models", "is_overflow"] {
                 try database.sql("ALTER TABLE accounts DROP COLUMN \(column)")
             }
-            for table in ["account_facts", "pins"] { try database.sql("DROP TABLE IF EXISTS \(table)") }
+            for table in ["account_facts", "pins", "audit"] { try database.sql("DROP TABLE IF EXISTS \(table)") }
             try database.sql("DELETE FROM revision_history WHERE id > '0001'")
             try database.sql("CREATE TABLE leases (mine TEXT)")
             try stage.daemon.start()

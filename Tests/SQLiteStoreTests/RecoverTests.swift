@@ -12,7 +12,7 @@ import Vocabulary
 /// A database with something in every table, closed, and what is in it.
 private final class Patient {
     static let tables = [
-        "account_facts", "accounts", "client_keys", "leases", "revision_history", "settings", "state", "usage_records",
+        "account_facts", "accounts", "audit", "client_keys", "leases", "revision_history", "settings", "state", "usage_records",
     ]
     let scratch = Scratch()
     var output: String { scratch.path + "/data/saved.db" }
@@ -25,12 +25,13 @@ private final class Patient {
     init(records: Int) throws {
         self.records = records
         let store = try scratch.open()
+        let root = Author("root (0)", at: now)
         for name in ["one", "two", "three"] {
             var new = newAccount
             new.name = name
-            _ = try store.addAccount(new, now: now)
+            _ = try store.putAccount(new, now: now, by: root)
         }
-        _ = try store.removeAccount("two", now: now)
+        _ = try store.removeAccount("two", now: now, by: root)
         _ = try store.setAccountState("three", .paused, now: WallTime(milliseconds: now.milliseconds + 5))
         _ = try store.createClientKey("laptop", models: ["gpt-5"], expiresAt: nil, now: now)
         _ = try store.createClientKey("phone", models: nil, expiresAt: nil, now: now)

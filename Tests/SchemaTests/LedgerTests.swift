@@ -45,14 +45,17 @@ private func judge(_ applied: [Ledger.Entry]) throws(Ledger.Refusal) -> Int { tr
         #expect((1...Schema.revisions.count).contains(Schema.oldestUsable))
         #expect(Schema.revisions[0].checksum(.sqlite) == "0624c6e0d2858973")
         #expect(
-            Schema.revisions.prefix(5).map { $0.checksum(.postgresql) } == [
-                "f8cbc193d6ddd321", "1bfd2df0c44422e0", "26791636678487bf", "68cec404bed3f3fc", "e56cc782879f0a2b",
+            Schema.revisions.prefix(7).map { $0.checksum(.postgresql) } == [
+                "f8cbc193d6ddd321", "1bfd2df0c44422e0", "26791636678487bf", "68cec404bed3f3fc", "e56cc782879f0a2b", "cd05331de019b116",
+                "8abc524c4bd8b4f4",
             ])
         #expect(Schema.revisions[1].checksum(.sqlite) == "4ea8ce1b87389511")
         #expect(Schema.revisions[2].checksum(.sqlite) == "ac645e76fc12720e")
         #expect(Schema.revisions[3].checksum(.sqlite) == "a1d96e2ce6a79cab")
         #expect(Schema.revisions[4].checksum(.sqlite) == "43d3bf249f89024f")
+        #expect(Schema.revisions[6].checksum(.sqlite) == "ef0bd2ae07180359")
         #expect(Schema.revisions[Schema.checksumRevision - 1].name.contains("checksum"))
         #expect(Schema.revisions[Schema.factsRevision - 1].name.contains("facts"))
+        #expect(Schema.revisions[Schema.auditRevision - 1].name.contains("audit"))
     }
 }

@@ -18,9 +18,10 @@ import Vocabulary
 @Suite(.serialized) struct StoreCopyTests {
     private func fill(_ store: StoreSession, records: Range<Int>) throws {
         _ = try store.addAccount(account("gone"), now: now)
-        _ = try store.removeAccount("gone", now: now)
+        let root = Author("root (0)", at: now)
+        _ = try store.removeAccount("gone", now: now, by: root)
         _ = try store.addAccount(account("one"), now: now)
-        _ = try store.setAccountState("one", .paused, now: now)
+        _ = try store.setAccountState("one", .paused, now: now, by: root)
         _ = try store.createClientKey("k", models: ["gpt-5"], expiresAt: nil, now: now)
         _ = try store.createClientKey("old", models: nil, expiresAt: nil, now: now)
         _ = try store.revokeClientKey("old", now: now)
@@ -43,13 +44,14 @@ import Vocabulary
         let ((_, source), (ground, target)) = try pair(kind)
         try fill(source, records: 0..<2_345)
         let counts = try StoreCopy(from: source, to: target).run().counts
-        let want: [(String, Int64)] = [("accounts", 2), ("client_keys", 2), ("settings", 1), ("usage_records", 2_345)]
+        let want: [(String, Int64)] = [("accounts", 2), ("client_keys", 2), ("settings", 1), ("audit", 2), ("usage_records", 2_345)]
         #expect(counts == want.map { StoreCopy.Count(table: $0.0, source: $0.1, target: $0.1) })
         let (ours, theirs) = (try source.snapshot(), try target.snapshot())
         #expect(theirs.accounts == ours.accounts && theirs.clientKeys == ours.clientKeys)
         #expect(theirs.pepper == ours.pepper && theirs.settings == ours.settings)
         #expect(try target.clientKeys() == source.clientKeys())
         #expect(try target.usage(last: 5_000) == source.usage(last: 5_000))
+        #expect(try target.audit(last: 10) == source.audit(last: 10))
         #expect(try target.addAccount(account("new"), now: now).id == 3)
         #expect(try target.createClientKey("new", models: nil, expiresAt: nil, now: now).key.id == 3)
         #expect(try ground.check() == [])
