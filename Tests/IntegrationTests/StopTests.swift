@@ -1,6 +1,7 @@
 import DaemonHarness
 import FakeUpstream
 import Foundation
+import Platform
 import Testing
 
 #if canImport(Glibc)
