@@ -4,6 +4,8 @@ public import Vocabulary
 /// so it speaks against an account only where another one's list has the model.
 public struct ModelOffers: Sendable {
     private var listed: [Int64: Set<String>] = [:]
+    /// In how many of the lists a name is.
+    private var counts: [String: Int] = [:]
     private var refusals = ModelCooldowns()
 
     public init() {}
@@ -13,14 +15,26 @@ public struct ModelOffers: Sendable {
     public var version: Int { lists + refusals.version }
     /// When the first refusal is forgotten.
     public var firstEnd: Instant? { refusals.firstEnd }
-    /// Names that the account's list has.
-    public func names(account: Int64) -> Set<String> { listed[account] ?? [] }
+    /// Names that some list has.
+    public var names: some Collection<String> { counts.keys }
+    /// Whether the account's list has the model.
+    public func lists(_ model: String, account: Int64) -> Bool { listed[account]?.contains(model) ?? false }
 
     /// What an account's list has now; an empty one says nothing.
     public mutating func listed(account: Int64, models: Set<String>) {
         lists += 1
-        listed[account] = models.isEmpty ? nil : models
+        replace(account, with: models)
         for model in models { refusals.forget(account: account, model: model) }
+    }
+
+    private mutating func replace(_ account: Int64, with models: Set<String>) {
+        let old = listed[account] ?? []
+        for model in models.subtracting(old) { counts[model, default: 0] += 1 }
+        for model in old.subtracting(models) {
+            let left = counts[model, default: 0] - 1
+            counts[model] = left > 0 ? left : nil
+        }
+        listed[account] = models.isEmpty ? nil : models
     }
 
     /// The account's upstream does not know the model, or does not let it use it.
@@ -31,7 +45,7 @@ public struct ModelOffers: Sendable {
     /// Its credentials or its place have changed, or it is gone.
     public mutating func forget(account: Int64) {
         lists += 1
-        listed[account] = nil
+        replace(account, with: [])
         refusals.forget(account: account)
     }
 

@@ -264,6 +264,8 @@ public enum Limits {
     public static let accountHeaderBytesMax = 8 * 1024
     /// Names of settings and models that a refusal suggests.
     public static let nearNamesMax = 3
+    /// Of many names so many, those that share most letters, are compared in full.
+    public static let nearNameCandidatesMax = 128
     /// Settings in the store, model aliases among them, and the bytes of one value.
     public static let settingsMax = 1024
     public static let settingBytesMax = 1024

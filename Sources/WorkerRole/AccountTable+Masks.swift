@@ -89,16 +89,27 @@ extension AccountTable {
         models.contains { $0.utf8.elementsEqual(model.utf8) }
     }
 
-    /// What a client is told whose model no account offers: its operator's list, its upstream's or its upstream's refusal says so of each. Nil where
-    /// that is not why there is none.
-    func modelNotFound(for route: Route, model: String, now: Instant) -> ProxyError? {
-        let serving = all.filter { $0.value.state == .active && route.upstreamPath($0.value.kind) != nil }
+    /// Of every account that serves the route its operator's list, its upstream's or its upstream's refusal says that it has not got the model.
+    func isOfferedByNobody(_ route: Route, _ model: String, now: Instant) -> Bool {
+        let serving = serving(route)
         let asked = serving.filter { $0.value.options.models.map { Self.lists($0, model) } ?? true }
-        guard !serving.isEmpty, !model.isEmpty, modelOffers.lacking(model, among: asked.map(\.value.id), now: now).count == asked.count
-        else { return nil }
-        var known = Set(serving.flatMap { $0.value.options.models ?? [] }).union(stored.aliases.keys)
-        for account in asked where account.value.options.models == nil { known.formUnion(modelOffers.names(account: account.value.id)) }
-        let near = NearNames.nearest(to: model, in: known)
+        return !serving.isEmpty && !model.isEmpty
+            && modelOffers.lacking(model, among: asked.map(\.value.id), now: now).count == asked.count
+    }
+
+    private func serving(_ route: Route) -> [RoutedAccount] {
+        all.filter { $0.value.state == .active && route.upstreamPath($0.value.kind) != nil }
+    }
+
+    /// What a client is told whose model nobody offers, with names that somebody does.
+    func modelNotFound(_ route: Route, _ model: String) -> ProxyError {
+        let serving = serving(route)
+        let chosen = Set(serving.flatMap { $0.value.options.models ?? [] }).union(stored.aliases.keys)
+        let offered = modelOffers.names.lazy.filter { !chosen.contains($0) }
+        let near = NearNames.nearest(to: model, in: [AnySequence(chosen), AnySequence(offered)].joined()) { name in
+            chosen.contains(name)
+                || serving.contains { $0.value.options.models == nil && modelOffers.lists(name, account: $0.value.id) }
+        }
         let text = model.cut(utf8: Limits.recordModelBytesMax)
         return ProxyError(
             status: 404, code: "model_not_found", type: "invalid_request_error",

@@ -153,7 +153,7 @@ final class Turn: UpstreamUser, Answering {
                 resetsAt: (until.milliseconds + 999) / 1000)
             perform(machine.noAccount(error, inStream: false, now))
         case .noneEligible, .allTried:
-            guard worker.accounts.modelNotFound(for: request.route, model: ask.model, now: now) != nil else {
+            guard worker.accounts.isOfferedByNobody(request.route, ask.model, now: now) else {
                 return perform(machine.noAccount(worker.accounts.none(for: request.route), inStream: true, now))
             }
             // What its client may have meant is worth a moment.
@@ -163,7 +163,8 @@ final class Turn: UpstreamUser, Answering {
 
     private func nobodyOffersModel() {
         guard !machine.isFinished else { return }
-        if let error = worker.accounts.modelNotFound(for: request.route, model: ask.model, now: now) {
+        if worker.accounts.isOfferedByNobody(request.route, ask.model, now: now) {
+            let error = worker.accounts.modelNotFound(request.route, ask.model)
             perform(machine.noAccount(error, inStream: false, saysMore: true, now))
         } else {
             perform(machine.noAccount(worker.accounts.none(for: request.route), inStream: true, now))  // one that may has come meanwhile
