@@ -22,6 +22,11 @@ public struct LoginIdentity: Sendable, Equatable {
     /// Somebody of whom nothing is known is nobody's double.
     public func isSame(as other: LoginIdentity) -> Bool { !person.isEmpty && self == other }
 
+    /// The same of another login's credentials, whose token is read only where its workspace is this one's or stands in it.
+    func isOf(_ credentials: Account.Credentials) -> Bool {
+        credentials.chatGPTAccountID ?? workspace == workspace && isSame(as: LoginIdentity(credentials))
+    }
+
     /// The e-mail address of an id token and the workspace it belongs to.
     public static func facts(ofToken token: String) -> (email: String?, workspace: String?) {
         let claims = claims(token)
@@ -39,8 +44,8 @@ public struct LoginIdentity: Sendable, Equatable {
 
     /// The middle part of a JSON Web Token (RFC 7519 §3); nil when it isn't one.
     private static func claims(_ token: String) -> JSONValue? {
-        let parts = token.split(separator: ".", omittingEmptySubsequences: false)
-        guard parts.count >= 2, let bytes = Base64.url.decode(parts[1]) else { return nil }
+        let parts = token.utf8.split(separator: UInt8(ascii: "."), maxSplits: 2, omittingEmptySubsequences: false)
+        guard parts.count >= 2, let bytes = Base64.url.decode(Substring(parts[1])) else { return nil }
         return try? JSONValue(parsing: bytes.span.bytes)  // a token without readable claims just tells nothing
     }
 }

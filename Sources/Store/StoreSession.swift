@@ -285,7 +285,7 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
             let identity = LoginIdentity(new.credentials)
             var same: Account?
             for entry in try connection.rows(Queries.accounts(revision: number)) where entry.account.kind == .chatGPT {
-                guard LoginIdentity(try vault.credentials(of: entry)).isSame(as: identity) else { continue }
+                guard identity.isOf(try vault.credentials(of: entry)) else { continue }
                 if same == nil || entry.account.name == new.name { same = entry.account }
             }
             if let same, !byName || same.name == new.name { return same }

@@ -11,7 +11,8 @@ public enum StoreCommands {
         public var snapshot: Snapshot?
     }
 
-    public static func perform(_ command: StoreCommand, on session: StoreSession, now: WallTime) -> Outcome {
+    /// `makesSnapshot`: somebody serves by the state after a change; making it takes as long as there are accounts.
+    public static func perform(_ command: StoreCommand, on session: StoreSession, now: WallTime, makesSnapshot: Bool = true) -> Outcome {
         var reply = StoreReply()
         var hasChanged = true
         // Made only for what operators order: a name may take its time.
@@ -91,7 +92,7 @@ public enum StoreCommands {
             case nil:
                 throw StoreError(.invalid, "the server does not know this command; is it older than this program?")
             }
-            return Outcome(reply: reply, snapshot: hasChanged ? try session.snapshot() : nil)
+            return Outcome(reply: reply, snapshot: hasChanged && makesSnapshot ? try session.snapshot() : nil)
         } catch {
             reply.error = error.message
             return Outcome(reply: reply, snapshot: nil)

@@ -71,7 +71,7 @@ enum LocalStore {
         return try failing {
             let store = try openReadOnly(settings)
             defer { store.close() }
-            return StoreCommands.perform(command, on: store, now: Clock.wall).reply
+            return StoreCommands.perform(command, on: store, now: Clock.wall, makesSnapshot: false).reply
         }
     }
 
@@ -91,7 +91,7 @@ enum LocalStore {
         try failing {
             let store = try openForChange(settings)
             defer { store.close() }
-            return StoreCommands.perform(command, on: store, now: Clock.wall).reply
+            return StoreCommands.perform(command, on: store, now: Clock.wall, makesSnapshot: false).reply
         }
     }
 
