@@ -82,7 +82,7 @@ public struct Exchange: Sendable {
     public mutating func becameVisible() { move(.visible, from: .accepted) }
 
     /// The attempt failed while the client has seen nothing. `mayMove`: another account can go on with the conversation. `isGuess`: that this
-    /// one can was a guess, which its upstream may deny.
+    /// one can was a guess, which its upstream has denied.
     public mutating func attemptFailed(
         _ failure: Failure, now: WallTime, jitter: Double, model: String = "", mayMove: Bool = true, isGuess: Bool = false
     ) -> (action: Action, penalty: Verdict.Penalty) {
@@ -90,7 +90,7 @@ public struct Exchange: Sendable {
             state == .selected || state == .dispatched || state == .accepted, "illegal transition: state=\(state) event=attemptFailed")
         lastFailure = failure
         var verdict = FailoverTable.verdict(failure, attemptsOnAccount: max(1, attemptsOnAccount), now: now, jitter: jitter, model: model)
-        if isGuess, case .refused(let refusal) = failure, refusal.code == "previous_response_not_found" { verdict.next = .nextAccount }
+        if isGuess { verdict.next = .nextAccount }
         switch verdict.next {
         case .nextAccount where !mayMove: return (.surface(failure), verdict.penalty)
         case .surface:

@@ -19,6 +19,14 @@ public struct Verdict: Sendable, Equatable {
         case unauthorized(milliseconds: Int)
         /// Its upstream does not know the asked model, or does not let it be used.
         case lacksModel
+
+        /// Its login is at fault, whatever was asked of it.
+        var isOfLogin: Bool {
+            switch self {
+            case .unauthorized, .reauthRequired, .deactivated: true
+            case .none, .errors, .limited, .lacksModel: false
+            }
+        }
         /// Its login is dead: only an operator can mend that.
         case reauthRequired(milliseconds: Int)
         /// The person's or the workspace's account is closed.

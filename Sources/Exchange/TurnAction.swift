@@ -8,6 +8,8 @@ public enum TurnAction: Sendable {
     case select
     /// Get a connection to the account and send it the request. `fresh`: none that was kept.
     case send(fresh: Bool)
+    /// As many accounts as a turn asks do not offer its model: `noAccount` follows, with what its client may have meant.
+    case modelRefused
     /// The request goes out once more.
     case tryAgain(isFailover: Bool)
     /// The account's credentials were refused and may be renewed: `credentialsRenewed` follows.

@@ -144,13 +144,19 @@ public struct TurnMachine: Sendable {
             refused = nil
         }
         var (action, penalty) = exchange.attemptFailed(
-            failure, now: wall(now), jitter: random.jitter(), model: form.model, mayMove: !isOnly, isGuess: isGuess)
+            failure, now: wall(now), jitter: random.jitter(), model: form.model, mayMove: !isOnly,
+            isGuess: isGuess && isNotFound(failure))
         // Whether a login is dead is its issuer's word, where there is a token to ask it with.
         if isRenewable, case .refused(let refusal) = failure, Self.renewableCodes.contains(refusal.code), case .reauthRequired = penalty {
             penalty = .unauthorized(milliseconds: FailoverTable.unauthorizedCooldownMilliseconds)
         }
+        // What is allowed of files says nothing of turns.
+        if form.route.isFile, !penalty.isOfLogin { penalty = .none }
         if penalty != .none { actions.append(.penalise(penalty, failure)) }
         switch action {
+        case .surface where penalty == .lacksModel && !isOnly:
+            forgetAnswer()
+            actions.append(.modelRefused)
         case .surface(let failure):
             surface(failure, now)
         case .select:
@@ -170,6 +176,13 @@ public struct TurnMachine: Sendable {
         if isDone { return [.send(fresh: false)] }
         attemptFailed(failure, now)
         return take()
+    }
+
+    /// What only one account has is not with this one.
+    private func isNotFound(_ failure: Failure) -> Bool {
+        guard case .refused(let refusal) = failure else { return false }
+        return refusal.code == "previous_response_not_found" || refusal.code == "file_not_found"
+            || form.route.isFile && refusal.status == 404
     }
 
     private static let renewableCodes: Set<String> = ["token_expired", "token_invalidated"]

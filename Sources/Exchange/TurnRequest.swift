@@ -122,8 +122,8 @@ public struct TurnRequest: Sendable {
         }
     }
 
-    /// Of the parts of the input's messages: `file_id` of `input_file` and `input_image`, and the images `sediment://ID`. A body without
-    /// these keys is not walked.
+    /// Of the parts of the input's messages and of tools' outputs: `file_id` of `input_file` and `input_image`, and the images `sediment://ID`. A body
+    /// in which neither key stands as it is mostly written is not walked: a turn whose files are not seen goes by ordinary choice.
     private static func fileIDs(in document: JSONDocument, _ input: JSONDocument.Value?) -> [String] {
         let bytes = document.bytes.span.bytes
         guard let input, hasFileKeys(bytes) else { return [] }
@@ -133,11 +133,14 @@ public struct TurnRequest: Sendable {
             found.append(String(id))
         }
         for item in document.elements(input) {
-            guard let content = JSONScan.find(bytes, in: item.range, "content"), JSONScan.kind(bytes, content) == .array else { continue }
-            _ = JSONScan.elements(bytes, content) { part in
+            guard
+                let parts = JSONScan.find(bytes, in: item.range, "content") ?? JSONScan.find(bytes, in: item.range, "output"),
+                JSONScan.kind(bytes, parts) == .array
+            else { continue }
+            _ = JSONScan.elements(bytes, parts) { part in
                 guard JSONScan.kind(bytes, part) == .object else { return true }
                 JSONScan.members(bytes, part) { key, value in
-                    if JSONScan.keyEquals(bytes, key, "file_id") {
+                    if JSONScan.keyEquals(bytes, key, "file_id"), value.count <= Limits.affinityKeyBytesMax + 2 {
                         take(JSONScan.string(bytes, value)?[...])
                     } else if JSONScan.keyEquals(bytes, key, "image_url"), value.count <= Limits.affinityKeyBytesMax + sedimentBytes,
                         let url = JSONScan.string(bytes, value), url.hasPrefix("sediment://")
@@ -152,13 +155,13 @@ public struct TurnRequest: Sendable {
         }
         return found
     }
-    /// Found by their rarest byte.
+    /// Found by a byte that is rare in prose, and the one before it.
     private static func hasFileKeys(_ bytes: RawSpan) -> Bool {
         var start = 0
         while let mark = bytes.first(UInt8(ascii: "_"), from: start, to: bytes.byteCount) {
-            if mark >= 5, bytes.hasPrefix("\"file_id\"", at: mark - 5) { return true }
-            if mark >= 6, bytes.hasPrefix("\"image_url\"", at: mark - 6) { return true }
             start = mark + 1
+            guard mark >= 6, bytes[mark - 1] == UInt8(ascii: "e") else { continue }
+            if bytes.hasPrefix("\"file_id\"", at: mark - 5) || bytes.hasPrefix("\"image_url\"", at: mark - 6) { return true }
         }
         return false
     }

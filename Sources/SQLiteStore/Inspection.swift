@@ -30,12 +30,14 @@ public enum Inspection {
     }
 
     private static func look(_ path: String) throws(StoreError) -> Inspection {
-        var (info, log) = (stat(), stat())
+        var (info, log, journal) = (stat(), stat(), stat())
+        let hasJournal = stat(path + "-journal", &journal) == 0
         let hasLog = stat(path + "-wal", &log) == 0
         let isThere = stat(path, &info) == 0
         // Reading a pipe that nobody writes to takes for ever.
-        for (name, kind) in [(path, isThere ? info.st_mode : S_IFREG), (path + "-wal", hasLog ? log.st_mode : S_IFREG)] {
-            guard kind & S_IFMT == S_IFREG else {
+        let files = [(path, isThere, info), (path + "-wal", hasLog, log), (path + "-journal", hasJournal, journal)]
+        for (name, isThere, info) in files where isThere {
+            guard info.st_mode & S_IFMT == S_IFREG else {
                 throw StoreError(.foreign, "database \(path): \(name) is not a regular file; move it away")
             }
         }
@@ -164,7 +166,7 @@ public enum Inspection {
     }
 
     private static func contents(_ path: String) -> [UInt8] {
-        let fd = open(path, O_RDONLY | O_CLOEXEC)
+        let fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         guard fd >= 0 else { return [] }
         defer { close(fd) }
         var (out, buffer) = ([UInt8](), [UInt8](repeating: 0, count: 16_384))
@@ -174,7 +176,7 @@ public enum Inspection {
 
     /// For files that no connection of this process has open with a lock: closing the descriptor drops the process's locks on it.
     private static func bytes(_ path: String, from offset: Int, count: Int) -> [UInt8] {
-        let fd = open(path, O_RDONLY | O_CLOEXEC)
+        let fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         guard fd >= 0 else { return [] }
         defer { close(fd) }
         var out = [UInt8](repeating: 0, count: count)

@@ -28,7 +28,7 @@ extension LogDamage {
     }
 
     private static func head(_ path: String) -> [UInt8] {
-        let fd = open(path + "-wal", O_RDONLY | O_CLOEXEC)
+        let fd = open(path + "-wal", O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         guard fd >= 0 else { return [] }
         defer { close(fd) }
         var bytes = [UInt8](repeating: 0, count: 32)

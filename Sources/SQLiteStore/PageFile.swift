@@ -30,9 +30,9 @@ final class PageFile {
     private var frames: [Int: Int] = [:]
 
     init(_ path: String) throws(StoreError) {
-        main = open(path, O_RDONLY | O_CLOEXEC)
+        main = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         let code = errno
-        log = open(path + "-wal", O_RDONLY | O_CLOEXEC)
+        log = open(path + "-wal", O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         guard main >= 0 else {
             if log >= 0 { close(log) }
             throw StoreError(code == ENOENT ? .missing : .io, "reading \(path): \(String(cString: strerror(code)))")

@@ -150,7 +150,7 @@ extension Queries {
         """
     }
 
-    private static func horizon(_ now: WallTime) -> SQLValue { .int(now.adding(milliseconds: Limits.factDelayMilliseconds).milliseconds) }
+    private static func horizon(_ now: WallTime) -> SQLValue { .int(now.adding(milliseconds: Limits.factAheadMilliseconds).milliseconds) }
 
     /// Keeps a fact unless a later one is there, or the account is gone; one row if it was kept.
     public static func learn(_ fact: AccountFact, now: WallTime) -> Query<Int64> {

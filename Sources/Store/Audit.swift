@@ -79,7 +79,9 @@ extension StoreSession {
             ]
         ) { $0.int(0) }
         guard let id = id.first, id > Int64(Limits.auditRowsMax) else { return }
-        try connection.change("DELETE FROM audit WHERE id <= $1", [.int(id - Int64(Limits.auditRowsMax))])
+        // By their number: ids that somebody else wrote may have gaps.
+        try connection.change(
+            "DELETE FROM audit WHERE id <= (SELECT id FROM audit ORDER BY id DESC LIMIT 1 OFFSET $1)", [.int(Int64(Limits.auditRowsMax))])
     }
 }
 

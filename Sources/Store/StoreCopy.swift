@@ -164,7 +164,7 @@ public struct StoreCopy {
         progress("\(contents[0].rows.count) accounts, \(contents[1].rows.count) keys copied")
     }
 
-    /// Up to `Limits.auditRowsMax` rows: not held in memory, and many with each statement. Returns those that can't be read.
+    /// Up to `Limits.auditRowsMax` rows, which PostgreSQL's library holds all at once; many with each statement. Returns those that can't be read.
     private func replaceAudit() throws(StoreError) -> [RowAudit.Fault] {
         let shape = RowShape.audit
         try target.connection.change("DELETE FROM \(shape.table)", [])

@@ -103,6 +103,8 @@ public enum Limits {
     /// How often instances on one database look for what others have learned. A fact may be written so much later than it was learned.
     public static let factReadMilliseconds = 5_000
     public static let factDelayMilliseconds: Int64 = 300_000
+    /// A stored fact that lies so far ahead of the clock was written by one that was wrong, and gives way to any other.
+    public static let factAheadMilliseconds: Int64 = 86_400_000
     /// A fact's text in the store; longer ones are not read.
     public static let factBytesMax = 8 * 1024
 
@@ -269,6 +271,8 @@ public enum Limits {
     /// Settings in the store, model aliases among them, and the bytes of one value.
     public static let settingsMax = 1024
     public static let settingBytesMax = 1024
+    /// Bytes of the name of whoever gives an order; the rest is cut.
+    public static let userNameBytesMax = 64
     /// Operators' changes that the store keeps, of each the bytes of one text and the elements of one list: a day's hundred make three years.
     public static let auditRowsMax = 100_000
     public static let auditTextBytesMax = 256

@@ -4,7 +4,7 @@ public struct Operator: Sendable, Equatable, CustomStringConvertible {
         public var id: UInt32
         /// Empty: it has none.
         public var name: String
-        public init(_ id: UInt32, _ name: String) { (self.id, self.name) = (id, name) }
+        public init(_ id: UInt32, _ name: String) { (self.id, self.name) = (id, name.cut(utf8: Limits.userNameBytesMax)) }
         public var description: String { name.isEmpty ? "uid \(id)" : "\(name) (\(id))" }
     }
     public var user: User

@@ -89,31 +89,40 @@ extension AccountTable {
         models.contains { $0.utf8.elementsEqual(model.utf8) }
     }
 
-    /// Of every account that serves the route its operator's list, its upstream's or its upstream's refusal says that it has not got the model.
-    func isOfferedByNobody(_ route: Route, _ model: String, now: Instant) -> Bool {
-        let serving = serving(route)
-        let asked = serving.filter { $0.value.options.models.map { Self.lists($0, model) } ?? true }
-        return !serving.isEmpty && !model.isEmpty
-            && modelOffers.lacking(model, among: asked.map(\.value.id), now: now).count == asked.count
-    }
-
     private func serving(_ route: Route) -> [RoutedAccount] {
         all.filter { $0.value.state == .active && route.upstreamPath($0.value.kind) != nil }
     }
 
-    /// What a client is told whose model nobody offers, with names that somebody does.
-    func modelNotFound(_ route: Route, _ model: String) -> ProxyError {
+    /// Those that may be asked for the model, as their operator's lists say.
+    private func asked(_ route: Route, _ model: String) -> [RoutedAccount] {
+        serving(route).filter { $0.value.options.models.map { Self.lists($0, model) } ?? true }
+    }
+
+    /// Of every account that serves the route its operator's list, its upstream's or its upstream's refusal says that it has not got the model.
+    func isOfferedByNobody(_ route: Route, _ model: String, now: Instant) -> Bool {
+        guard !model.isEmpty, !serving(route).isEmpty else { return false }
+        let asked = asked(route, model).map(\.value.id)
+        return modelOffers.lacking(model, among: asked, now: now).count == asked.count
+    }
+
+    /// Upstreams' own lists count for some of the accounts.
+    func hasListsToLookInto(_ route: Route, _ model: String) -> Bool { asked(route, model).contains { $0.value.options.models == nil } }
+
+    /// What a client is told whose model is not to be had, with names that are, of those that its key may use.
+    func modelNotFound(_ route: Route, _ model: String, key: ClientKey?, now: Instant) -> ProxyError {
         let serving = serving(route)
         let chosen = Set(serving.flatMap { $0.value.options.models ?? [] }).union(stored.aliases.keys)
-        let offered = modelOffers.names.lazy.filter { !chosen.contains($0) }
-        let near = NearNames.nearest(to: model, in: [AnySequence(chosen), AnySequence(offered)].joined()) { name in
-            chosen.contains(name)
+        let others = modelOffers.names.lazy.filter { !chosen.contains($0) }
+        let near = NearNames.nearest(to: model, in: [AnySequence(chosen), AnySequence(others)].joined()) { name in
+            if let allowed = key?.models, !Self.lists(allowed, stored.aliases[name] ?? name) { return false }
+            return chosen.contains(name)
                 || serving.contains { $0.value.options.models == nil && modelOffers.lists(name, account: $0.value.id) }
         }
-        let text = model.cut(utf8: Limits.recordModelBytesMax)
+        let who = isOfferedByNobody(route, model, now: now) ? "No account offers" : "None of the accounts that were asked offers"
         return ProxyError(
             status: 404, code: "model_not_found", type: "invalid_request_error",
-            message: "No account offers the model \"\(text)\"" + (near.isEmpty ? "" : ". Did you mean \(near.joined(separator: ", "))?"),
+            message: "\(who) the model \"\(model.cut(utf8: Limits.recordModelBytesMax))\""
+                + (near.isEmpty ? "" : ". Did you mean \(near.joined(separator: ", "))?"),
             param: "model", origin: .downstream)
     }
 }

@@ -279,9 +279,10 @@ final class AccountTable {
 
     /// A good answer says by what its conversation will come back.
     func learn(responseID: String?, fileID: String?, turnState: String?, of account: RoutedAccount, now: Instant) {
+        // A file outlives the time when there was one account.
+        if isSticky, let fileID { pin(Affinity.file(fileID, hash), to: account, seconds: Limits.pinSeconds, now) }
         guard isSticky, all.count > 1 else { return }
         if let responseID { pin(Affinity.response(responseID, hash), to: account, seconds: Limits.pinSeconds, now) }
-        if let fileID { pin(Affinity.file(fileID, hash), to: account, seconds: Limits.pinSeconds, now) }
         if let turnState { pin(Affinity.turnState(turnState, hash), to: account, seconds: Limits.pinSeconds, now) }
     }
 

@@ -105,8 +105,9 @@ final class ModelCatalogue {
             entry.askAt = worker.loop.now.adding(milliseconds: worker.settings.modelListMilliseconds)
             if case .models(let models, let etag) = answer {
                 (entry.models, entry.etag) = (models, etag)
-                worker.accounts.modelOffers.listed(account: id, models: Set(models.map(\.id)))
             }
+            // Also of a list that has not changed: what it has was not refused for good.
+            worker.accounts.modelOffers.listed(account: id, models: Set((entry.models ?? []).map(\.id)))
         case .failure(let error):
             entry.problem = error.reason
             entry.failures += 1

@@ -47,11 +47,18 @@ final class ModelFetch {
             do throws(Fetch.Problem) { answer = try result.get() } catch { return done(.failure(error)) }
             if answer.status == 304, etag != nil { return done(.success(.unchanged)) }
             guard answer.status == 200 else { return done(.failure(.init(reason: "status \(answer.status)"))) }
-            let next = answer.etag.flatMap { $0.utf8.count <= Limits.etagBytesMax ? $0 : nil }
+            let next = answer.etag.flatMap { Self.isEntityTag($0) ? $0 : nil }
             worker.bodyWork.run({ Self.models(in: answer.body) }) { models in
                 done(models.map { .success(.models($0, etag: next)) } ?? .failure(.init(reason: "its answer is no list of models")))
             }
         }
+    }
+
+    /// `"…"` or `W/"…"` (RFC 9110 §8.8.3), of letters that come through unchanged.
+    static func isEntityTag(_ text: String) -> Bool {
+        let tag = text.hasPrefix("W/") ? text.utf8.dropFirst(2) : text.utf8[...]
+        return tag.count >= 2 && tag.count <= Limits.etagBytesMax && tag.first == UInt8(ascii: "\"") && tag.last == UInt8(ascii: "\"")
+            && tag.dropFirst().dropLast().allSatisfy { $0 > 0x20 && $0 < 0x7F && $0 != UInt8(ascii: "\"") }
     }
 
     func sweep(_ now: Instant) { fetch.sweep(now) }

@@ -63,6 +63,7 @@ final class Turn: UpstreamUser, Answering {
             worker.scoreboard.add(isFailover ? .failovers : .retries, worker: worker.slot)
             kept = nil
         case .renewCredentials: renew()
+        case .modelRefused: refuseModel(mayChooseAgain: false)
         case .penalise(let penalty, let failure):
             if let account { worker.accounts.penalise(account, ask.model, penalty, failure, requestID: request.id, now: worker.loop.now) }
         case .learnQuota(let reading): if let account { worker.accounts.learn(reading, of: account.value) }
@@ -140,7 +141,7 @@ final class Turn: UpstreamUser, Answering {
             perform(
                 machine.accountSelected(
                     chosen.value.id, isChatGPT: chosen.value.kind == .chatGPT, isOnly: isOnly,
-                    isGuess: !isOnly && ask.previousResponseID != nil, mayRenew: chosen.renewsAt != nil))
+                    isGuess: !isOnly && (ask.previousResponseID != nil || !ask.fileIDs.isEmpty), mayRenew: chosen.renewsAt != nil))
         case .full:
             if !worker.capLine.join(self) { gaveUpWaiting() }
         case .ownerUnavailable(let error):
@@ -153,21 +154,25 @@ final class Turn: UpstreamUser, Answering {
                 resetsAt: (until.milliseconds + 999) / 1000)
             perform(machine.noAccount(error, inStream: false, now))
         case .noneEligible, .allTried:
-            guard worker.accounts.isOfferedByNobody(request.route, ask.model, now: now) else {
-                return perform(machine.noAccount(worker.accounts.none(for: request.route), inStream: true, now))
+            if worker.accounts.isOfferedByNobody(request.route, ask.model, now: now) {
+                refuseModel(mayChooseAgain: true)
+            } else {
+                perform(machine.noAccount(worker.accounts.none(for: request.route), inStream: true, now))
             }
-            // What its client may have meant is worth a moment.
-            worker.catalogue.whenKnown { [self] in nobodyOffersModel() }
         }
     }
 
-    private func nobodyOffersModel() {
-        guard !machine.isFinished else { return }
-        if worker.accounts.isOfferedByNobody(request.route, ask.model, now: now) {
-            let error = worker.accounts.modelNotFound(request.route, ask.model)
+    /// The model is not to be had. What its client may have meant is worth a moment; an account that has it may come meanwhile.
+    private func refuseModel(mayChooseAgain: Bool) {
+        let accounts = worker.accounts
+        func answer() {
+            let error = accounts.modelNotFound(request.route, ask.model, key: request.key, now: now)
             perform(machine.noAccount(error, inStream: false, saysMore: true, now))
-        } else {
-            perform(machine.noAccount(worker.accounts.none(for: request.route), inStream: true, now))  // one that may has come meanwhile
+        }
+        guard accounts.hasListsToLookInto(request.route, ask.model) else { return answer() }
+        worker.catalogue.whenKnown { [self] in
+            guard !machine.isFinished else { return }
+            if mayChooseAgain, !accounts.isOfferedByNobody(request.route, ask.model, now: now) { chosen(choose()) } else { answer() }
         }
     }
 
@@ -191,7 +196,7 @@ final class Turn: UpstreamUser, Answering {
 
     private func learn(_ outcome: TurnOutcome) {
         guard outcome.errorCode.isEmpty, let account else { return }
-        worker.accounts.succeeded(account, now: now)
+        if !request.route.isFile { worker.accounts.succeeded(account, now: now) }
         worker.accounts.learn(
             responseID: request.route.isResponses ? outcome.findings.responseID : nil,
             fileID: outcome.findings.fileID, turnState: machine.responseHead?.fields.first(.turnState), of: account, now: now)

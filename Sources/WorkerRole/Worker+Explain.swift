@@ -53,7 +53,7 @@ extension AccountTable {
         case .ownerUnavailable: "502 previous_response_owner_unavailable"
         case .allLimited(let until): "429 usage_limit_reached: the first account is back in \(until.milliseconds(since: now) / 1000 + 1) s"
         case .noneEligible, .allTried:
-            if isOfferedByNobody(route, model, now: now), case let error = modelNotFound(route, model) {
+            if isOfferedByNobody(route, model, now: now), case let error = modelNotFound(route, model, key: nil, now: now) {
                 "\(error.status) \(error.code): \(error.message)"
             } else {
                 "\(none(for: route).status) \(none(for: route).code): \(none(for: route).message)"

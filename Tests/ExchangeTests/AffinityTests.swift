@@ -38,6 +38,9 @@ import Vocabulary
         #expect(found.map(\.strength) == [.only, .only, .only, .only, .prefer, .prefer])
         #expect(found[1...3].map(\.hash) == ["file-1", "file-2", "file-3"].map { Affinity.file($0, hash) })
         #expect(found.map(\.isFile) == [false, true, true, true, false, false])
+        let output =
+            #"{"model":"m","input":[{"type":"function_call_output","output":[{"type":"input_image","file_id":"file-9"}]},{"output":"file_id"}]}"#
+        #expect(try keys(output).filter(\.isFile).map(\.hash) == [Affinity.file("file-9", hash)])
         // One that was made elsewhere says nothing: the beginning does.
         let alone = #"{"model":"m","input":[{"role":"user","content":["# + parts + "]},{\"role\":\"assistant\",\"content\":\"x\"}]}"
         #expect(try keys(alone).map(\.strength) == [.only, .only, .only, .prefer])

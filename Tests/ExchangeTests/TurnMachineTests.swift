@@ -81,6 +81,10 @@ private struct World {
                             id, isChatGPT: route != .chatCompletions || random.next() % 2 == 0,
                             isOnly: random.next() % 8 == 0, isGuess: random.next() % 8 == 0, mayRenew: random.next() % 2 == 0))
                 }
+            case .modelRefused:
+                let error = ProxyError(
+                    status: 404, code: "model_not_found", type: "invalid_request_error", message: "no", origin: .downstream)
+                perform(machine.noAccount(error, inStream: false, saysMore: true, now))
             case .send(let fresh):
                 expect(head == nil && outcome == nil && !isOpen, "a request behind bytes, the record or on an open connection")
                 expect(place == actions.count - 1, "what brings events comes last")

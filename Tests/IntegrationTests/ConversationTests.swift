@@ -123,6 +123,37 @@ extension Integration {
             #expect(records.count >= 13 && records.allSatisfy { $0["input_tokens"] as? Int == 0 && $0["output_tokens"] as? Int == 0 })
         }
 
+        /// A login that may upload no more for now, or whose uploads fail, serves turns as before; a file that nobody remembers is looked for at each
+        /// login.
+        @Test func filesAreNoTurns() throws {
+            let upstream = try FakeUpstream()
+            let daemon = try Daemon()
+            for name in ["a", "b"] {
+                try daemon.importAccount(name, baseURL: upstream.chatGPTBaseURL, token: "t-\(name)", accountID: "acc-\(name)")
+            }
+            try daemon.start(workers: 1)
+            let create = "{\"file_name\":\"notes.pdf\",\"file_size\":12345}"
+            for refusal in [
+                Behaviour.error(429, code: "rate_limit_exceeded", more: "\"resets_in_seconds\":7200"), .error(503, code: "overloaded"),
+            ] {
+                upstream.always(path: "/backend-api/files", refusal)
+                for _ in 0..<3 { #expect(try (400..<600).contains(daemon.post("/backend-api/files", create).status)) }
+            }
+            let listed = try daemon.run("accounts", "list", "--json").jsonList
+            #expect(
+                listed.map { $0["health"] as? String } == ["healthy", "healthy"] || listed.allSatisfy { $0["cooldown_until"] == nil },
+                "\(listed)")
+            for _ in 0..<4 { #expect(try daemon.post("/backend-api/codex/responses", Stage.body()).status == 200) }
+            #expect(upstream.requests("t-a").contains { $0.path.hasSuffix("/responses") })
+            #expect(upstream.requests("t-b").contains { $0.path.hasSuffix("/responses") })
+
+            upstream.always(path: "/backend-api/files/file-x/uploaded", bearer: "t-a", .error(404, code: "not_found"))
+            upstream.always(path: "/backend-api/files/file-x/uploaded", bearer: "t-b", .status(200, "{\"status\":\"success\"}"))
+            for _ in 0..<4 { #expect(try daemon.post("/backend-api/files/file-x/uploaded", "{}").status == 200) }
+            upstream.always(path: "/backend-api/files/file-x/uploaded", bearer: "t-b", .error(404, code: "not_found"))
+            #expect(try daemon.post("/backend-api/files/file-x/uploaded", "{}").status == 404)
+        }
+
         /// What is no request about a file is refused here, and never sent.
         @Test func badFiles() throws {
             let upstream = try FakeUpstream()

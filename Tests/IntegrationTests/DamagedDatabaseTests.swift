@@ -250,7 +250,7 @@ extension Integration {
         }
 
         /// A pipe where a file belongs is told, not waited for.
-        @Test(arguments: ["store.db", "store.db-wal", "encryption.key"]) func pipe(_ file: String) throws {
+        @Test(arguments: ["store.db", "store.db-wal", "store.db-journal", "encryption.key"]) func pipe(_ file: String) throws {
             let daemon = try Daemon()
             try FileManager.default.createDirectory(atPath: daemon.data, withIntermediateDirectories: false)
             try #require(mkfifo(daemon.data + "/" + file, 0o600) == 0)

@@ -319,6 +319,53 @@ extension Integration {
             }
         }
 
+        /// In a pool of more accounts than a turn asks the first answers say so; none is an upstream's own. Near names are those that the key may use.
+        @Test func fewOfManyHaveTheModel() throws {
+            let names = ["a", "b", "c", "d", "e"]
+            let stage = try Stage("a", "b", "c", "d", "e")
+            for name in names {
+                stage.always(name, Self.offering("other"))
+                stage.upstream.always(path: "/v1/models", bearer: Stage.key(name), .status(200, Canned.models("gpt-5.4", "gpt-5.5")))
+            }
+            #expect(try stage.daemon.run("settings", "set", "models.alias.gpt-5.x", "gpt-5.5").isGood)
+            let key = try stage.daemon.createKey("k", "--models", "gpt-5.4,gpt-5.3")
+            #expect(eventually(5) { (try? stage.daemon.get("/v1/models", headers: [("Authorization", "Bearer \(key)")]).status) == 200 })
+            for i in 0..<4 {
+                let answer = try stage.daemon.post(
+                    "/v1/responses", Stage.body(stream: false, model: "gpt-5.3"), headers: [("Authorization", "Bearer \(key)")])
+                #expect(answer.status == 404 && answer.errorCode == "model_not_found", "\(answer.text)")
+                let message = answer.error["message"] as? String ?? ""
+                #expect(
+                    message.hasPrefix(i == 0 ? "None of the accounts that were asked" : "No account offers") || i == 1, "\(i): \(message)")
+                #expect(message.contains("Did you mean gpt-5.4?") && message.contains("do not have access"), "\(message)")
+            }
+        }
+
+        /// Where operators' lists leave a model out nobody is asked for lists; an account that comes while others' lists are waited for is used.
+        @Test func listsThatDecide() throws {
+            let stage = try Stage("a")
+            let gate = Gate()
+            defer { gate.open() }
+            stage.upstream.always(path: "/v1/models", .silence(gate))
+            #expect(try stage.daemon.run("accounts", "set", "a", "--models", "gpt-5.4").isGood)
+            #expect(eventually(5) { (try? stage.daemon.post("/v1/responses", Stage.body(stream: false, model: "gpt-9")).status) == 404 })
+            let start = Date()
+            #expect(
+                try stage.daemon.post("/v1/responses", Stage.body(stream: false, model: "gpt-5.5")).text.contains("Did you mean gpt-5.4?"))
+            #expect(Date().timeIntervalSince(start) < 0.9)
+
+            try stage.daemon.addAccount("b", baseURL: stage.upstream.baseURL, key: Stage.key("b"))
+            stage.always("b", Self.offering("other"))
+            #expect(eventually(5) { (try? stage.daemon.post("/v1/responses", Stage.body(stream: false, model: "other")).status) == 200 })
+            let client = try stage.daemon.connect()
+            try client.post("/v1/responses", Stage.body(stream: false, model: "gpt-new"))
+            #expect(stage.upstream.wait { stage.requests("b").contains { $0.json["model"] as? String == "gpt-new" } })
+            #expect(try stage.daemon.run("accounts", "set", "a", "--models", "gpt-new").isGood)
+            let answer = try client.answer()
+            #expect(answer.status == 200 || answer.errorCode == "model_not_found", "it came too late: \(answer.text)")
+            #expect(try eventually(5) { try stage.daemon.post("/v1/responses", Stage.body(stream: false, model: "gpt-new")).status == 200 })
+        }
+
         /// An upstream whose list does not come keeps no client waiting for near names longer than a second, also when another one has left meanwhile.
         @Test func noListForNearNames() throws {
             let stage = try Stage("a")
@@ -372,13 +419,28 @@ extension Integration {
                     default: .status(500, "")
                     }
                 })
+            // What is no entity tag never comes back.
+            let tags = ["", "x, \"y\"", "\"\"\"", "W/", "\"" + String(repeating: "x", count: 300) + "\""]
+            for (i, tag) in tags.enumerated() {
+                try daemon.addAccount("bad\(i)", baseURL: upstream.baseURL, key: Stage.key("bad\(i)"))
+                upstream.always(
+                    path: "/v1/models", bearer: Stage.key("bad\(i)"),
+                    .chosen { request in
+                        request.header("if-none-match") == nil
+                            ? .status(200, Canned.models("m1"), headers: ["ETag": tag]) : .status(304, "")
+                    })
+            }
             try daemon.start(workers: 1)
             #expect(
                 try eventually(5) {
                     let ids = (try daemon.get("/v1/models").json["data"] as? [[String: Any]])?.compactMap { $0["id"] as? String }
                     return ids == ["m1"] && upstream.requests.count { $0.header("if-none-match") == "W/\"1\"" } >= 2
                 })
-            #expect(upstream.requests.count { $0.header("if-none-match") == nil } == 1)
+            #expect(upstream.requests(Stage.key("a")).count { $0.header("if-none-match") == nil } == 1)
+            for i in tags.indices {
+                let asked = upstream.requests(Stage.key("bad\(i)"))
+                #expect(asked.count >= 1 && asked.allSatisfy { $0.header("if-none-match") == nil }, "\(tags[i])")
+            }
         }
 
         /// No such path: 404. The wrong method: 405 with Allow.
