@@ -45,9 +45,14 @@ public struct AccountPool: Sendable {
         ranking.look(at: facts)
         (weightMax, isEven) = (0, true)
         var until = Instant.never
+        var common: Float?
         for place in facts.indices {
             rank(place)
-            if weights[place] != weights[0] { isEven = false }
+            // What can't be chosen makes nothing uneven.
+            if keys[place] != Ranking.never {
+                if weights[place] != common ?? weights[place] { isEven = false }
+                common = weights[place]
+            }
             let account = facts[place]
             if account.cooldownUntil > now { until = min(until, account.cooldownUntil) }
             if account.primaryUsed != nil { until = min(until, moment(account.primaryResets)) }

@@ -48,6 +48,22 @@ func later(_ milliseconds: Int) -> Instant { start.adding(milliseconds: millisec
                 == .account(1))
     }
 
+    @Test("A paused or limited account of another weight makes no lottery of the others")
+    func even() {
+        let others = [
+            account(9) { ($0.weight, $0.isActive) = (300, false) },
+            account(8) { ($0.weight, $0.cooldownUntil, $0.isLimited) = (300, later(9_000), true) },
+        ]
+        var pool = pool(others + (1...5).map { n in account(n) { $0.lastUsed = used(UInt64(n)) } })
+        let chosen = (0..<10).map { turn in
+            guard case .account(let place) = pool.choose(now: start) else { return -1 }
+            pool.took(place, now: later(turn))
+            pool.released(place)
+            return place
+        }
+        #expect(chosen == [2, 3, 4, 5, 6, 2, 3, 4, 5, 6])
+    }
+
     @Test("What was tried, is paused or cools down is not chosen, by any strategy", arguments: RoutingStrategy.allCases)
     func filters(_ strategy: RoutingStrategy) {
         let all = [
