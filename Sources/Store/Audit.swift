@@ -71,7 +71,7 @@ extension StoreSession {
             """
             INSERT INTO audit (id, at_ms, actor, action, subject, detail)
             SELECT coalesce(max(id), 0) + 1, CAST($1 AS BIGINT), CAST($2 AS TEXT), CAST($3 AS TEXT), CAST($4 AS TEXT), CAST($5 AS TEXT)
-            FROM audit RETURNING id
+            FROM audit WHERE id < \(Int64.max) RETURNING id
             """,
             [
                 .int(author.at.milliseconds), .text(author.actor.forAudit), .text(action.rawValue), .text(subject.forAudit),

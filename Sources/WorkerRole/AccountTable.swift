@@ -261,7 +261,10 @@ final class AccountTable {
     /// By the first of its keys that somebody remembers. `isFile`: only that account has a file which the turn names.
     func pin(_ affinity: Affinity, _ now: Instant) -> (pin: Pin?, isFile: Bool)? {
         for key in affinity.keys where key.isKnown {
-            if let account = scoreboard.pins.account(key.hash, now: now) { return (Pin(account, key.strength), key.isFile) }
+            guard let account = scoreboard.pins.account(key.hash, now: now) else { continue }
+            // The login may have come back under another id: its files are looked for.
+            if key.isFile, pool.place(of: account) == nil { continue }
+            return (Pin(account, key.strength), key.isFile)
         }
         return nil
     }

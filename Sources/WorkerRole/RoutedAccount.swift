@@ -18,7 +18,7 @@ final class RoutedAccount {
     /// The fields of each request to it that depend on nothing else.
     let headFields: [UInt8]
     /// The same of a request whose answer is JSON from either kind of account.
-    let fileFields: [UInt8]
+    var fileFields: [UInt8] { Self.fields(value, origin, credentials, accept: "application/json") }
     /// When its login is to be renewed; nil of one that can't be.
     let renewsAt: WallTime?
     /// As its id token has it.
@@ -44,17 +44,21 @@ final class RoutedAccount {
         credentials =
             (bearer.isEmpty ? [] : [("Authorization", "Bearer " + bearer)]) + account.credentials.headers.map { ($0.name, $0.value) }
         self.passesOrganization = passesOrganization && account.kind == .apiKey
+        headFields = Self.fields(account, origin, credentials, accept: account.kind == .chatGPT ? "text/event-stream" : nil)
+    }
+
+    private static func fields(
+        _ account: Account, _ origin: Origin, _ credentials: [(name: String, value: String)], accept: String?
+    ) -> [UInt8] {
         var fields: [UInt8] = []
         HeadWriter.field("Host", origin.authority, into: &fields)
         for (name, value) in credentials { HeadWriter.field(named: name, value, into: &fields) }
         HeadWriter.field("Content-Type", "application/json", into: &fields)
         // What comes is read here; packed answers are unpacked, but nobody need pack them.
         HeadWriter.field("Accept-Encoding", "identity", into: &fields)
-        if account.kind == .chatGPT, let id = Self.accountID(account) { HeadWriter.field("chatgpt-account-id", id, into: &fields) }
-        var (turnFields, fileFields) = (fields, fields)
-        if account.kind == .chatGPT { HeadWriter.field("Accept", "text/event-stream", into: &turnFields) }
-        HeadWriter.field("Accept", "application/json", into: &fileFields)
-        (headFields, self.fileFields) = (turnFields, fileFields)
+        if let accept { HeadWriter.field("Accept", accept, into: &fields) }
+        if account.kind == .chatGPT, let id = accountID(account) { HeadWriter.field("chatgpt-account-id", id, into: &fields) }
+        return fields
     }
 
     /// A field of this name is the account's own: a client's would be a second one.

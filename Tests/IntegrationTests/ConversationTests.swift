@@ -118,6 +118,12 @@ extension Integration {
             #expect(
                 try eventually(3) { try daemon.post("/backend-api/files/file-of-b/uploaded", "{}").errorCode == "file_owner_unavailable" })
             #expect(try daemon.post("/backend-api/files/file-of-a/uploaded", "").status == 200)
+            // A login that came back under another id has its files still.
+            #expect(try daemon.run("accounts", "remove", "b").isGood)
+            try daemon.importAccount("b", baseURL: upstream.chatGPTBaseURL, token: "t-b", accountID: "acc-b")
+            upstream.always(path: "/backend-api/files/file-of-b/uploaded", bearer: "t-a", .error(404, code: "not_found"))
+            #expect(
+                try eventually(5) { try daemon.post("/backend-api/files/file-of-b/uploaded", "{}").json["status"] as? String == "success" })
             // No model worked on it: nothing was used.
             let records = try daemon.records().filter { ($0["route"] as? String)?.hasPrefix("/backend-api/files") == true }
             #expect(records.count >= 13 && records.allSatisfy { $0["input_tokens"] as? Int == 0 && $0["output_tokens"] as? Int == 0 })
