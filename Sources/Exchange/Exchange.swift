@@ -81,16 +81,16 @@ public struct Exchange: Sendable {
 
     public mutating func becameVisible() { move(.visible, from: .accepted) }
 
-    /// The attempt failed while the client has seen nothing. `mayMove`: another account can go on with the conversation. `isGuess`: that this
-    /// one can was a guess, which its upstream has denied.
+    /// The attempt failed while the client has seen nothing. `mayMove`: another account can go on with the conversation. `isDenied`: that
+    /// this one can was a guess, and its upstream says no.
     public mutating func attemptFailed(
-        _ failure: Failure, now: WallTime, jitter: Double, model: String = "", mayMove: Bool = true, isGuess: Bool = false
+        _ failure: Failure, now: WallTime, jitter: Double, model: String = "", mayMove: Bool = true, isDenied: Bool = false
     ) -> (action: Action, penalty: Verdict.Penalty) {
         precondition(
             state == .selected || state == .dispatched || state == .accepted, "illegal transition: state=\(state) event=attemptFailed")
         lastFailure = failure
         var verdict = FailoverTable.verdict(failure, attemptsOnAccount: max(1, attemptsOnAccount), now: now, jitter: jitter, model: model)
-        if isGuess { verdict.next = .nextAccount }
+        if isDenied { verdict.next = .nextAccount }
         switch verdict.next {
         case .nextAccount where !mayMove: return (.surface(failure), verdict.penalty)
         case .surface:

@@ -19,6 +19,10 @@ public struct Verdict: Sendable, Equatable {
         case unauthorized(milliseconds: Int)
         /// Its upstream does not know the asked model, or does not let it be used.
         case lacksModel
+        /// Its login is dead: only an operator can mend that.
+        case reauthRequired(milliseconds: Int)
+        /// The person's or the workspace's account is closed.
+        case deactivated(milliseconds: Int)
 
         /// Its login is at fault, whatever was asked of it.
         var isOfLogin: Bool {
@@ -27,10 +31,6 @@ public struct Verdict: Sendable, Equatable {
             case .none, .errors, .limited, .lacksModel: false
             }
         }
-        /// Its login is dead: only an operator can mend that.
-        case reauthRequired(milliseconds: Int)
-        /// The person's or the workspace's account is closed.
-        case deactivated(milliseconds: Int)
     }
     public enum Scope: Sendable, Equatable { case account, model }
     public var next: Next

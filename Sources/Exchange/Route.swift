@@ -50,15 +50,8 @@ public enum Route: String, Sendable {
     public static func fileID(ofPath path: String) -> String? {
         let parts = path.split(separator: "/", omittingEmptySubsequences: true)
         guard parts.count == 4, parts[0] == "backend-api", parts[1] == "files", parts[3] == "uploaded" else { return nil }
-        let id = parts[2].utf8
-        let isPlain = id.allSatisfy { byte in
-            switch byte {
-            case UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "A")...UInt8(ascii: "Z"), UInt8(ascii: "a")...UInt8(ascii: "z"): true
-            case UInt8(ascii: "_"), UInt8(ascii: "-"): true
-            default: false
-            }
-        }
-        return isPlain && id.count <= Limits.affinityKeyBytesMax ? String(parts[2]) : nil
+        let isPlain = parts[2].allSatisfy { $0.isASCII && ($0.isLetter || $0.isNumber || $0 == "_" || $0 == "-") }
+        return isPlain && parts[2].utf8.count <= Limits.affinityKeyBytesMax ? String(parts[2]) : nil
     }
 
     /// Streams carry Responses events.
@@ -72,7 +65,9 @@ public enum Route: String, Sendable {
         }
     }
 
-    public var bodyBytesMax: Int { isResponses ? Limits.responsesBodyBytesMax : Limits.bodyBytesMax }
+    public var bodyBytesMax: Int {
+        isResponses ? Limits.responsesBodyBytesMax : isFile ? Limits.fileRequestBytesMax : Limits.bodyBytesMax
+    }
 
     /// The path below an account's base URL, with `{id}` where it has one.
     public func upstreamPath(_ kind: Account.Kind) -> String? {

@@ -94,16 +94,12 @@ public struct TurnMachine: Sendable {
 
     /// There is none to choose; `error` says why. After an attempt its failure does, unless the error `saysMore`.
     public mutating func noAccount(_ error: ProxyError, inStream: Bool, saysMore: Bool = false, _ now: Instant) -> [TurnAction] {
-        guard let failure = exchange.lastFailure else {
-            fail(error, inStream: inStream, now)
-            return take()
-        }
-        if saysMore {
-            var error = error
-            if let words = failure.words { error.message += " (the upstream: \(words))" }
-            fail(error, inStream: inStream, now)
-        } else {
+        if let failure = exchange.lastFailure, !saysMore {
             surface(failure, now)
+        } else {
+            var error = error
+            if let words = exchange.lastFailure?.words { error.message += " (the upstream: \(words))" }
+            fail(error, inStream: inStream, now)
         }
         return take()
     }
@@ -145,7 +141,7 @@ public struct TurnMachine: Sendable {
         }
         var (action, penalty) = exchange.attemptFailed(
             failure, now: wall(now), jitter: random.jitter(), model: form.model, mayMove: !isOnly,
-            isGuess: isGuess && isNotFound(failure))
+            isDenied: isGuess && isNotFound(failure))
         // Whether a login is dead is its issuer's word, where there is a token to ask it with.
         if isRenewable, case .refused(let refusal) = failure, Self.renewableCodes.contains(refusal.code), case .reauthRequired = penalty {
             penalty = .unauthorized(milliseconds: FailoverTable.unauthorizedCooldownMilliseconds)

@@ -36,10 +36,8 @@ public enum Inspection {
         let isThere = stat(path, &info) == 0
         // Reading a pipe that nobody writes to takes for ever.
         let files = [(path, isThere, info), (path + "-wal", hasLog, log), (path + "-journal", hasJournal, journal)]
-        for (name, isThere, info) in files where isThere {
-            guard info.st_mode & S_IFMT == S_IFREG else {
-                throw StoreError(.foreign, "database \(path): \(name) is not a regular file; move it away")
-            }
+        for (name, exists, file) in files where exists && file.st_mode & S_IFMT != S_IFREG {
+            throw StoreError(.foreign, "database \(path): \(name) is not a regular file; move it away")
         }
         // We make a log only when the file has its first page, and SQLite would throw this one away.
         if !isThere || info.st_size == 0, hasLog, log.st_size > walHeaderBytes {

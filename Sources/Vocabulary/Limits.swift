@@ -209,6 +209,8 @@ public enum Limits {
     // Files
     /// Bytes of a file that a client may announce; more is refused with 400, as by ChatGPT.
     public static let fileBytesMax = 512 << 20
+    /// Of a request about a file, which has a name and some numbers; 413 beyond it.
+    public static let fileRequestBytesMax = 64 * 1024
     /// Files of a turn's input by which its account is looked up; further ones are not looked at.
     public static let turnFilesMax = 16
 

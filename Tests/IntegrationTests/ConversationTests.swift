@@ -147,8 +147,7 @@ extension Integration {
             }
             let listed = try daemon.run("accounts", "list", "--json").jsonList
             #expect(
-                listed.map { $0["health"] as? String } == ["healthy", "healthy"] || listed.allSatisfy { $0["cooldown_until"] == nil },
-                "\(listed)")
+                listed.count == 2 && listed.allSatisfy { $0["health"] as? String == "healthy" && $0["cooldown"] is NSNull }, "\(listed)")
             for _ in 0..<4 { #expect(try daemon.post("/backend-api/codex/responses", Stage.body()).status == 200) }
             #expect(upstream.requests("t-a").contains { $0.path.hasSuffix("/responses") })
             #expect(upstream.requests("t-b").contains { $0.path.hasSuffix("/responses") })
@@ -181,6 +180,8 @@ extension Integration {
                 #expect(try (400...404).contains(daemon.post(path, "{}").status), "\(path)")
             }
             #expect(try daemon.get("/backend-api/files").status == 405)
+            let long = "{\"file_name\":\"\(String(repeating: "x", count: 70_000))\",\"file_size\":1}"
+            #expect(try daemon.post("/backend-api/files", long).status == 413)
             #expect(upstream.calls("t") == 0)
             // An upstream's own refusal is its client's.
             upstream.always(path: "/backend-api/files", .error(413, code: "file_too_large"))
