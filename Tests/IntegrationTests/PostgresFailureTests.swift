@@ -280,7 +280,8 @@ extension Integration {
             // The standby stands first on purpose: a server that takes no writes is passed over.
             let url = "postgresql://\(user)@127.0.0.1:\(standby.port),127.0.0.1:\(primary.port)/\(name)"
             let stage = try Stage("a", environment: ["CODEX_LB_DATABASE_URL": url])
-            #expect(try primary.sessions(of: name) > 0 && standby.sessions(of: name) == 0)
+            // The pool's further connections come after READY, and each of them is at the standby for some milliseconds.
+            #expect(try eventually(5) { try primary.sessions(of: name) > 0 && standby.sessions(of: name) == 0 })
             let load = Load(stage, clients: 2, pause: 5_000)
             #expect(eventually(20) { load.count >= 50 })
             // An orderly end waits until the standby has everything.
