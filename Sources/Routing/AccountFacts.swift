@@ -7,6 +7,9 @@ public import Vocabulary
     public var policy = Account.Policy.normal
     public var isOverflow = false
     public var weight = Limits.accountWeightDefault
+    public var plan = Plan.unknown
+    /// Its quota next to other accounts': 100 is a Plus login of the usual weight.
+    public var size: Int { weight * plan.weekHundredths / 100 }
     /// Turns that may be open on it; `Int.max` without a limit.
     public var cap = Int.max
     /// Turns open on it, over all workers.

@@ -76,7 +76,7 @@ struct Ranking: Sendable {
         case .roundRobin, .singleAccount: 0
         case .leastInFlight: UInt32(clamping: min(facts.inFlight, Int(Self.loadMax)))
         case .fillFirst: Self.left(facts.primaryUsed) << 12 | Self.left(facts.secondaryUsed)
-        case .sequentialDrain: UInt32(facts.weight)
+        case .sequentialDrain: UInt32(facts.size)
         case .resetDrain:
             days(facts) << 19 | min(pressed(facts, facts.primaryUsed) / 2, 511) << 10 | min(Self.used(facts.secondaryUsed), 1000)
         }
@@ -90,7 +90,7 @@ struct Ranking: Sendable {
         case .roundRobin, .singleAccount: 0
         case .leastInFlight: Double(facts.inFlight)
         case .fillFirst: Double(Self.left(facts.primaryUsed))
-        case .sequentialDrain: Double(facts.weight)
+        case .sequentialDrain: Double(facts.size)
         case .resetDrain: Double(days(facts))
         }
     }
@@ -105,7 +105,7 @@ struct Ranking: Sendable {
     private func pressed(_ facts: AccountFacts, _ permille: Int?) -> UInt32 {
         let pressure = facts.inFlight.multipliedReportingOverflow(by: Limits.pressurePermille * Limits.accountWeightDefault)
         guard !pressure.overflow else { return 4095 }
-        return min(Self.used(permille) &+ UInt32(clamping: pressure.partialValue / max(1, facts.weight)), 4095)
+        return min(Self.used(permille) &+ UInt32(clamping: pressure.partialValue / max(1, facts.size)), 4095)
     }
 
     /// Until its week begins anew; those that have none come last.
@@ -125,7 +125,7 @@ struct Ranking: Sendable {
 
     /// Its size and what is left of it; an account of which nobody has told is whole.
     private func capacity(_ facts: AccountFacts) -> Double {
-        Double(facts.weight) * Double(max(1, 1000 - min(facts.secondaryUsed ?? facts.primaryUsed ?? 0, 1000))) / 1000
+        Double(max(1, facts.size)) * Double(max(1, 1000 - min(facts.secondaryUsed ?? facts.primaryUsed ?? 0, 1000))) / 1000
     }
 
     /// What is left for each second until there is more.

@@ -1,18 +1,31 @@
 /// `NAME=VALUE` lines: `.env`, `.env.local`, `etc/codex-lb.env`.
 public enum EnvironmentFile {
+    /// A value, and the line that it stands in, from 1.
+    public struct Assignment: Equatable, Sendable {
+        public var value: String
+        public var line: Int
+        public init(_ value: String, line: Int) { (self.value, self.line) = (value, line) }
+    }
+
+    /// Of the environment: the absolute path of the one file to read instead of `names`. With `-` before it that file may be missing.
+    public static let variable = "CODEX_LB_SETTINGS_FILE"
     /// Files below the working directory, the most specific first: a name that stands in several has its value from the first.
     /// `/etc/codex-lb/codex-lb.env` is where the packaged units have it, so that commands by hand see what the service sees.
     public static let names = [".env.local", ".env", "etc/codex-lb.env", "/etc/codex-lb/codex-lb.env"]
+    /// What this program shares with others.
+    static let sharedNames: Set<String> = ["HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"]
     /// A larger file is refused.
     public static let bytesMax = 64 * 1024
 
-    /// The settings of this program in the file; other names belong to other programs and are left out.
+    /// The settings of this program in the file; other names belong to other programs and are left out. In a file that is named for this
+    /// program those count too that it shares with others (`sharedNames`).
     ///
     /// Blank lines and lines that start with `#` are comments; a byte order mark, `export` before a name and quotes around a value are taken
     /// off. In double quotes `\\"`, `\\\\` and `\\$` stand for their second character. Behind a value only a comment may follow.
-    public static func parse(_ text: String, file: String) throws(SettingsError) -> [String: String] {
-        var out: [String: String] = [:]
+    public static func parse(_ text: String, file: String) throws(SettingsError) -> [String: Assignment] {
+        var out: [String: Assignment] = [:]
         var number = 0
+        let isOurs = !file.hasSuffix(".env.local") && !file.hasSuffix("/.env") && file != ".env"
         guard !text.utf8.contains(0) else { throw SettingsError(file, "is not UTF-8; save it as UTF-8") }
         let text = text.hasPrefix("\u{FEFF}") ? text.dropFirst() : text[...]
         for raw in text.split(omittingEmptySubsequences: false, whereSeparator: \.isNewline) {
@@ -25,7 +38,7 @@ public enum EnvironmentFile {
                 throw SettingsError("\(file):\(number)", "\"\(line.prefix { $0 != " " })\" has no value; expected NAME=VALUE")
             }
             let name = trimmed(line[..<equals])
-            guard name.hasPrefix("CODEX_LB_") else {
+            guard name.hasPrefix("CODEX_LB_") || isOurs && sharedNames.contains(String(name)) else {
                 guard !line[..<equals].contains("CODEX_LB_") else {
                     throw SettingsError(
                         "\(file):\(number)",
@@ -34,6 +47,7 @@ public enum EnvironmentFile {
                 }
                 continue
             }
+            guard name != variable else { throw SettingsError("\(file):\(number)", "\(variable) is read from the environment alone") }
             guard name.utf8.allSatisfy({ (65...90).contains($0) || (48...57).contains($0) || $0 == 95 }) else {
                 throw SettingsError("\(file):\(number)", "\"\(name)\" is no name of a setting; expected NAME=VALUE")
             }
@@ -48,7 +62,7 @@ public enum EnvironmentFile {
                 guard more.isEmpty || more.hasPrefix("#") && rest.first != "#" else {
                     throw SettingsError("\(file):\(number)", "something follows the closing \(quote) of \(name)")
                 }
-                out[String(name)] = inside
+                out[String(name)] = Assignment(inside, line: number)
                 continue
             }
             if let comment = value.indices.dropFirst().first(where: { value[$0] == "#" && value[value.index(before: $0)].isWhitespace }) {
@@ -57,7 +71,7 @@ public enum EnvironmentFile {
             if let odd = value.first, "\u{201C}\u{201D}\u{2018}\u{2019}".contains(odd) {
                 throw SettingsError("\(file):\(number)", "the value of \(name) is in typographic quotes; use \" or '")
             }
-            out[String(name)] = String(value)
+            out[String(name)] = Assignment(String(value), line: number)
         }
         return out
     }

@@ -18,6 +18,8 @@ public struct Settings: Sendable, Equatable {
 
     public enum LogFormat: String, Sendable, CaseIterable { case logfmt, json }
 
+    /// Read instead of the usual files.
+    public var settingsFile: String?
     /// Absolute. `CODEX_LB_DATA_DIR`, else `$STATE_DIRECTORY`, else `~/.codex-lb`.
     public var dataDirectory: String
     /// Sockets of the running instance. `CODEX_LB_RUNTIME_DIR`, else `$RUNTIME_DIRECTORY`, else `<data>/run`.
@@ -111,6 +113,7 @@ public struct Settings: Sendable, Equatable {
     public init(environment: [String: String], flags: Flags = Flags(), processors: Int) throws(SettingsError) {
         let read = SettingsReader(environment: environment)
         let value = read.value
+        settingsFile = value(EnvironmentFile.variable)
         dataDirectory = try read.absolute(
             flags.dataDirectory ?? value("CODEX_LB_DATA_DIR") ?? value("STATE_DIRECTORY") ?? "~/.codex-lb", "CODEX_LB_DATA_DIR")
         runtimeDirectory = try read.absolute(

@@ -8,7 +8,8 @@ extension Settings {
         }
         func list(_ values: some Sequence<String>) -> String { values.sorted().joined(separator: ",") }
         var out: [(String, String)] = [
-            ("CODEX_LB_LISTEN", listen.joined(separator: ",")), ("CODEX_LB_WORKERS", String(workers)), ("CODEX_LB_DATA_DIR", dataDirectory),
+            (EnvironmentFile.variable, settingsFile ?? ""), ("CODEX_LB_LISTEN", listen.joined(separator: ",")),
+            ("CODEX_LB_WORKERS", String(workers)), ("CODEX_LB_DATA_DIR", dataDirectory),
             ("CODEX_LB_RUNTIME_DIR", runtimeDirectory), ("CODEX_LB_DATABASE_URL", database.url.description),
             ("CODEX_LB_DATABASE_POOL_SIZE", String(database.poolSize)), ("CODEX_LB_DATABASE_MAX_OVERFLOW", String(database.poolOverflow)),
             ("CODEX_LB_DATABASE_POOL_TIMEOUT_SECONDS", seconds(database.poolTimeoutMilliseconds)),
@@ -32,6 +33,7 @@ extension Settings {
             ("CODEX_LB_MODEL_LIST_SECONDS", seconds(modelListMilliseconds)),
             ("CODEX_LB_USAGE_POLL_SECONDS", usagePollMilliseconds == 0 ? "0" : seconds(usagePollMilliseconds)),
         ]
+        out += [("HTTPS_PROXY", httpsProxy == nil ? "" : "***"), ("SSL_CERT_FILE", certificateFile ?? "")]
         for (name, path) in Self.timeNames { out.append((name, seconds(times[keyPath: path]))) }
         return out
     }

@@ -201,6 +201,7 @@ final class AccountTable {
         facts.isDoubtful = scoreboard.failures(account: slot) > 0 || tier == .probing
         (facts.isDraining, facts.changesAt) = (tier == .draining, tier == .draining ? health.probingAt : .never)
         guard account.kind == .chatGPT else { return }
+        facts.plan = scoreboard.plan(account: slot)
         let primary = scoreboard.quota(account: slot, .primary, now: wall)
         // Of the long windows the one that holds it up more: few plans have both.
         let long = [scoreboard.quota(account: slot, .secondary, now: wall), scoreboard.quota(account: slot, .monthly, now: wall)]

@@ -3,11 +3,11 @@ import ControlWire
 import Settings
 import Vocabulary
 
-/// What `accounts add` and `accounts set` can set of an account.
+/// What an account can be given when it is added, imported or logged in, and by `accounts set`.
 struct AccountOptions: ParsableArguments {
     @Option(name: .long, help: "normal, burn_first (before all others, up to its limit) or preserve (when no other has quota to spare).")
     var policy: String?
-    @Option(name: .long, help: "Its size next to other accounts, 1 to 1000 (default: 100).") var weight: Int?
+    @Option(name: .long, help: "Its size next to other accounts of its plan, 1 to 1000 (default: 100).") var weight: Int?
     @Option(name: .customLong("streams-max"), help: "Turns open on it at a time in an instance; 0: no limit (the default).")
     var streamsMax: Int?
     @Option(name: .long, help: "Models it is asked for, separated by commas; any: no limit (the default).") var models: String?

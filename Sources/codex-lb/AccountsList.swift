@@ -18,48 +18,22 @@ extension Accounts {
                 part that is used up, and the time until it begins anew.
                 """)
         @Flag(name: .long, help: "A JSON array.") var json = false
-        @Flag(name: .long, help: "Show the table anew every two seconds, until ctrl-C.") var watch = false
+        @OptionGroup var live: LiveTable
         @OptionGroup var data: DataOptions
 
-        func validate() throws {
-            if json, watch { throw ValidationError("--json and --watch exclude each other; for a live figure ask --json again") }
-        }
+        func validate() throws { try live.check(json: json) }
 
         func run() throws {
             let settings = try data.settings()
-            guard watch else { return tell(try AccountView.all(settings)) }
-            guard isatty(1) == 1 else {
-                complain("--watch needs a terminal; leave it out, or ask for --json again and again")
-                throw ExitCode(2)
-            }
-            while true {
-                show(try AccountView.all(settings))
-                usleep(2_000_000)
-            }
+            if json { return print(JSONText.array(try AccountView.all(settings).map { $0.json(now: Clock.wall) })) }
+            try live.show { Self.lines(try AccountView.all(settings)) }
         }
 
-        private func tell(_ accounts: [AccountView]) {
-            if json { return print(JSONText.array(accounts.map { $0.json(now: Clock.wall) })) }
-            for line in lines(accounts) { print(line) }
-        }
-
-        private func lines(_ accounts: [AccountView]) -> [String] {
+        private static func lines(_ accounts: [AccountView]) -> [String] {
             guard !accounts.isEmpty else {
                 return ["no account; add one with: codex-lb accounts add NAME --base-url https://api.openai.com/v1 --key-file FILE"]
             }
             return AccountView.table(accounts, now: Clock.wall)
-        }
-
-        /// From the top of the terminal, as many lines as it has.
-        private func show(_ accounts: [AccountView]) {
-            var size = winsize()
-            _ = ioctl(1, UInt(TIOCGWINSZ), &size)
-            let (rows, columns) = (max(4, Int(size.ws_row)), Int(size.ws_col))
-            let lines = lines(accounts)
-            let shown = lines.count < rows ? lines : Array(lines.prefix(rows - 2)) + ["… and \(lines.count - rows + 2) more"]
-            let text = shown.map { columns > 0 ? String($0.prefix(columns)) : $0 }.joined(separator: "\n")
-            print("\u{1B}[H\u{1B}[2J\(text)")
-            fflush(nil)
         }
     }
 }
@@ -237,6 +211,10 @@ struct AccountView {
             ("in_flight", .optional(live.map { Int64($0.inFlight) })), ("health", .optional(live?.tier)), ("cooldown", cooling),
             ("last_error", error), ("base_url", .string(row.baseURL)),
             ("proxy", .optional(row.proxy.isEmpty ? nil : row.proxy)),
+            ("policy", .string(row.options.policy)), ("weight", .int(Int64(row.options.weight))),
+            ("streams_max", row.options.streamsMax == 0 ? .null : .int(Int64(row.options.streamsMax))),
+            ("overflow", .bool(row.options.overflow)),
+            ("allowed_models", row.options.limitsModels ? .raw(JSONText.array(row.options.models.map { JSONText.quoted($0) })) : .null),
             ("created_at", .string(WallTime(milliseconds: row.createdAtMs).rfc3339)),
         ])
     }

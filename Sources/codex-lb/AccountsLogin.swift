@@ -26,11 +26,13 @@ extension Accounts {
             discussion: """
                 Codex keeps the file at ~/.codex/auth.json. A login that is known (the same person in the same workspace) gets the file's tokens. \
                 A second workspace of the same e-mail address needs a name of its own: --name. Of several files each is imported on its own; \
-                one that can't be does not keep out the others.
+                one that can't be does not keep out the others. What is given of routing, headers and the proxy counts for each of them, \
+                from the first request on.
                 """)
         @Argument(help: "Files, directories (their *.json), or - for standard input.") var files: [String]
         @Option(name: .long, help: "A name of your choice (default: the login's e-mail address).") var name: String?
         @OptionGroup var place: LoginPlace
+        @OptionGroup var options: AccountOptions
         @OptionGroup var data: DataOptions
 
         func validate() throws {
@@ -47,10 +49,11 @@ extension Accounts {
                 complain("--name and --replace are for one file, and \(files[0]) has \(all.count)")
                 throw ExitCode(2)
             }
+            let change = try options.change()
             for file in all {
                 do {
                     let login = try AuthFile(readFile(file, what: "auth.json", bytesMax: 1 << 20), file: file)
-                    try Accounts.store(login, name: name, place, settings: settings, said: "imported", mend: "give one with --name")
+                    try Accounts.store(login, name: name, place, change, settings: settings, said: "imported", mend: "give one with --name")
                 } catch let code as ExitCode {
                     if all.count == 1 { throw code }
                     failures += 1
@@ -92,31 +95,27 @@ extension Accounts {
             abstract: "Log in to ChatGPT with a code that is typed into a browser, here or anywhere.",
             discussion: """
                 The login is codex-lb's own: no Codex CLI uses the same tokens. One that is known already (the same person in the same workspace) \
-                is renewed. With --browser the browser comes back by itself, or the address that it was sent to is pasted.
+                is renewed. With --browser the browser comes back by itself, or the address that it was sent to is pasted. The issuer is reached \
+                through --proxy too, else through the proxy that the account of this NAME has.
                 """)
         @Argument(help: "A name of your choice (default: the login's e-mail address).") var name: String?
         @Option(name: .long, help: "The issuer (default: CODEX_LB_AUTH_BASE_URL, or https://auth.openai.com).") var issuer: String?
         @Flag(name: .long, help: "Without a code: the browser comes back to this machine.") var browser = false
         @Option(name: .long, help: "Where the browser comes back to; the issuer knows Codex's own client by it.")
         var port: UInt16 = 1455
-        @Option(
-            name: .long,
-            help:
-                "A proxy for the issuer and the account's upstream, as of accounts set; @FILE reads it from a file (default: what the account of this NAME has)."
-        )
-        var proxy: String?
         @OptionGroup var place: LoginPlace
+        @OptionGroup var options: AccountOptions
         @OptionGroup var data: DataOptions
 
         func run() throws {
             let settings = try data.settings()
-            let given = try proxy.map { try AccountOptions.egressProxy($0) }
-            let client = try IssuerClient(settings, issuer: issuer, proxy: given ?? known(settings))
+            let change = try options.change()
+            let client = try IssuerClient(settings, issuer: issuer, proxy: EgressProxy(change.proxy) ?? known(settings))
             let tokens = browser ? try BrowserLogin(client, port: port).run { tell($0) } : try DeviceLogin(client).run { tell($0) }
             let login = AuthFile(access: tokens.access, refresh: tokens.refresh, id: tokens.id)
             try Accounts.store(
-                login, name: name, place, settings: settings, said: "logged in",
-                mend: "give one: codex-lb accounts login NAME", proxy: given)
+                login, name: name, place, change, settings: settings, said: "logged in",
+                mend: "give one: codex-lb accounts login NAME")
         }
 
         /// Of the account that is logged in anew: the issuer is to see it from where it is used.
@@ -129,7 +128,8 @@ extension Accounts {
 
     /// Gives the store a login that somebody has made; `mend` says what to do when it can't be named.
     private static func store(
-        _ login: AuthFile, name: String?, _ place: LoginPlace, settings: Settings, said: String, mend: String, proxy: EgressProxy? = nil
+        _ login: AuthFile, name: String?, _ place: LoginPlace, _ change: AccountChangeMessage, settings: Settings, said: String,
+        mend: String
     ) throws {
         guard let called = name ?? login.email else {
             complain("the login tells no e-mail address to name the account by; \(mend)")
@@ -140,7 +140,7 @@ extension Accounts {
         command.addAccount.kind = Account.Kind.chatGPT.rawValue
         command.addAccount.baseURL = try place.baseURL.map { try BaseURL.checked($0, .chatGPT, listen: settings.listen) } ?? ""
         (command.addAccount.renews, command.addAccount.nameGiven, command.addAccount.replaces) = (true, name != nil, place.replace)
-        if let proxy { command.addAccount.change.proxy = proxy.url }
+        command.addAccount.change = change
         command.addAccount.bearer = login.accessToken
         command.addAccount.refreshToken = login.refreshToken
         command.addAccount.idToken = login.idToken

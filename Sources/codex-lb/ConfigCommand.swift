@@ -7,15 +7,20 @@ struct Config: ParsableCommand {
 
     struct Show: ParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Print every setting as NAME=VALUE, or the value of one.",
-            discussion: "For scripts: \"$(codex-lb config show CODEX_LB_DATA_DIR)\" is never empty. Secrets are not shown.")
+            abstract: "Print every setting as NAME=VALUE and where it comes from, or the value of one.",
+            discussion: "For scripts: \"$(codex-lb config show CODEX_LB_DATA_DIR)\" is never empty. Secrets are shown as ***.")
         @Argument(help: "A setting's name: CODEX_LB_…") var name: String?
         @OptionGroup var data: DataOptions
 
         func run() throws {
             let settings = try data.settings()
             guard let name else {
-                for (name, value) in settings.shown { print("\(name)=\(value)") }
+                let environment = try GatheredEnvironment()
+                let lines = settings.shown.map { ("\($0.name)=\($0.value)", environment.source(of: $0.name, data.flags)) }
+                let width = lines.map(\.0.count).filter { $0 <= 60 }.max() ?? 0
+                for (line, source) in lines {
+                    print("\(line)\(String(repeating: " ", count: max(0, width - line.count)))  # \(source)")
+                }
                 return
             }
             guard let found = settings.shown.first(where: { $0.name == name }) else {
@@ -34,7 +39,7 @@ struct Config: ParsableCommand {
 
         func run() throws {
             let settings = try data.settings()
-            let unknown = settings.unknown(in: try environmentWithDirectory())
+            let unknown = settings.unknown(in: try gatherEnvironment())
             for (name, nearest) in unknown { complain("\(name) is no setting of codex-lb and does nothing; the nearest is \(nearest)") }
             if !unknown.isEmpty { throw ExitCode(2) }
             print("the settings are good; codex-lb config show prints them")

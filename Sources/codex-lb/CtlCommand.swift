@@ -19,9 +19,17 @@ struct Ctl: ParsableCommand {
         static let configuration = CommandConfiguration(abstract: "Show the supervisor and its children.")
         @OptionGroup var data: DataOptions
         @Flag(name: .long, help: "One JSON object.") var json = false
+        @OptionGroup var live: LiveTable
+
+        func validate() throws { try live.check(json: json) }
 
         func run() throws {
             let settings = try data.settings()
+            if json { return print(Self.json(try Self.status(settings))) }
+            try live.show { Self.lines(try Self.status(settings)) }
+        }
+
+        private static func status(_ settings: Settings) throws -> StatusReply {
             let client = try Ctl.connect(settings)
             var frame = Frame()
             frame.statusRequest = StatusRequest()
@@ -29,28 +37,29 @@ struct Ctl: ParsableCommand {
                 complain("the server gave an answer this build does not know")
                 throw ExitCode(1)
             }
-            if json { print(Self.json(status)) } else { Self.table(status) }
+            return status
         }
 
-        static func table(_ status: StatusReply) {
-            print(
-                "supervisor \(status.supervisorPid)  codex-lb \(status.version)  \(status.state)  generation \(status.generation)  up \(seconds(status.ageMs))"
-            )
-            print("listening  \(status.listeners.joined(separator: " "))")
-            print("data       \(status.dataDirectory)")
-            print("database   \(status.database)\(status.revision.isEmpty ? "" : "  revision \(status.revision)")")
-            if status.workers == 0 { print("DRAINED    no worker serves; clients wait until: codex-lb ctl scale N, or ctl reload") }
-            if !status.reloadProblem.isEmpty { print("RELOAD     the last one failed: \(status.reloadProblem.printable)") }
-            if !status.databaseProblem.isEmpty { print("PROBLEM    \(status.databaseProblem)") }
-            printTable(
-                ["PID", "ROLE", "GENERATION", "STATE", "AGE", "RESTARTS", "CONNECTIONS"],
-                status.children.map { child in
-                    [
-                        child.pid == 0 ? "-" : String(child.pid), child.role == "worker" ? "worker.\(child.slot)" : child.role,
-                        child.role == "worker" ? String(child.generation) : "-", child.state,
-                        seconds(child.ageMs), String(child.restarts), child.role == "worker" ? String(child.connections) : "-",
-                    ]
-                })
+        private static func lines(_ status: StatusReply) -> [String] {
+            var lines = [
+                "supervisor \(status.supervisorPid)  codex-lb \(status.version)  \(status.state)  generation \(status.generation)  up \(seconds(status.ageMs))",
+                "listening  \(status.listeners.joined(separator: " "))",
+                "data       \(status.dataDirectory)",
+                "database   \(status.database)\(status.revision.isEmpty ? "" : "  revision \(status.revision)")",
+            ]
+            if status.workers == 0 { lines.append("DRAINED    no worker serves; clients wait until: codex-lb ctl scale N, or ctl reload") }
+            if !status.reloadProblem.isEmpty { lines.append("RELOAD     the last one failed: \(status.reloadProblem.printable)") }
+            if !status.databaseProblem.isEmpty { lines.append("PROBLEM    \(status.databaseProblem.printable)") }
+            return lines
+                + tableLines(
+                    ["PID", "ROLE", "GENERATION", "STATE", "AGE", "RESTARTS", "CONNECTIONS"],
+                    status.children.map { child in
+                        [
+                            child.pid == 0 ? "-" : String(child.pid), child.role == "worker" ? "worker.\(child.slot)" : child.role,
+                            child.role == "worker" ? String(child.generation) : "-", child.state,
+                            seconds(child.ageMs), String(child.restarts), child.role == "worker" ? String(child.connections) : "-",
+                        ]
+                    })
         }
 
         static func seconds(_ milliseconds: UInt64) -> String {
@@ -78,62 +87,5 @@ struct Ctl: ParsableCommand {
                 ("children", .raw("[" + children.joined(separator: ",") + "]")),
             ])
         }
-    }
-}
-
-/// JSON for `--json` outputs: flat objects in a fixed order of keys.
-enum JSONText {
-    enum Value {
-        case string(String), int(Int64), bool(Bool), null, raw(String)
-        static func optional(_ text: String?) -> Value { text.map { .string($0) } ?? .null }
-        static func optional(_ number: Int64?) -> Value { number.map { .int($0) } ?? .null }
-    }
-
-    static func object(_ members: [(String, Value)]) -> String {
-        "{"
-            + members.map { name, value in
-                let text =
-                    switch value {
-                    case .string(let s): quoted(s)
-                    case .int(let n): String(n)
-                    case .bool(let b): b ? "true" : "false"
-                    case .null: "null"
-                    case .raw(let r): r
-                    }
-                return quoted(name) + ":" + text
-            }.joined(separator: ",") + "}"
-    }
-
-    /// Of members that are JSON already.
-    static func array(_ members: [String]) -> String { "[" + members.joined(separator: ",") + "]" }
-
-    static func quoted(_ text: String) -> String {
-        var out = "\""
-        for scalar in text.unicodeScalars {
-            switch scalar {
-            case "\"": out += "\\\""
-            case "\\": out += "\\\\"
-            case _ where !scalar.isPlain: out += scalar.escaped
-            default: out.unicodeScalars.append(scalar)
-            }
-        }
-        return out + "\""
-    }
-}
-
-/// Columns as wide as their longest cell. What clients and upstreams wrote must not command the terminal.
-func printTable(_ titles: [String], _ rows: [[String]]) {
-    for line in tableLines(titles, rows) { print(line) }
-}
-
-func tableLines(_ titles: [String], _ rows: [[String]]) -> [String] {
-    let rows = rows.map { row in row.map(\.printable) }
-    let widths = titles.indices.map { i in ([titles] + rows).map { $0[i].count }.max() ?? 0 }
-    return ([titles] + rows).map { row in
-        var line = ""
-        for (i, cell) in row.enumerated() {
-            line += i == row.count - 1 ? cell : cell + String(repeating: " ", count: widths[i] - cell.count + 2)
-        }
-        return line
     }
 }

@@ -75,7 +75,7 @@ struct Demo: ParsableCommand {
         }
         let directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         defer { Directory.remove(directory) }
-        var environment = try environmentWithDirectory()
+        var environment = try gatherEnvironment()
         environment["CODEX_LB_DATA_DIR"] = directory
         for name in [
             "CODEX_LB_RUNTIME_DIR", "RUNTIME_DIRECTORY", "STATE_DIRECTORY", "CODEX_LB_DATABASE_URL", "CODEX_LB_ENCRYPTION_KEY_FILE",

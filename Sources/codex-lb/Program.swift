@@ -87,15 +87,17 @@ struct DataOptions: ParsableArguments {
     @Option(name: .customLong("data-dir"), help: "Data directory (default: $CODEX_LB_DATA_DIR, $STATE_DIRECTORY or ~/.codex-lb).")
     var dataDirectory: String?
 
-    func settings() throws -> Settings {
+    var flags: Settings.Flags {
         var flags = Settings.Flags()
         flags.dataDirectory = dataDirectory
-        return try loadSettings(flags)
+        return flags
     }
+
+    func settings() throws -> Settings { try loadSettings(flags) }
 }
 
 func loadSettings(_ flags: Settings.Flags = Settings.Flags(), databaseURL: String? = nil) throws -> Settings {
-    var environment = try environmentWithDirectory()
+    var environment = try gatherEnvironment()
     if let databaseURL { environment["CODEX_LB_DATABASE_URL"] = databaseURL }
     do {
         return try settingsOf(environment, flags)
@@ -126,47 +128,6 @@ func realPath(_ path: String) -> String {
     }
     return (directory == "/" ? "" : directory) + path[slash...]
 }
-
-/// The environment with the true working directory, which `PWD` may be too old to tell, and with what the files add to it: a name
-/// that the process has keeps the process's value.
-func environmentWithDirectory() throws -> [String: String] {
-    var environment = Environment.current
-    var buffer = [CChar](repeating: 0, count: 4096)
-    if getcwd(&buffer, buffer.count) != nil {
-        environment["PWD"] = String(decoding: buffer.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    }
-    // Services and cron jobs may lack it; the password database knows, and else it stays unknown: `/` would be somebody else's.
-    if environment["HOME"]?.isEmpty ?? true, let entry = getpwuid(getuid()), let directory = entry.pointee.pw_dir {
-        let path = String(cString: directory)
-        if path.hasPrefix("/"), path != "/" { environment["HOME"] = path }
-    }
-    // Children of a server have it all already; their working directory is no place to look for more.
-    if environment[Heritage.variable] != nil || environment[environmentIsComplete] != nil { return environment }
-    environment[environmentIsComplete] = "1"
-    for file in EnvironmentFile.names {
-        guard access(file, F_OK) == 0 else { continue }
-        if access(file, R_OK) != 0, file.hasPrefix("/") { continue }  // the service's own, when somebody else runs a command
-        let text = String(decoding: try readFile(file, what: "settings", bytesMax: EnvironmentFile.bytesMax), as: UTF8.self)
-        do throws(SettingsError) {
-            environment.merge(try EnvironmentFile.parse(text, file: file)) { known, _ in known }
-        } catch {
-            complain("\(error)")
-            throw ExitCode(2)
-        }
-    }
-    findCredential(&environment)
-    return environment
-}
-
-/// A service manager has given the encryption key (systemd.exec(5), LoadCredential=), and no setting names another one.
-private func findCredential(_ environment: inout [String: String]) {
-    let name = "CODEX_LB_ENCRYPTION_KEY_FILE"
-    guard environment[name]?.isEmpty ?? true, let directory = environment["CREDENTIALS_DIRECTORY"], !directory.isEmpty else { return }
-    let path = directory + "/codex-lb.encryption-key"
-    if access(path, F_OK) == 0 { environment[name] = path }
-}
-
-private let environmentIsComplete = "CODEX_LB_ENVIRONMENT_IS_COMPLETE"
 
 /// A line for whoever runs the command; of a server's child it is one of the server's log.
 func complain(_ words: String) {
@@ -232,11 +193,11 @@ struct Serve: ParsableCommand {
         if let succession { return try goOn(succession, started, flags) }
         let settings = try loadSettings(flags)
         let log = makeLog("supervisor", settings)
-        for (name, nearest) in settings.unknown(in: try environmentWithDirectory()) {
+        for (name, nearest) in settings.unknown(in: try gatherEnvironment()) {
             log.warning("no such setting: it does nothing", metadata: ["name": "\(name)", "nearest": "\(nearest)"])
         }
         try checkAddresses(settings)
-        let environment = try environmentWithDirectory()
+        let environment = try gatherEnvironment()
         throw ExitCode(SupervisorRole.run(settings: settings, environment: environment, source: source(started, flags), log: log))
     }
 
@@ -306,7 +267,7 @@ struct Serve: ParsableCommand {
             _ = try LocalStore.failing { try PostgresStore.server(url) }
         }
         if rehearses { print("\(Build.variable)=\(build.text)", terminator: "\0") }
-        for (name, value) in try environmentWithDirectory() { print("\(name)=\(value)", terminator: "\0") }
+        for (name, value) in try gatherEnvironment() { print("\(name)=\(value)", terminator: "\0") }
     }
 }
 

@@ -12,7 +12,10 @@ extension Integration {
                 "CODEX_LB_DATABASE_URL": "postgresql://u:secret@h/db",
             ])
             let all = try daemon.run("config", "show")
-            #expect(all.isGood && all.output.contains("CODEX_LB_LOG_LEVEL=info\n") && !all.output.contains("secret"))
+            #expect(all.isGood && !all.output.contains("secret"))
+            #expect(all.output.contains(/(?m)^CODEX_LB_LOG_LEVEL=info +# environment$/), "\(all.output)")
+            #expect(all.output.contains(/(?m)^CODEX_LB_METRICS_TOKEN=\*\*\* +# environment$/))
+            #expect(all.output.contains(/(?m)^CODEX_LB_STICKINESS=true +# default$/))
             #expect(try daemon.run("config", "show", "CODEX_LB_DATA_DIR").output == daemon.data + "\n")
             let page = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
                 .appendingPathComponent("docs/settings.md")
@@ -21,6 +24,52 @@ extension Integration {
             for name in names { #expect(all.output.contains(name + "="), "\(name)") }
             let wrong = try daemon.run("config", "show", "CODEX_LB_DATADIR")
             #expect(wrong.exit == .code(2) && wrong.errors.contains("CODEX_LB_DATA_DIR"))
+        }
+
+        /// One file instead of those that are looked for: what it says is shown with its line, a reload reads it anew, and it must be there.
+        @Test func namedFile() throws {
+            let daemon = try Daemon()
+            let file = daemon.directory + "/of this server.env"
+            func write(_ text: String) throws { try Data(text.utf8).write(to: URL(fileURLWithPath: file)) }
+            daemon.environment["CODEX_LB_SETTINGS_FILE"] = file
+            let missing = try daemon.run("config", "check")
+            #expect(missing.exit == .code(2) && missing.errors.contains(file), "\(missing)")
+            daemon.environment["CODEX_LB_SETTINGS_FILE"] = "-" + file
+            #expect(try daemon.run("config", "check").isGood)
+            daemon.environment["CODEX_LB_SETTINGS_FILE"] = "settings.env"
+            #expect(try daemon.run("config", "check").exit == .code(2))
+            daemon.environment["CODEX_LB_SETTINGS_FILE"] = file
+            daemon.environment["CODEX_LB_WORKERS"] = nil
+            try write("# two\nCODEX_LB_WORKERS=2\n")
+            let shown = try daemon.run("config", "show").output
+            #expect(shown.contains("CODEX_LB_WORKERS=2") && shown.contains("# \(file):2\n"), "\(shown)")
+            try daemon.start(workers: nil)
+            #expect(try daemon.run("ctl", "status", "--json").json["workers"] as? Int == 2)
+            try write("CODEX_LB_WORKERS=3\n")
+            #expect(try daemon.run("ctl", "reload").isGood)
+            #expect(try daemon.run("ctl", "status", "--json").json["workers"] as? Int == 3)
+            try write("CODEX_LB_WORKERS\n")
+            let broken = try daemon.run("ctl", "reload")
+            #expect(!broken.isGood && broken.errors.contains("\(file):1"), "\(broken)")
+        }
+
+        /// Live tables draw themselves anew on a terminal, survive the server's absence, and are refused where nobody could see them.
+        @Test func watch() throws {
+            let daemon = try Daemon()
+            try daemon.start()
+            for arguments in [["ctl", "status"], ["accounts", "list"]] {
+                let blind = try daemon.run(arguments + ["--watch"])
+                #expect(blind.exit == .code(2) && blind.errors.contains("terminal"), "\(blind)")
+                #expect(try daemon.run(arguments + ["--watch", "--json"]).exit == .code(2))
+                // script(1) gives it a terminal.
+                let command = "stty rows 40 cols 150; timeout 5 \(Daemon.binary) \((arguments + ["--watch"]).joined(separator: " "))"
+                daemon.runner = ["/bin/sh", "-c", "script -qec '\(command)' /dev/null"]
+                let seen = try daemon.run()
+                daemon.runner = []
+                let screens = seen.output.components(separatedBy: "\u{1B}[H\u{1B}[2J").dropFirst()
+                #expect(screens.count >= 2, "\(seen)")
+                #expect(screens.allSatisfy { $0.contains(arguments[0] == "ctl" ? "listening" : "no account") }, "\(screens)")
+            }
         }
 
         /// A misspelt name does nothing, and that is said: with the nearest one, at the start and by the check.

@@ -159,6 +159,26 @@ extension Integration {
             #expect(Set(proxies.asked) == ["socks 127.0.0.1:\(upstream.port) user:p@ss"], "\(proxies.asked)")
         }
 
+        /// Imported into a running server: its first question already, for its figures, goes through the proxy that the import names.
+        @Test func importedThroughIt() throws {
+            let secure = try TLS.SecureUpstream()
+            let proxies = try Proxies(secure)
+            let upstream = try FakeUpstream()
+            let issuer = FakeIssuer(on: upstream)
+            let daemon = try Daemon(["CODEX_LB_AUTH_BASE_URL": "http://\(upstream.host)"])
+            let file = daemon.directory + "/auth.json"
+            try Data(issuer.login("me").utf8).write(to: URL(fileURLWithPath: file))
+            try daemon.start(workers: 1)
+            let options = ["--proxy", proxies.url("socks5h"), "--weight", "40", "--policy", "preserve"]
+            let made = try daemon.run(["accounts", "import", file, "--base-url", upstream.chatGPTBaseURL] + options)
+            #expect(made.isGood, "\(made)")
+            #expect(eventually(10) { !upstream.requests.isEmpty })
+            #expect(proxies.asked.count == upstream.requests.count && Set(proxies.asked) == ["socks 127.0.0.1:\(upstream.port) -"])
+            let list = try daemon.run("accounts", "list", "--json").output
+            let rows = try JSONSerialization.jsonObject(with: Data(list.utf8)) as? [[String: Any]] ?? []
+            #expect(rows.first?["weight"] as? Int == 40 && rows.first?["policy"] as? String == "preserve", "\(list)")
+        }
+
         /// A login is renewed through its account's proxy: the issuer sees one address of it.
         @Test func renewedThroughIt() throws {
             let secure = try TLS.SecureUpstream()

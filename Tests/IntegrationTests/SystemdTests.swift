@@ -137,7 +137,7 @@ extension Integration {
                 #expect(try local.answer(10).status == 200)
                 #expect(eventually(15) { !orphans.contains { Daemon.isAlive($0) } })
             }
-            #expect(daemon.stop() == .code(0))
+            #expect(daemon.stop() == .code(0), "\(daemon.log)")
             _ = manager.text
             #expect(manager.kept.isEmpty && access(path, F_OK) != 0)
         }

@@ -48,6 +48,33 @@ import Vocabulary
         #expect(fits(shares, [50, 90, 20]), "seed \(seed): \(shares)")
     }
 
+    /// The credits of a week, as the Python system knows them (reference/codex-lb-behaviour.md 3.3).
+    private static let weeks: [(Plan, Int)] = [
+        (.plus, 7560), (.pro, 50400), (.free, 1134), (.prolite, 37800), (.team, 7560), (.enterprise, 50400),
+    ]
+
+    @Test("capacity_weighted: an account counts for what its plan gives in a week", arguments: [1, 2, 3] as [UInt64])
+    func plans(_ seed: UInt64) {
+        var logins = pool(Self.weeks.enumerated().map { place, week in account(Int64(place)) { $0.plan = week.0 } }, seed: seed)
+        let shares = counts(&logins, 40_000)
+        #expect(fits(shares, Self.weeks.map { Double($0.1) }), "seed \(seed): \(shares)")
+        // A weight says what part of its plan an account is.
+        var parts = pool(
+            [account(1) { ($0.plan, $0.weight) = (.pro, 50) }, account(2) { ($0.plan, $0.weight) = (.plus, 200) }], seed: seed)
+        let drawn = counts(&parts, 40_000)
+        #expect(fits(drawn, [25_200, 15_120]), "seed \(seed): \(drawn)")
+    }
+
+    @Test("sequential_drain: the smallest plan first")
+    func smallestPlan() {
+        var order: [Plan] = []
+        var logins = pool(Self.weeks.enumerated().map { place, week in account(Int64(place)) { $0.plan = week.0 } }, .sequentialDrain)
+        while case .account(let place) = logins.choose(excluding: (0..<6).filter { order.contains(Self.weeks[Int($0)].0) }, now: start) {
+            order.append(Self.weeks[place].0)
+        }
+        #expect(order == [.free, .plus, .team, .prolite, .pro, .enterprise])
+    }
+
     @Test("capacity_weighted: a burst spreads by weight while quotas stand still, and stays there")
     func burst() {
         var pool = pool([100, 300, 200].map { weight in account(Int64(weight)) { $0.weight = weight } })

@@ -157,10 +157,21 @@ import Vocabulary
 
             """
         #expect(
-            try EnvironmentFile.parse(text, file: ".env") == [
-                "CODEX_LB_WORKERS": "3", "CODEX_LB_LOG_LEVEL": "debug", "CODEX_LB_DATABASE_URL": "postgresql://u:p#w@h/db",
-                "CODEX_LB_LISTEN": "127.0.0.1:1", "CODEX_LB_DATA_DIR": "",
+            try EnvironmentFile.parse(text, file: ".env").mapValues { "\($0.value) in \($0.line)" } == [
+                "CODEX_LB_WORKERS": "3 in 2", "CODEX_LB_LOG_LEVEL": "debug in 3", "CODEX_LB_DATABASE_URL": "postgresql://u:p#w@h/db in 4",
+                "CODEX_LB_LISTEN": "127.0.0.1:1 in 5", "CODEX_LB_DATA_DIR": " in 6",
             ])
+    }
+
+    @Test(
+        "Variables that other programs know too count in a file of this program alone",
+        arguments: [
+            ("/etc/codex-lb/codex-lb.env", true), ("etc/codex-lb.env", true), ("/srv/my.env", true), (".env", false), (".env.local", false),
+            ("/srv/.env", false),
+        ])
+    func shared(_ file: String, _ counts: Bool) throws {
+        let found = try EnvironmentFile.parse("HTTPS_PROXY=http://p:3128\nSSL_CERT_DIR=/c\nPATH=/x\n", file: file)
+        #expect(found.mapValues(\.value) == (counts ? ["HTTPS_PROXY": "http://p:3128", "SSL_CERT_DIR": "/c"] : [:]))
     }
 
     @Test(
@@ -174,7 +185,7 @@ import Vocabulary
 
         ])
     func odd(_ text: String, _ value: String) throws {
-        #expect(try EnvironmentFile.parse(text, file: ".env")["CODEX_LB_X"] == value)
+        #expect(try EnvironmentFile.parse(text, file: ".env")["CODEX_LB_X"]?.value == value)
     }
 
     @Test(
@@ -184,7 +195,9 @@ import Vocabulary
         #expect { try EnvironmentFile.parse(text, file: "/e/.env") } throws: { "\($0)".hasPrefix("/e/.env") }
     }
 
-    @Test("A line that can't be read is named by file and number", arguments: ["CODEX_LB_X", "\n\nCODEX_LB_X=\"open", "CODEX_LB_x=1"])
+    @Test(
+        "A line that can't be read is named by file and number",
+        arguments: ["CODEX_LB_X", "\n\nCODEX_LB_X=\"open", "CODEX_LB_x=1", "\nCODEX_LB_SETTINGS_FILE=/x"])
     func bad(_ text: String) {
         #expect { try EnvironmentFile.parse(text, file: "/e/.env") } throws: {
             "\($0)".hasPrefix("/e/.env:\(text.split(separator: "\n", omittingEmptySubsequences: false).count)")

@@ -29,17 +29,19 @@ ProtectHome=no
 PrivateTmp=no
 ProtectSystem=no
 ExecStart=
-ExecStart=$program serve --workers 2
+ExecStart=$program serve
+Environment=CODEX_LB_SETTINGS_FILE=-$work/settings.env
 ExecReload=
 ExecReload=$program ctl reload
 END
+echo CODEX_LB_WORKERS=2 >"$work/settings.env"
 printf '[Socket]\nListenStream=\nListenStream=127.0.0.1:%s\n' "$port" >"$units/codex-lb.socket.d/test.conf"
 /lib/systemd/systemd --user --log-target=console >"$work/manager.log" 2>&1 &
 manager=$!
 trap 'systemctl --user --no-block exit 2>/dev/null || kill $manager; rm -rf "$work"' EXIT
 until systemctl --user is-system-running >/dev/null 2>&1 || [ "$(systemctl --user is-system-running 2>/dev/null)" = degraded ]; do sleep 0.1; done
-python3 - "$port" <<'END'
-import socket, subprocess, sys, threading, time
+python3 - "$port" "$work/settings.env" "$program" <<'END'
+import json, os, socket, subprocess, sys, threading, time
 
 port = int(sys.argv[1])
 counts = {"good": 0, "refused": 0, "failed": 0}
@@ -109,13 +111,22 @@ def reload():
     assert done.returncode == 0, done.stderr
 
 
+def reload_changed():
+    with open(sys.argv[2], "w") as file:
+        file.write("CODEX_LB_WORKERS=3\n")
+    reload()
+    environment = {**os.environ, "CODEX_LB_RUNTIME_DIR": os.environ["XDG_RUNTIME_DIR"] + "/codex-lb"}
+    status = json.loads(subprocess.check_output([sys.argv[3], "ctl", "status", "--json"], env=environment))
+    assert status["workers"] == 3, status
+
+
 def crash():
     pid = value("MainPID")
     subprocess.run(["kill", "-9", pid])
     until(lambda: value("MainPID") not in ("0", pid) and value("ActiveState") == "active")
 
 
-for name, act in [("start by the socket", start)] + 3 * [("reload", reload)] + 3 * [("kill -9 of the main process", crash)]:
+for name, act in [("start by the socket", start)] + 3 * [("reload", reload)] + [("reload, changed settings", reload_changed)] + 3 * [("kill -9 of the main process", crash)]:
     met = phase(name, act)
     bad += met["refused"] + (met["failed"] if name != "kill -9 of the main process" else 0)
 print("status: " + value("StatusText"), "restarts:", value("NRestarts"))
