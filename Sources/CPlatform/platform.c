@@ -142,7 +142,7 @@ int codexlb_receive_descriptor(int socket, void *bytes, size_t *count) {
     return fd;
 }
 
-int codexlb_notify(const char *path, const char *text, int fd) {
+int codexlb_notify(const char *path, const char *text, int fd, int milliseconds) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     size_t length = strlen(path);
     if (length == 0 || length >= sizeof address.sun_path) return -EINVAL;
@@ -150,8 +150,10 @@ int codexlb_notify(const char *path, const char *text, int fd) {
     if (path[0] == '@') address.sun_path[0] = 0;
     int manager = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (manager < 0) return -errno;
+    struct timeval limit = {milliseconds / 1000, milliseconds % 1000 * 1000};
+    setsockopt(manager, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
     int code = connect(manager, (struct sockaddr *)&address, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length)) == 0
-        ? send_message(manager, fd, text, strlen(text), 0) : -errno;
+        ? send_message(manager, fd, text, strlen(text), milliseconds > 0 ? 0 : MSG_DONTWAIT) : -errno;
     close(manager);
     return code;
 }

@@ -259,25 +259,27 @@ final class Supervisor {
     private func tellAlive(_ now: Instant) {
         guard let watchdogMilliseconds, now >= aliveAt else { return }
         aliveAt = now.adding(milliseconds: watchdogMilliseconds)
-        ServiceManager.notify("WATCHDOG=1")
+        ServiceManager.notify("WATCHDOG=1", isRepeated: true)
     }
 
     /// Open turns may take longer to end than systemd gives a stop.
     private func extendStop(_ now: Instant) {
         guard now >= extendAt, fleet.phase == .stoppingWorkers || fleet.phase == .stoppingWriter else { return }
         extendAt = now.adding(milliseconds: Limits.extendMilliseconds)
-        ServiceManager.notify("EXTEND_TIMEOUT_USEC=\(2 * Limits.extendMilliseconds * 1000)")
+        ServiceManager.notify("EXTEND_TIMEOUT_USEC=\(2 * Limits.extendMilliseconds * 1000)", isRepeated: true)
     }
 
     /// A migration may take longer than systemd gives a start.
     private func extendStart(_ now: Instant) {
         guard now >= extendAt else { return }
         extendAt = now.adding(milliseconds: Self.extendMilliseconds / 3)
-        ServiceManager.notify("EXTEND_TIMEOUT_USEC=\(Self.extendMilliseconds * 1000)\nSTATUS=making the database ready")
+        ServiceManager.notify(
+            "EXTEND_TIMEOUT_USEC=\(Self.extendMilliseconds * 1000)\nSTATUS=making the database ready", isRepeated: true)
     }
 
     private func tick() {
         let now = loop.now
+        ServiceManager.flush()
         tellAlive(now)
         let isLookDue = now >= lookAt
         if isLookDue { lookAt = now.adding(milliseconds: Limits.lookMilliseconds) }

@@ -32,8 +32,8 @@ int codexlb_send_descriptor(int socket, int fd, const void *bytes, size_t count)
 /// Takes one such message of at most `*count` bytes: the descriptor, close-on-exec, or -errno; -EBADMSG for a message without one.
 int codexlb_receive_descriptor(int socket, void *bytes, size_t *count);
 /// Sends one datagram to a service manager at `path`, where `@` stands for an abstract name (sd_notify(3)), with a descriptor unless that is
-/// negative. 0 or -errno.
-int codexlb_notify(const char *path, const char *text, int fd);
+/// negative. Waits for so long where the manager's queue is full. 0 or -errno; -EAGAIN: the queue is full still.
+int codexlb_notify(const char *path, const char *text, int fd, int milliseconds);
 
 /// The peer's user id on a Unix-domain socket, or -errno.
 int64_t codexlb_peer_uid(int fd);
