@@ -19,6 +19,8 @@ public struct Affinity: Sendable {
 
     /// In the order in which they are looked up.
     public private(set) var keys: [Key] = []
+    /// The turn can do without its previous response when the account that has it can't serve.
+    public private(set) var isWhole = false
 
     private enum Kind: UInt64 {
         case response = 1
@@ -32,6 +34,7 @@ public struct Affinity: Sendable {
             guard let text, !text.isEmpty, text.utf8.count <= Limits.affinityKeyBytesMax else { return }
             keys.append(Key(hash: hash.hash(word, text), strength: strength, seconds: seconds))
         }
+        isWhole = ask.isWhole && ask.fileIDs.isEmpty
         if let id = ask.previousResponseID { keys.append(Key(hash: Self.response(id, hash), strength: .only, seconds: Limits.pinSeconds)) }
         for id in ask.fileIDs {
             keys.append(Key(hash: Self.file(id, hash), strength: .only, seconds: Limits.pinSeconds, isFile: true))

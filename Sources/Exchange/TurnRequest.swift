@@ -17,7 +17,9 @@ public struct TurnRequest: Sendable {
     public let includesUsage: Bool
     public let route: Route
     /// The response that it goes on from, which only the account that made it has.
-    public let previousResponseID: String?
+    public private(set) var previousResponseID: String?
+    /// Its input says all that the previous response is about: another account can go on without that.
+    public let isWhole: Bool
     /// The client's own name for what its prompts have in common.
     public let promptCacheKey: String?
     /// Files that it is about, or that its input names: only the account that has them can serve it.
@@ -27,6 +29,10 @@ public struct TurnRequest: Sendable {
     /// What is held for it.
     public let memoryBytes: Int
     private let (instructions, conversation): (JSONDocument.Value?, JSONDocument.Value?)
+    /// How a large body's conversation begins, found where it was read: not on a loop.
+    private var opening: Opening?
+    /// The previous response is taken out of what goes upstream.
+    private var isReleased = false
     /// Nil once it can't be asked for any more.
     private var document: JSONDocument?
 
@@ -82,8 +88,10 @@ public struct TurnRequest: Sendable {
         promptCacheKey = Self.name(document, fields["prompt_cache_key"])
         (instructions, conversation) = (fields["instructions"], fields[route == .chatCompletions ? "messages" : "input"])
         fileIDs = route.isResponses ? InputFiles.ids(in: document, fields["input"]) : []
+        isWhole = previousResponseID != nil && WholeConversation.isWhole(document, fields["input"])
         self.document = document
         memoryBytes = document.memoryBytes
+        if bodyBytes > Limits.inlineBodyBytesMax { opening = makeOpening() }
     }
 
     /// What is asked of a file (reference: Codex's `files` calls). The upload itself goes to where the answer says, past us.
@@ -102,7 +110,7 @@ public struct TurnRequest: Sendable {
             }
         }
         (self.route, bodyBytes, model, modelAsked) = (route, body.count, "", "")
-        (wantsStream, includesUsage, previousResponseID, promptCacheKey) = (false, false, nil, nil)
+        (wantsStream, includesUsage, previousResponseID, promptCacheKey, isWhole) = (false, false, nil, nil, false)
         (instructions, conversation) = (nil, nil)
         fileIDs = fileID.map { [$0] } ?? []
         memoryBytes = document.memoryBytes
@@ -138,16 +146,27 @@ public struct TurnRequest: Sendable {
 
     /// A hash of how the conversation begins, up to its first answer, and whether there has been one. Nil: there is nothing to tell it by.
     func beginning(_ word: UInt64, _ hash: SipHash) -> (hash: UInt64, isContinued: Bool)? {
-        guard let document, let conversation, route != .embeddings, !route.isFile else { return nil }
+        guard let document, let opening = opening ?? makeOpening() else { return nil }
         var start = word
-        func take(_ value: JSONDocument.Value) {
-            let bytes = document.bytes.span.bytes.extracting(value.range)
-            start = hash.hash(start, bytes.extracting(first: Limits.beginningItemBytesMax))
+        for place in opening.places {
+            start = hash.hash(start, document.bytes.span.bytes.extracting(place).extracting(first: Limits.beginningItemBytesMax))
         }
-        if let instructions { take(instructions) }
+        return (start, opening.isContinued)
+    }
+
+    /// Where the parts stand that a conversation is told by.
+    private struct Opening: Sendable {
+        var places: [Range<Int>] = []
+        var isContinued = false
+    }
+
+    private func makeOpening() -> Opening? {
+        guard let document, let conversation, route != .embeddings, !route.isFile else { return nil }
+        var opening = Opening()
+        if let instructions { opening.places.append(instructions.range) }
         guard document.kind(conversation) == .array else {
-            take(conversation)
-            return (start, false)
+            opening.places.append(conversation.range)
+            return opening
         }
         var count = 0
         for item in document.elements(conversation) {
@@ -155,10 +174,19 @@ public struct TurnRequest: Sendable {
             count += 1
             let role = JSONScan.find(document.bytes.span.bytes, in: item.range, "role")
             // What has no role is a call, its output or a thought: something was answered before.
-            guard let role, !JSONScan.equals(document.bytes.span.bytes, role, "assistant") else { return (start, true) }
-            take(item)
+            guard let role, !JSONScan.equals(document.bytes.span.bytes, role, "assistant") else {
+                opening.isContinued = true
+                return opening
+            }
+            opening.places.append(item.range)
         }
-        return count == 0 ? nil : (start, false)
+        return count == 0 ? nil : opening
+    }
+
+    /// Its account can't serve it, and another one is to go on: what goes upstream says nothing of the previous response.
+    public mutating func releasePreviousResponse() {
+        precondition(isWhole, "another account would not know what it is about")
+        (previousResponseID, isReleased) = (nil, true)
     }
 
     private static func includesUsage(_ document: JSONDocument, _ options: JSONDocument.Value?) throws(ProxyError) -> Bool {
@@ -202,7 +230,7 @@ public struct TurnRequest: Sendable {
     /// The body for an account's upstream: as it is, but for what accounting or the upstream's contract needs. Takes as long as the body is
     /// large. Must not be asked for after `forgetBody`.
     public func upstreamBody(_ kind: Account.Kind) throws(ProxyError) -> [UInt8] {
-        guard let document else { preconditionFailure("the body was given up") }
+        guard let document = try isReleased ? withoutPreviousResponse() : document else { preconditionFailure("the body was given up") }
         let body = document.bytes
         switch (kind, route) {
         case (_, .files):
@@ -230,10 +258,16 @@ public struct TurnRequest: Sendable {
         }
     }
 
+    private func withoutPreviousResponse() throws(ProxyError) -> JSONDocument? {
+        guard let document else { return nil }
+        guard let edited = JSONEdit.setting(document.bytes.span.bytes, [("previous_response_id", nil)]) else { return document }
+        return try Self.document(edited)
+    }
+
     /// `upstreamBody` would take too long for a loop.
     public func isLongToRewrite(_ kind: Account.Kind) -> Bool {
         guard let document, document.bytes.count > Limits.inlineBodyBytesMax else { return false }
-        return kind == .chatGPT || route == .codexResponses || route == .chatCompletions && wantsStream && !includesUsage
+        return isReleased || kind == .chatGPT || route == .codexResponses || route == .chatCompletions && wantsStream && !includesUsage
     }
 
     /// The answer has begun: no upstream gets this request any more.

@@ -73,12 +73,20 @@ public enum Choice: Sendable, Equatable {
     case noneEligible
     /// All that could serve have been tried in this turn.
     case allTried
-    /// The only one that can go on with the conversation is gone, paused or out of quota.
-    case ownerUnavailable
+    /// The only one that can go on with the conversation is gone, paused or out of quota; with quota again at that time, where one is told.
+    case ownerUnavailable(until: Instant?)
     /// Those that can serve it have as many turns open as they may: one of them will be free again.
     case full
     /// Each one's quota is used up; the earliest comes back then.
     case allLimited(until: Instant)
+
+    /// There may be others that could serve a turn which is not bound to one account.
+    public var isOfOwner: Bool {
+        switch self {
+        case .ownerUnavailable, .allTried, .allLimited: true
+        default: false
+        }
+    }
 }
 
 /// Which accounts of a pool can serve a route and a model, and why the others can't.

@@ -115,7 +115,10 @@ public struct AccountPool: Sendable {
             switch owner(pin, mask, tried, lowest, now) {
             case .goes(let place): return .account(place)
             case .waits: return .full
-            case .unavailable: return .ownerUnavailable
+            case .unavailable(let until):
+                // That nobody has quota says more; it can't go elsewhere before its own account can serve.
+                if let until, lowest == Ranking.never, case .allLimited = none(mask, tried, now) { return .allLimited(until: until) }
+                return .ownerUnavailable(until: until)
             case .tried: return .allTried
             case .free: break
             }
@@ -201,19 +204,20 @@ public struct AccountPool: Sendable {
 
     private enum Owner {
         case goes(Int)
-        case waits, unavailable, tried, free
+        case unavailable(until: Instant?)
+        case waits, tried, free
     }
 
     private func owner(_ pin: Pin, _ mask: AccountMask?, _ tried: [Int64], _ lowest: Int32, _ now: Instant) -> Owner {
         let isTried = tried.contains(pin.account)
         guard let place = places[pin.account], serves(place, mask), !isTried else {
             guard pin.strength == .only else { return .free }
-            return isTried ? .tried : .unavailable
+            return isTried ? .tried : .unavailable(until: nil)
         }
         let account = facts[place]
         switch pin.strength {
         case .only:
-            return account.isLimited(now) ? .unavailable : account.isFull ? .waits : .goes(place)
+            return account.isLimited(now) ? .unavailable(until: account.cooldownUntil) : account.isFull ? .waits : .goes(place)
         case .owner:
             return account.isLimited(now) ? .free : account.isFull ? .waits : .goes(place)
         case .prefer:

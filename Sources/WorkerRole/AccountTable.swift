@@ -12,8 +12,8 @@ import Vocabulary
 
 /// Which account a turn got.
 enum AccountChoice {
-    /// `isOnly`: no other one can go on with the conversation.
-    case account(RoutedAccount, isOnly: Bool)
+    /// `isOnly`: no other one can go on with the conversation. `isReleased`: it goes on without its previous response.
+    case account(RoutedAccount, isOnly: Bool, isReleased: Bool = false)
     case ownerUnavailable(ProxyError)
     case noneEligible
     case allTried
@@ -127,7 +127,9 @@ final class AccountTable {
     /// The account for a turn, which it has from then on; those of `tried` have been asked already.
     func choose(for route: Route, model: String, _ affinity: Affinity?, excluding tried: [Int64], now: Instant) -> AccountChoice {
         freshen(now)
-        let (pin, isFile) = affinity.flatMap { self.pin($0, now) } ?? (nil, false)
+        var (pin, isFile) = affinity.flatMap { self.pin($0, now) } ?? (nil, false)
+        let mayRelease = affinity?.isWhole == true && pin?.strength == .only && !isFile
+        var isReleased = false
         let mask = mask(for: route, model: model, isAgain: !tried.isEmpty, isAnyModel: route.isFile, now: now)
         let hasOwn = freshenModel(model, now)
         while true {
@@ -135,7 +137,13 @@ final class AccountTable {
                 hasOwn
                 ? modelPool!.pool!.choose(among: mask, excluding: tried, pin: pin, now: now)
                 : pool.choose(among: mask, excluding: tried, pin: pin, now: now)
-            guard case .account(let place) = choice else { return none(choice, pin, isFile: isFile, now) }
+            guard case .account(let place) = choice else {
+                if mayRelease, !isReleased, choice.isOfOwner {
+                    (pin, isReleased) = (nil, true)
+                    continue
+                }
+                return none(choice, pin, isFile: isFile, now)
+            }
             let chosen = all[place]
             // To the nanosecond: of accounts with as few turns the one that was used least recently is next, also within a millisecond.
             let used = Clock.now
@@ -148,14 +156,17 @@ final class AccountTable {
             modelPool?.pool?.took(place, now: used)
             changedByUs(changes)
             if let affinity { remember(affinity, chosen, now) }
-            return .account(chosen, isOnly: pin?.strength == .only)
+            return .account(chosen, isOnly: pin?.strength == .only && !mayRelease, isReleased: isReleased)
         }
     }
 
     private func none(_ choice: Choice, _ pin: Pin?, isFile: Bool, _ now: Instant) -> AccountChoice {
         switch choice {
         case .account: preconditionFailure("there is one")
-        case .ownerUnavailable: return .ownerUnavailable(isFile ? Self.fileOwnerUnavailable : Self.ownerUnavailable)
+        case .ownerUnavailable(let until):
+            var error = isFile ? Self.fileOwnerUnavailable : Self.ownerUnavailable
+            if let until { error.retryAfterSeconds = (until.milliseconds(since: now) + 999) / 1000 }
+            return .ownerUnavailable(error)
         case .noneEligible: return .noneEligible
         case .allTried: return .allTried
         case .full: return .full(isOwn: pin.map { $0.strength != .prefer } ?? false)
@@ -263,8 +274,8 @@ final class AccountTable {
     func pin(_ affinity: Affinity, _ now: Instant) -> (pin: Pin?, isFile: Bool)? {
         for key in affinity.keys where key.isKnown {
             guard let account = scoreboard.pins.account(key.hash, now: now) else { continue }
-            // The login may have come back under another id: its files are looked for.
-            if key.isFile, pool.place(of: account) == nil { continue }
+            // It was removed, or came back under another id: whether somebody has what it had, the upstream will say.
+            if pool.place(of: account) == nil { continue }
             return (Pin(account, key.strength), key.isFile)
         }
         return nil

@@ -132,12 +132,19 @@ final class Turn: UpstreamUser, Answering {
 
     func chosen(_ choice: AccountChoice) {
         guard !machine.isFinished else {
-            if case .account(let unused, _) = choice { worker.accounts.release(unused) }
+            if case .account(let unused, _, _) = choice { worker.accounts.release(unused) }
             return
         }
         switch choice {
-        case .account(let chosen, let isOnly):
+        case .account(let chosen, let isOnly, let isReleased):
             (account, isLeased) = (chosen, true)
+            if isReleased, ask.previousResponseID != nil {
+                ask.releasePreviousResponse()
+                prepared = nil
+                worker.log.notice(
+                    "conversation goes on without its previous response: the account that has it can't serve",
+                    metadata: ["account": "\(chosen.value.name)", "request_id": "\(request.id)"])
+            }
             perform(
                 machine.accountSelected(
                     chosen.value.id, isChatGPT: chosen.value.kind == .chatGPT, isOnly: isOnly,

@@ -50,7 +50,7 @@ extension AccountTable {
         switch choice {
         case .account(let place): "goes to \(all[place].value.name)"
         case .full: "waits up to \(Limits.capWaitMilliseconds / 1000) s for an account below its cap, then gets 429 account_stream_cap"
-        case .ownerUnavailable: "502 previous_response_owner_unavailable"
+        case .ownerUnavailable(_): "502 previous_response_owner_unavailable"
         case .allLimited(let until): "429 usage_limit_reached: the first account is back in \(until.milliseconds(since: now) / 1000 + 1) s"
         case .noneEligible, .allTried:
             if isOfferedByNobody(route, model, now: now), case let error = modelNotFound(route, model, key: nil, now: now) {

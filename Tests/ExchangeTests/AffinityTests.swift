@@ -29,6 +29,58 @@ import Vocabulary
         #expect(known.count == 5)
     }
 
+    /// An input, and whether another account can go on with it. Without `previous_response_id` nobody asks.
+    private static let histories: [(String, Bool)] = [
+        (#"[{"role":"user","content":"q"},{"role":"assistant","content":"a"},{"role":"user","content":"r"}]"#, true),
+        (
+            #"[{"type":"message","role":"developer","content":"d"},{"role":"user","content":"q"},{"type":"function_call","call_id":"c","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"c","output":"x"}]"#,
+            true
+        ),
+        (
+            #"[{"role":"user","content":"q"},{"type":"reasoning","summary":[],"encrypted_content":null},{"role":"assistant","content":"a"}]"#,
+            true
+        ),
+        // What is new alone, as clients send it.
+        (#""r""#, false), (#"[{"role":"user","content":"r"}]"#, false),
+        (#"[{"type":"function_call_output","call_id":"c","output":"x"}]"#, false),
+        (#"[{"role":"user","content":"q"},{"type":"function_call_output","call_id":"c","output":"x"}]"#, false),
+        (#"[{"role":"assistant","content":"a"},{"role":"user","content":"r"}]"#, false), ("[]", false),
+        (
+            #"[{"role":"user","content":"q"},{"type":"function_call","call_id":"c","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"d","output":"x"}]"#,
+            false
+        ),
+        // What only its account can read.
+        (
+            #"[{"role":"user","content":"q"},{"type":"reasoning","summary":[],"encrypted_content":"gAAA"},{"role":"assistant","content":"a"}]"#,
+            false
+        ),
+        (#"[{"role":"user","content":"q"},{"role":"assistant","content":"a"},{"type":"item_reference","id":"msg_1"}]"#, false),
+        (#"[{"role":"user","content":"q"},{"role":"assistant","content":"a"},{"type":"of_next_year"}]"#, false),
+        (#"[{"role":"user","content":"q"},{"role":"assistant","content":"a"},7]"#, false),
+        (#"[{"role":"user","content":[{"type":"input_file","file_id":"f"}]},{"role":"assistant","content":"a"}]"#, false),
+    ]
+
+    @Test("A turn that says its whole conversation can do without its previous response; one that says less can't", arguments: histories)
+    func whole(_ input: String, _ isWhole: Bool) throws {
+        func affinity(_ more: String) throws -> (Affinity, TurnRequest) {
+            var scanned = 0
+            let request = try #require(
+                try RequestHead.parse(Array("POST / HTTP/1.1\r\nHost: h\r\n\r\n".utf8).span.bytes, scanned: &scanned))
+            let ask = try TurnRequest(Array("{\"model\":\"m\",\(more)\"input\":\(input)}".utf8), route: .responses)
+            return (Affinity(ask, request.head.fields, client: 0, hash), ask)
+        }
+        #expect(try affinity("\"previous_response_id\":\"resp_1\",").0.isWhole == isWhole)
+        var (plain, ask) = try affinity("")
+        #expect(!plain.isWhole)
+        (_, ask) = try affinity("\"previous_response_id\":\"resp_1\",\"store\":true,")
+        guard ask.isWhole else { return }
+        ask.releasePreviousResponse()
+        #expect(ask.previousResponseID == nil)
+        let body = String(decoding: try ask.upstreamBody(.apiKey), as: UTF8.self)
+        #expect(body == "{\"model\":\"m\",\"store\":true,\"input\":\(input)}")
+        #expect(try !String(decoding: ask.upstreamBody(.chatGPT), as: UTF8.self).contains("previous_response_id"))
+    }
+
     @Test("Files that the input names come behind the response, before whatever else another account could go on with")
     func files() throws {
         let parts =

@@ -75,6 +75,46 @@ extension Integration {
             #expect(try turn(stage, ",\"previous_response_id\":\"resp_of_a\"").status == 200)
         }
 
+        /// Its account can't serve: a turn that says the whole conversation goes on elsewhere, without the response that nobody else has; one that
+        /// says what is new alone is told how long to wait, and that it is over when the account is gone.
+        @Test func wholeConversation() throws {
+            let stage = try Stage("a", "b", workers: 2)
+            stage.always("a", Self.response("resp_of_a"))
+            stage.always("b", Self.response("resp_of_b"))
+            for _ in 0..<2 { #expect(try turn(stage).status == 200) }
+            let input = #"[{"role":"user","content":"q"},{"role":"assistant","content":"a"},{"role":"user","content":"r"}]"#
+            let body = #"{"model":"gpt-5.4","previous_response_id":"resp_of_b","input":\#(input)}"#
+            func good(_ body: String) throws { #expect(try stage.daemon.post("/v1/responses", body).status == 200) }
+            #expect(try chosen(stage, ["a", "b"]) { try good(body) } == ["b"])
+            #expect(String(decoding: stage.upstream.requests(Stage.key("b")).last?.body ?? [], as: UTF8.self) == body)
+            // It fails: the turn moves.
+            stage.script("b", .error(503, code: "overloaded"))
+            #expect(try chosen(stage, ["a", "b"]) { try good(body) } == ["a", "b"])
+            #expect(
+                String(decoding: stage.upstream.requests(Stage.key("a")).last?.body ?? [], as: UTF8.self)
+                    == #"{"model":"gpt-5.4","input":\#(input)}"#)
+            // Out of quota.
+            stage.script("b", .error(429, code: "usage_limit_reached", headers: ["Retry-After": "600"]))
+            #expect(try chosen(stage, ["a", "b"]) { try good(body) } == ["a", "b"])
+            let waits = try turn(stage, ",\"previous_response_id\":\"resp_of_b\"")
+            #expect(waits.status == 502 && waits.errorCode == "previous_response_owner_unavailable")
+            #expect((590...600).contains(Int(waits.header("Retry-After") ?? "") ?? 0), "\(waits.headers)")
+            #expect(try chosen(stage, ["a", "b"]) { try good(body) } == ["a"])
+            // Nobody has any.
+            stage.script("a", .error(429, code: "usage_limit_reached", headers: ["Retry-After": "300"]))
+            _ = try turn(stage)
+            let exhausted = try turn(stage, ",\"previous_response_id\":\"resp_of_b\"")
+            #expect(exhausted.status == 429 && exhausted.errorCode == "usage_limit_reached")
+            #expect((590...600).contains(Int(exhausted.header("Retry-After") ?? "") ?? 0), "\(exhausted.headers)")
+            // Removed: whether somebody has the response its upstream says.
+            for name in ["a", "b"] { #expect(try stage.daemon.run("accounts", name == "a" ? "resume" : "remove", name).isGood) }
+            stage.always("a", .error(400, code: "previous_response_not_found"))
+            #expect(
+                eventually(5) {
+                    (try? turn(stage, ",\"previous_response_id\":\"resp_of_b\""))?.errorCode == "previous_response_not_found"
+                })
+        }
+
         /// A file is made by some login; what is said of it, and turns that name it, go there and nowhere else.
         @Test func files() throws {
             let upstream = try FakeUpstream()

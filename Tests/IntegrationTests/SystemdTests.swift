@@ -97,6 +97,7 @@ extension Integration {
             let manager = try NotifySocket(daemon.directory + "/notify")
             daemon.environment["NOTIFY_SOCKET"] = manager.path
             try daemon.start()
+            #expect(eventually(5) { manager.text.contains("READY=1") })
             manager.forget()
             // Two messages each; the kernel's queue has room for 11 (unix(7), max_dgram_qlen).
             for _ in 0..<10 { #expect(try daemon.run("ctl", "reload").isGood) }

@@ -140,9 +140,15 @@ func later(_ milliseconds: Int) -> Instant { start.adding(milliseconds: millisec
             choices([account(1), account(2) { $0.inFlight = Limits.pinnedSurplusMax + 1 }]) == [.account(1), .account(1), .account(0)])
         #expect(choices([account(1), account(2) { $0.cooldownUntil = later(1) }]) == [.account(1), .account(1), .account(0)])
         let limited = account(2) { ($0.cooldownUntil, $0.isLimited) = (later(1), true) }
-        #expect(choices([account(1), limited]) == [.ownerUnavailable, .account(0), .account(0)])
-        #expect(choices([account(1), account(2) { $0.isActive = false }]) == [.ownerUnavailable, .account(0), .account(0)])
-        #expect(choices([account(1)]) == [.ownerUnavailable, .account(0), .account(0)])
+        #expect(choices([account(1), limited]) == [.ownerUnavailable(until: later(1)), .account(0), .account(0)])
+        // That nobody has quota is what its client can use; its own account's time counts.
+        let all = [
+            account(1) { ($0.cooldownUntil, $0.isLimited) = (later(1), true) },
+            account(2) { ($0.cooldownUntil, $0.isLimited) = (later(9), true) },
+        ]
+        #expect(choices(all) == [.allLimited(until: later(9)), .allLimited(until: later(1)), .allLimited(until: later(1))])
+        #expect(choices([account(1), account(2) { $0.isActive = false }]) == [.ownerUnavailable(until: nil), .account(0), .account(0)])
+        #expect(choices([account(1)]) == [.ownerUnavailable(until: nil), .account(0), .account(0)])
         #expect(choices(busy, tried: [2]) == [.allTried, .account(0), .account(0)])
         // Whoever can't go elsewhere waits for it.
         #expect(choices([account(1), account(2) { ($0.inFlight, $0.cap) = (4, 4) }]) == [.full, .full, .account(0)])
@@ -151,7 +157,7 @@ func later(_ milliseconds: Int) -> Instant { start.adding(milliseconds: millisec
         // A tight one keeps its conversations.
         #expect(choose([account(1), account(2) { $0.primaryUsed = 990 }], pin: Pin(2, .prefer)) == .account(1))
         let mask = AccountMask([.serves, .notOffered])
-        #expect(choose(busy, pin: Pin(2, .only), mask: mask) == .ownerUnavailable)
+        #expect(choose(busy, pin: Pin(2, .only), mask: mask) == .ownerUnavailable(until: nil))
         #expect(choose(busy, pin: Pin(2, .prefer), mask: mask) == .account(0))
     }
 

@@ -115,7 +115,12 @@ private struct World {
             truth[owner].isActive && (strategy != .singleAccount || truth[owner].id == 1) && !tried.contains(pin.account)
             && mask?.reasons[owner] ?? .serves == .serves
         guard isThere, !(truth[owner].isLimited && truth[owner].cooldownUntil > now) else {
-            if pin.strength == .only { #expect(choice == .ownerUnavailable || choice == .allTried) }
+            guard pin.strength == .only else { return }
+            switch choice {
+            case .ownerUnavailable(let until), .allLimited(let until as Instant?):
+                #expect(until == (isThere ? truth[owner].cooldownUntil : nil))
+            default: #expect(choice == .allTried)
+            }
             return
         }
         #expect(choice == (truth[owner].inFlight < truth[owner].cap ? .account(owner) : .full))
