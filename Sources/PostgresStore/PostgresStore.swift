@@ -195,7 +195,12 @@ public enum PostgresStore {
                 "\(url) is served from by \(first.name), heard of \(first.seconds) s ago; stop every instance first (one that is dead is forgotten \(servingMilliseconds / 1000) s after its last word)"
             )
         }
-        let users = try otherSessions(url)
+        let end = Clock.now.adding(milliseconds: Limits.leavingMilliseconds)
+        var users = try otherSessions(url)
+        while !users.isEmpty, Clock.now < end {
+            usleep(100_000)
+            users = try otherSessions(url)
+        }
         guard !users.isEmpty else { return }
         throw StoreError(
             .busy,

@@ -89,9 +89,15 @@ public struct AccountPool: Sendable {
         rank(place)
     }
 
-    /// Others have taken what was left of it.
-    public mutating func foundFull(_ place: Int) {
-        facts[place].inFlight = max(facts[place].inFlight, facts[place].cap)
+    /// Turns that may be open on it, with the one that takes it now. Whether it works one turn finds out, over all workers.
+    public func room(_ place: Int) -> Int {
+        let facts = facts[place]
+        return facts.isDoubtful && facts.inFlight == 0 ? min(1, facts.cap) : facts.cap
+    }
+
+    /// Others have so many open there already.
+    public mutating func foundFull(_ place: Int, _ room: Int) {
+        facts[place].inFlight = max(facts[place].inFlight, room)
         rank(place)
     }
 

@@ -82,7 +82,7 @@ public enum Backup {
     public static func restore(
         _ file: String, database path: String, now: WallTime, progress: ((String) -> Void)? = nil
     ) throws(StoreError) -> String? {
-        let lock = try WriterLock.acquire(database: path, waitMilliseconds: 0)
+        let lock = try WriterLock.acquire(database: path, waitMilliseconds: Limits.leavingMilliseconds)
         defer { withExtendedLifetime(lock) {} }
         guard access(file, R_OK) == 0 else { throw failed("reading \(file)") }
         guard case .ours = try Inspection.of(file) else { throw StoreError(.foreign, "\(file) is no database of codex-lb") }

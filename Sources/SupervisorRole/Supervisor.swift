@@ -228,10 +228,18 @@ final class Supervisor {
         closeListeners()
         spool()
         savePins(.never)
+        awaitBackup()
         ServiceManager.notify("STOPPING=1")
         ServiceManager.barrier(milliseconds: Limits.barrierMilliseconds)
         control.close()
         loop.stop()
+    }
+
+    /// It was told to end. Whoever comes after us finds nobody at work on the database.
+    private func awaitBackup() {
+        guard let backup else { return }
+        let end = Clock.now.adding(milliseconds: Limits.leavingMilliseconds)
+        while Process.reap(backup) == nil, Clock.now < end { usleep(10_000) }
     }
 
     /// A backlog that nobody serves would take clients in only to reset them. What systemd holds stays with it, for the next start.

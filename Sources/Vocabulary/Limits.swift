@@ -357,6 +357,8 @@ public enum Limits {
     public static let backOffMillisecondsMax = 5_000
     /// A service manager is told this often that a drain goes on, and gives it twice as long.
     public static let extendMilliseconds = 10_000
+    /// A command that must have a database for itself waits so long for whoever is just leaving it, and a supervisor at its end for its backup.
+    public static let leavingMilliseconds = 2_000
     /// How long the last word of a supervisor waits for the service manager to hear it.
     public static let barrierMilliseconds = 500
     /// Idle connections that a worker hands over, or takes, in one iteration of its loop.

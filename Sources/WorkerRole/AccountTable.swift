@@ -147,9 +147,10 @@ final class AccountTable {
             let chosen = all[place]
             // To the nanosecond: of accounts with as few turns the one that was used least recently is next, also within a millisecond.
             let used = Clock.now
-            guard let changes = scoreboard.acquire(account: chosen.value.slot, worker: row, cap: pool.facts[place].cap, now: used) else {
-                pool.foundFull(place)
-                modelPool?.pool?.foundFull(place)
+            let room = hasOwn ? modelPool!.pool!.room(place) : pool.room(place)
+            guard let changes = scoreboard.acquire(account: chosen.value.slot, worker: row, cap: room, now: used) else {
+                pool.foundFull(place, room)
+                modelPool?.pool?.foundFull(place, room)
                 continue
             }
             pool.took(place, now: used)

@@ -75,7 +75,7 @@ struct EncryptionKey: ParsableCommand {
             case .sqlite(let path):
                 return try SQLiteStore.open(
                     path: path, keyPath: settings.keyFile, appVersion: Version.text,
-                    lockWaitMilliseconds: 0, now: Clock.wall, upgrade: nil)
+                    lockWaitMilliseconds: Limits.leavingMilliseconds, now: Clock.wall, upgrade: nil)
             case .postgresql(let url):
                 try PostgresStore.refuseUsed(url)
                 return try PostgresStore.open(url, keyPath: settings.keyFile)

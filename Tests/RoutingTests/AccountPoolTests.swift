@@ -175,12 +175,22 @@ func later(_ milliseconds: Int) -> Instant { start.adding(milliseconds: millisec
     func foundFull() {
         var pool = pool([account(1) { $0.cap = 2 }, account(2) { ($0.cap, $0.inFlight) = (2, 1) }])
         #expect(pool.would(now: start) == .account(0))
-        pool.foundFull(0)
+        pool.foundFull(0, pool.room(0))
         #expect(pool.would(now: start) == .account(1))
         pool.took(1, now: start)
         #expect(pool.would(now: start) == .full)
         pool.released(0)
         #expect(pool.would(now: start) == .account(0))
+    }
+
+    @Test("An account that may not work is tried by one turn, whoever else would be the first")
+    func oneProbe() {
+        var pool = pool([account(1) { $0.isDoubtful = true }, account(2) { ($0.cap, $0.inFlight) = (5, 2) }], .leastInFlight)
+        #expect(pool.would(now: start) == .account(0) && pool.room(0) == 1 && pool.room(1) == 5)
+        pool.foundFull(0, 1)
+        #expect(pool.would(now: start) == .account(1) && pool.room(0) == .max)
+        // Whoever has nobody else goes there all the same.
+        #expect(pool.choose(excluding: [2], now: start) == .account(0))
     }
 
     @Test("Keys are good until the first cooldown or window ends")

@@ -85,11 +85,15 @@ private struct World {
             if isFresh { checkPinned(choice, pin, mask, tried) }
             guard case .account(let place) = choice else { return }
             #expect(truth[place].isActive && !tried.contains(truth[place].id) && mask?.reasons[place] ?? .serves == .serves)
-            guard truth[place].inFlight < truth[place].cap else {
+            let room = pools[worker].room(place)
+            guard truth[place].inFlight < room else {
                 #expect(!isFresh, "a full account is not chosen by one that knows")
-                pools[worker].foundFull(place)
+                pools[worker].foundFull(place, room)
                 continue
             }
+            // Of several workers that would all be the first to try it, one is.
+            let seen = pools[worker].facts[place]
+            #expect(truth[place].inFlight == 0 || !seen.isDoubtful || seen.inFlight > 0, "\(place) is tried by two at a time")
             truth[place].inFlight += 1
             truth[place].lastUsed = now
             shares[worker][place] += 1
