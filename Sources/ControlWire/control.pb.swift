@@ -1120,6 +1120,14 @@ public nonisolated struct StoreCommand: Sendable {
     set {body = .listAudit(newValue)}
   }
 
+  public var pruneUsage: PruneUsage {
+    get {
+      if case .pruneUsage(let v)? = body {return v}
+      return PruneUsage()
+    }
+    set {body = .pruneUsage(newValue)}
+  }
+
   /// An operator. The supervisor puts in the user that the socket tells, whatever stood there.
   public var givenBy: OperatorMessage {
     get {_givenBy ?? OperatorMessage()}
@@ -1148,6 +1156,7 @@ public nonisolated struct StoreCommand: Sendable {
     case listSettings(ListSettings)
     case learnFacts(LearnFacts)
     case listAudit(ListAudit)
+    case pruneUsage(PruneUsage)
 
   }
 
@@ -1541,6 +1550,24 @@ public nonisolated struct StoreReply: Sendable {
 
   /// list_audit only: the newest first.
   public var audit: [AuditRow] = []
+
+  /// prune_usage only: how many were deleted.
+  public var pruned: UInt32 = 0
+
+  public var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  public init() {}
+}
+
+/// Of the usage records from before that time the oldest, so many at most.
+public nonisolated struct PruneUsage: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  public var beforeMs: Int64 = 0
+
+  public var limit: UInt32 = 0
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -3846,7 +3873,7 @@ nonisolated extension AccountFactMessage: SwiftProtobuf.Message, SwiftProtobuf._
 
 nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".StoreCommand"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}add_account\0\u{3}set_account_state\0\u{3}remove_account\0\u{3}list_accounts\0\u{3}create_client_key\0\u{3}revoke_client_key\0\u{3}list_client_keys\0\u{3}list_usage\0\u{3}renew_login\0\u{4}\u{b}set_account\0\u{3}set_setting\0\u{3}unset_setting\0\u{3}list_settings\0\u{4}\u{7}learn_facts\0\u{3}list_audit\0\u{4}\u{9}given_by\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}add_account\0\u{3}set_account_state\0\u{3}remove_account\0\u{3}list_accounts\0\u{3}create_client_key\0\u{3}revoke_client_key\0\u{3}list_client_keys\0\u{3}list_usage\0\u{3}renew_login\0\u{4}\u{b}set_account\0\u{3}set_setting\0\u{3}unset_setting\0\u{3}list_settings\0\u{4}\u{7}learn_facts\0\u{3}list_audit\0\u{3}prune_usage\0\u{4}\u{8}given_by\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -4049,6 +4076,19 @@ nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._Messag
           self.body = .listAudit(v)
         }
       }()
+      case 32: try {
+        var v: PruneUsage?
+        var hadOneofValue = false
+        if let current = self.body {
+          hadOneofValue = true
+          if case .pruneUsage(let m) = current {v = m}
+        }
+        try decoder.decodeSingularMessageField(value: &v)
+        if let v = v {
+          if hadOneofValue {try decoder.handleConflictingOneOf()}
+          self.body = .pruneUsage(v)
+        }
+      }()
       case 40: try { try decoder.decodeSingularMessageField(value: &self._givenBy) }()
       default: break
       }
@@ -4120,6 +4160,10 @@ nonisolated extension StoreCommand: SwiftProtobuf.Message, SwiftProtobuf._Messag
     case .listAudit?: try {
       guard case .listAudit(let v)? = self.body else { preconditionFailure() }
       try visitor.visitSingularMessageField(value: v, fieldNumber: 31)
+    }()
+    case .pruneUsage?: try {
+      guard case .pruneUsage(let v)? = self.body else { preconditionFailure() }
+      try visitor.visitSingularMessageField(value: v, fieldNumber: 32)
     }()
     case nil: break
     }
@@ -4806,7 +4850,7 @@ nonisolated extension ListAudit: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
 
 nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".StoreReply"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}accounts\0\u{3}client_keys\0\u{3}plain_key\0\u{1}usage\0\u{1}renewed\0\u{2}\u{e}settings\0\u{3}was_set\0\u{2}\u{9}facts\0\u{1}audit\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}accounts\0\u{3}client_keys\0\u{3}plain_key\0\u{1}usage\0\u{1}renewed\0\u{2}\u{e}settings\0\u{3}was_set\0\u{2}\u{9}facts\0\u{1}audit\0\u{1}pruned\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -4824,6 +4868,7 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       case 21: try { try decoder.decodeSingularBoolField(value: &self.wasSet) }()
       case 30: try { try decoder.decodeRepeatedMessageField(value: &self.facts) }()
       case 31: try { try decoder.decodeRepeatedMessageField(value: &self.audit) }()
+      case 32: try { try decoder.decodeSingularUInt32Field(value: &self.pruned) }()
       default: break
       }
     }
@@ -4860,6 +4905,9 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if !self.audit.isEmpty {
       try visitor.visitRepeatedMessageField(value: self.audit, fieldNumber: 31)
     }
+    if self.pruned != 0 {
+      try visitor.visitSingularUInt32Field(value: self.pruned, fieldNumber: 32)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -4874,6 +4922,42 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if lhs.settings != rhs.settings {return false}
     if lhs.wasSet != rhs.wasSet {return false}
     if lhs.audit != rhs.audit {return false}
+    if lhs.pruned != rhs.pruned {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension PruneUsage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  public static let protoMessageName: String = _protobuf_package + ".PruneUsage"
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}before_ms\0\u{1}limit\0")
+
+  public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularInt64Field(value: &self.beforeMs) }()
+      case 2: try { try decoder.decodeSingularUInt32Field(value: &self.limit) }()
+      default: break
+      }
+    }
+  }
+
+  public func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if self.beforeMs != 0 {
+      try visitor.visitSingularInt64Field(value: self.beforeMs, fieldNumber: 1)
+    }
+    if self.limit != 0 {
+      try visitor.visitSingularUInt32Field(value: self.limit, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  public static func ==(lhs: PruneUsage, rhs: PruneUsage) -> Bool {
+    if lhs.beforeMs != rhs.beforeMs {return false}
+    if lhs.limit != rhs.limit {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

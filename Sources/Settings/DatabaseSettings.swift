@@ -21,6 +21,8 @@ public struct DatabaseSettings: Sendable, Equatable {
     public var startupCheck: CheckMode
     /// Between scheduled backups; nil: there are none.
     public var backupIntervalMilliseconds: Int?
+    /// Usage records that are older are deleted; nil: they are kept for ever.
+    public var retentionDays: Int?
     public var scheduledBackups: Int
 
     init(_ read: SettingsReader, defaultPath: String) throws(SettingsError) {
@@ -48,6 +50,8 @@ public struct DatabaseSettings: Sendable, Equatable {
             }
             backupIntervalMilliseconds = Int(hours * 3_600_000)
         }
+        let days = try read.int("CODEX_LB_USAGE_RETENTION_DAYS", 0, 0...Limits.retentionDays.upperBound)
+        retentionDays = days == 0 ? nil : days
         scheduledBackups = try read.int("CODEX_LB_DATABASE_BACKUP_MAX_FILES", 7, 1...1000)
     }
 

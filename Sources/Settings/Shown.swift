@@ -21,6 +21,7 @@ extension Settings {
             ("CODEX_LB_DATABASE_SQLITE_PRE_MIGRATE_BACKUP_MAX_FILES", String(max(1, database.preMigrateBackups))),
             ("CODEX_LB_DATABASE_SQLITE_STARTUP_CHECK_MODE", database.startupCheck.rawValue),
             ("CODEX_LB_DATABASE_BACKUP_INTERVAL_HOURS", database.backupIntervalMilliseconds.map { String(Double($0) / 3_600_000) } ?? "0"),
+            ("CODEX_LB_USAGE_RETENTION_DAYS", String(database.retentionDays ?? 0)),
             ("CODEX_LB_DATABASE_BACKUP_MAX_FILES", String(database.scheduledBackups)), ("CODEX_LB_ENCRYPTION_KEY_FILE", keyFile),
             ("CODEX_LB_LOG_FORMAT", logFormat.rawValue), ("CODEX_LB_LOG_LEVEL", logLevel), ("CODEX_LB_LOG_FILE", logFile ?? ""),
             ("CODEX_LB_ACCESS_LOG", accessLogShown),

@@ -94,6 +94,18 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
     /// The newest records, newest first.
     public func usage(last count: Int) throws(StoreError) -> [UsageListing] { try connection.rows(Queries.usage(last: count)) }
 
+    /// Deletes the oldest records of turns that began before `time`, `limit` of them at most; returns how many.
+    public func pruneUsage(before time: WallTime, limit: Int) throws(StoreError) -> Int {
+        // Ids sort by time (RFC 9562 §5.7): this is the first one that a turn of that moment could have.
+        let first = RecordID(high: UInt64(bitPattern: max(0, time.milliseconds)) << 16, low: 0)
+        // Nothing that workers know of changes by it.
+        return try connection.transaction { () throws(StoreError) in
+            try connection.change(
+                "DELETE FROM usage_records WHERE id IN (SELECT id FROM usage_records WHERE id < $1 ORDER BY id LIMIT $2)",
+                [.blob(first.bytes), .int(Int64(limit))])
+        }
+    }
+
     // MARK: Accounts
 
     public func addAccount(_ new: NewAccount, now: WallTime) throws(StoreError) -> Account { try putAccount(new, now: now).account }

@@ -36,7 +36,10 @@ extension Supervisor {
             check = oneShot(["db", "check", "--at-start"] + (settings.database.startupCheck == .quick ? ["--quick"] : []))
         }
         scheduleBackup()
+        schedulePrune()
     }
+
+    func schedulePrune() { pruneAt = settings.database.retentionDays == nil ? .never : loop.now }
 
     func scheduleBackup() {
         guard let interval = settings.database.backupIntervalMilliseconds else { return }
@@ -56,6 +59,12 @@ extension Supervisor {
                 log.critical(
                     "the database is damaged; the lines above say where. Stop the server, then codex-lb db recover or codex-lb db restore")
             default: log.warning("the database could not be checked, or its schema is not as expected", metadata: ["exit": "\(exit)"])
+            }
+        }
+        if let pid = prune, let exit = Process.reap(pid) {
+            prune = nil
+            if exit != .code(0) {
+                log.warning("old usage records could not be deleted; the lines above say why", metadata: ["exit": "\(exit)"])
             }
         }
         if let pid = homecoming, let exit = Process.reap(pid) {

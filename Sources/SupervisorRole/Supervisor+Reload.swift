@@ -29,6 +29,7 @@ extension Supervisor {
         } else {
             backupAt = .never
         }
+        schedulePrune()
         (reloadProblem, returnReason) = (returnReason, "")
         log.notice(
             "reloaded",

@@ -53,6 +53,7 @@ final class Supervisor {
     /// One-shot children beside the fleet: the check after the start, the scheduled backup.
     var check: Int32?
     var backup: Int32?
+    var prune: Int32?
     /// Settings being read for a reload. The last one counts; those before were late, and have not been reaped yet.
     var readings: [SettingsReading] = []
     /// How many reloads have begun, and who waits for one of which number.
@@ -61,6 +62,8 @@ final class Supervisor {
     /// Why the last reload failed; empty when it did not.
     var reloadProblem = ""
     var backupAt = Instant.never
+    /// When usage records are looked for that are older than they are kept.
+    var pruneAt = Instant.never
     private var extendAt = Instant(nanoseconds: 0)
     private let watchdogMilliseconds = ServiceManager.watchdogMilliseconds(Environment.current)
     private var aliveAt = Instant(nanoseconds: 0)
@@ -157,6 +160,7 @@ final class Supervisor {
             metadata: ["version": "\(Version.text)", "before": "\(version)", "generation": "\(fleet.generation)"])
         timer.start(milliseconds: Self.tickMilliseconds, repeating: Self.tickMilliseconds)
         scheduleBackup()
+        schedulePrune()
         reap()  // who ended while nobody listened
         perform(fleet.adopted(now: loop.now))
     }
@@ -196,7 +200,7 @@ final class Supervisor {
             left.addLink(link?.descriptor ?? -1, unfinished: link?.unfinished ?? [])
         }
         (left.checkPid, left.backupPid, left.homecomingPid) = (check ?? 0, backup ?? 0, homecoming ?? 0)
-        left.strayPids = strays + readings.filter { $0.exit == nil }.map(\.pid)
+        left.strayPids = strays + readings.filter { $0.exit == nil }.map(\.pid) + (prune.map { [$0] } ?? [])
         left.startedNs = started.nanoseconds
         left.databaseProblem = databaseProblem
         left.versionBefore = Version.text
@@ -223,7 +227,7 @@ final class Supervisor {
         guard exitCode == nil else { return }
         exitCode = code
         if let check { Process.signal(check, SIGKILL) }  // it only reads
-        if let backup { Process.signal(backup, SIGTERM) }
+        for job in [backup, prune] { if let job { Process.signal(job, SIGTERM) } }
         for reading in readings where reading.exit == nil { Process.signal(reading.pid, SIGKILL) }  // they only read
         closeListeners()
         spool()
@@ -295,6 +299,10 @@ final class Supervisor {
         droppedTold += LogSink.standard.dropped(since: droppedTold) { scoreboard.add(.logLinesDropped, $0) }
         guard migration == nil else { return extendStart(now) }
         if now >= backupAt, backup == nil, stopSignals == 0 { backup = oneShot(["db", "backup", "--scheduled"]) }
+        if now >= pruneAt, prune == nil, stopSignals == 0 {
+            pruneAt = now.adding(milliseconds: Limits.pruneMilliseconds)
+            prune = oneShot(["db", "prune", "--scheduled"])
+        }
         perform(fleet.ticked(now))
         for child in fleet.children {
             let count = child.row.map { scoreboard.value(.heartbeat, worker: $0) } ?? scoreboard.value(.writerHeartbeat)

@@ -359,6 +359,12 @@ public enum Limits {
     public static let extendMilliseconds = 10_000
     /// A command that must have a database for itself waits so long for whoever is just leaving it, and a supervisor at its end for its backup.
     public static let leavingMilliseconds = 2_000
+    /// Usage records that one transaction deletes: the writer stores others between two of them.
+    public static let pruneBatchMax = 1_000
+    /// Between two looks for usage records that are older than they are kept.
+    public static let pruneMilliseconds = 3_600_000
+    /// Days that usage records can be kept.
+    public static let retentionDays = 1...36_500
     /// How long the last word of a supervisor waits for the service manager to hear it.
     public static let barrierMilliseconds = 500
     /// Idle connections that a worker hands over, or takes, in one iteration of its loop.

@@ -86,6 +86,11 @@ public enum StoreCommands {
                     (row.key, row.account) = (listing.key, listing.account)
                     return row
                 }
+            case .pruneUsage(let m):
+                hasChanged = false
+                reply.pruned = UInt32(
+                    clamping: try session.pruneUsage(
+                        before: WallTime(milliseconds: m.beforeMs), limit: min(Int(m.limit), Limits.pruneBatchMax)))
             case .listAudit(let m):
                 hasChanged = false
                 reply.audit = try session.audit(last: Int(m.last)).map { AuditRow($0) }

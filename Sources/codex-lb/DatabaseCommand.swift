@@ -14,7 +14,7 @@ struct Database: ParsableCommand {
         commandName: "db", abstract: "Look after the database.",
         subcommands: [
             Upgrade.self, Current.self, History.self, Check.self, Wait.self, BackUp.self, Backups.self, Restore.self, Salvage.self,
-            Copy.self, SpoolFiles.self, BringHome.self,
+            Copy.self, Prune.self, SpoolFiles.self, BringHome.self,
         ])
 
     struct Current: ParsableCommand {

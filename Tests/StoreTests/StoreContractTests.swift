@@ -36,6 +36,26 @@ import Vocabulary
         #expect(try store.usage(last: 10).map(\.record) == [record(4), record(3), record(2), record(1)])
     }
 
+    @Test("Old records go in portions, the oldest first; those of the moment itself stay", arguments: Database.both)
+    func prune(_ kind: Database) throws {
+        let ground = try Ground(kind)
+        let store = try ground.open()
+        var records = (0..<10).map { record($0) }
+        for i in records.indices {
+            let time = WallTime(milliseconds: now.milliseconds + Int64(i) * 1000)
+            records[i].time = time
+            records[i].id = RecordID(time: time, random: (UInt64(i), UInt64(i)))
+        }
+        #expect(try store.append(records) == 10)
+        let border = WallTime(milliseconds: now.milliseconds + 7_000)
+        #expect(try store.pruneUsage(before: border, limit: 3) == 3)
+        #expect(try store.usage(last: 20).map(\.record) == records[3...].reversed())
+        #expect(try store.pruneUsage(before: border, limit: 5) == 4)
+        #expect(try store.pruneUsage(before: border, limit: 5) == 0)
+        #expect(try store.usage(last: 20).map(\.record) == records[7...].reversed())
+        #expect(try store.pruneUsage(before: WallTime(milliseconds: -5), limit: 5) == 0)
+    }
+
     @Test("Records as workers send them become the same rows, with their checksums, in groups of any size", arguments: Database.both)
     func rows(_ kind: Database) throws {
         let ground = try Ground(kind)

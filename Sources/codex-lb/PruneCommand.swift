@@ -1,0 +1,57 @@
+import ArgumentParser
+import ControlWire
+import Settings
+import Vocabulary
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+extension Database {
+    struct Prune: ParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Delete usage records that are older than they are to be kept.",
+            discussion: """
+                In small portions, also while a server runs. Age counts from the newest record: a clock that is wrong deletes nothing by itself. \
+                The file of an SQLite database does not shrink; what becomes free is used again.
+                """)
+        @Option(name: .long, help: "Days that records are kept (default: CODEX_LB_USAGE_RETENTION_DAYS).") var days: Int?
+        @Flag(name: .long, help: .hidden) var scheduled = false
+        @OptionGroup var data: DataOptions
+
+        func validate() throws {
+            if let days, !Limits.retentionDays.contains(days) {
+                throw ValidationError("--days takes \(Limits.retentionDays.lowerBound) to \(Limits.retentionDays.upperBound)")
+            }
+        }
+
+        func run() throws {
+            let settings = try data.settings()
+            guard let days = days ?? settings.database.retentionDays else {
+                complain("usage records are kept for ever (CODEX_LB_USAGE_RETENTION_DAYS is 0); give --days N to delete older ones now")
+                throw ExitCode(2)
+            }
+            guard let newest = try Self.newest(settings) else {
+                if !scheduled { print("there are no usage records") }
+                return
+            }
+            let before = WallTime(milliseconds: min(newest, Clock.wall.milliseconds) - Int64(days) * 86_400_000)
+            var (count, portion) = (0, 0)
+            repeat {
+                var command = StoreCommand()
+                (command.pruneUsage.beforeMs, command.pruneUsage.limit) = (before.milliseconds, UInt32(Limits.pruneBatchMax))
+                portion = Int(try StoreClient.perform(command, settings).pruned)
+                count += portion
+                usleep(10_000)  // for whoever waits for the writer
+            } while portion == Limits.pruneBatchMax
+            let text = "deleted \(count) usage records of turns before \(before.rfc3339)"
+            if !scheduled { print(text) } else if count > 0 { complain(text) }
+        }
+
+        private static func newest(_ settings: Settings) throws -> Int64? {
+            var command = StoreCommand()
+            command.listUsage.last = 1
+            return try StoreClient.perform(command, settings).usage.first?.record.timeMs
+        }
+    }
+}
