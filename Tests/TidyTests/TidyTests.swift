@@ -115,6 +115,24 @@ import Testing
         #expect(offenders { _, line in line.contains("try!") } == [])
     }
 
+    @Test("Every line that is logged as a notice or worse is in docs/log-lines.md")
+    func logLines() throws {
+        let page = try String(contentsOf: Self.root.appendingPathComponent("docs/log-lines.md"), encoding: .utf8)
+        var count = 0
+        for (path, text) in Self.sources {
+            for match in text.matches(of: /\.(?:notice|warning|error|critical)\(\s*"((?:[^"\\]|\\.)+)"/) {
+                // As far as it is the same each time.
+                let parts = match.output.1.split(separator: /\\\([^"]*?\)/)
+                guard let words = parts.map({ $0.trimmingCharacters(in: .whitespaces) }).max(by: { $0.count < $1.count }), words.count > 3
+                else { continue }
+                count += 1
+                let isThere = page.contains(words.drop { !$0.isLetter }.prefix(28))
+                #expect(isThere, "docs/log-lines.md lacks the line of \(path): \(match.output.1)")
+            }
+        }
+        #expect(count > 90)
+    }
+
     @Test("Every setting in the code is in docs/settings.md and in the sample file")
     func settings() throws {
         let documented = try String(contentsOf: Self.root.appendingPathComponent("docs/settings.md"), encoding: .utf8)
