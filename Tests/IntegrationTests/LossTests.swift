@@ -70,6 +70,41 @@ extension Integration {
             )
         }
 
+        /// 8. kill -9 of the supervisor, again and again; its sockets are with the service manager, which starts it again. What was open ends well,
+        /// who comes meanwhile waits, and no record is lost.
+        @Test(arguments: Database.both) func supervisorsKilled(_ database: Database) throws {
+            let path = FileManager.default.temporaryDirectory.path + "/clbn.\(UUID().uuidString)"
+            defer { unlink(path) }
+            let manager = try NotifySocket(path)
+            let stage = try Stage(
+                "a", workers: 1, on: database, environment: ["NOTIFY_SOCKET": manager.path, "CODEX_LB_LISTEN": "127.0.0.1:0"])
+            #expect(eventually(5) { manager.text.contains("READY=1") })
+            let names = manager.kept.keys.sorted()
+            try #require(names.count == 1)
+            let pulse = Pulse(stage)
+            defer { pulse.stop() }
+            let load = OpenLoad(stage, rate: Self.rate)
+            let kills = longRun("CODEX_LB_TEST_SUPERVISOR_KILLS", 3)
+            for _ in 0..<kills {
+                let before = load.count
+                #expect(eventually(20) { load.count >= before + 30 })
+                stage.daemon.child?.signal(SIGKILL)
+                #expect(stage.daemon.child?.wait(5) == .signal(SIGKILL))
+                _ = manager.text
+                let held = names.compactMap { manager.kept[$0] }
+                #expect(held.count == names.count)
+                try stage.daemon.launch(passing: held, names: names.joined(separator: ":"))
+                try stage.daemon.waitReady()
+            }
+            let before = load.count
+            #expect(eventually(20) { load.count >= before + 30 })
+            try stage.expectThreeSets(load)
+            #expect(load.failures.isEmpty, "\(load.failures.prefix(3))")
+            tally(
+                8, "kill -9 of the supervisor (\(database))",
+                "\(kills) kills, \(load.count) good, \(load.failures.count) failed, 0 records lost or doubled")
+        }
+
         /// 9. A worker that dies at each start for a while: five starts in ten seconds at once, then 0.5, 1, 2, 4, 5, 5 … s; the others are
         /// unharmed, and it serves again afterwards.
         @Test(arguments: Database.both) func diesAtEachStart(_ database: Database) throws {

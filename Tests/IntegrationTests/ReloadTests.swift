@@ -184,21 +184,22 @@ extension Integration {
             let gate = Gate()
             let (before, after) = ([Canned.created()] + (0..<50).map { Canned.delta("x\($0)") }, (0..<50).map { Canned.delta("y\($0)") })
             stage.always("a", .stall(before, gate, after + [Canned.completed()]))
-            let streams = try (0..<8).map { i in
+            let (count, reloads) = (longRun("CODEX_LB_TEST_STREAMS", 8), longRun("CODEX_LB_TEST_STREAM_RELOADS", 3))
+            let streams = try (0..<count).map { i in
                 let connection = try stage.daemon.connect()
                 try connection.post("/v1/responses", Stage.body(), headers: [("X-Request-Id", "stream-\(i)")])
                 #expect(try connection.head().status == 200)
                 return connection
             }
-            for _ in 0..<3 { #expect(try Self.ctl(stage.daemon, ["reload"]).result.isGood) }
+            for _ in 0..<reloads { #expect(try Self.ctl(stage.daemon, ["reload"]).result.isGood) }
             let children = try #require(stage.daemon.status()?["children"] as? [[String: Any]])
             #expect(children.contains { $0["state"] as? String == "draining" && $0["generation"] as? Int == 1 })
             gate.open()
             let expected = try stage.turn("reference").body
             for stream in streams { #expect(try stream.body() == expected) }
             #expect(eventually(10) { stage.daemon.fleetPIDs().count == stage.daemon.fleetSize(workers: 2) })
-            for i in 0..<8 { #expect(try stage.daemon.record("stream-\(i)")["status"] as? Int == 200) }
-            tally(4, "open streams (\(database))", "8 streams over 3 reloads, 8 byte for byte")
+            for i in 0..<count { #expect(try stage.daemon.record("stream-\(i)")["status"] as? Int == 200) }
+            tally(4, "open streams (\(database))", "\(count) streams over \(reloads) reloads, all byte for byte")
         }
 
         /// A worker of an old generation is killed with a record that the writer has not taken: somebody brings it home.
