@@ -157,7 +157,7 @@ extension Integration {
             let copy = try Child(
                 Daemon.binary, ["db", "copy", "--to", target.url], environment: daemon.environment, errors: daemon.directory + "/copy")
             let count = { Int((try? target.sql("SELECT count(*) FROM usage_records")) ?? "") ?? 0 }  // not there yet: none
-            #expect(copy.stop(steps: 0.03) { (1..<40_000).contains(count()) }, "\(procText(daemon.directory + "/copy"))")
+            #expect(copy.stop { (1..<40_000).contains(count()) }, "\(procText(daemon.directory + "/copy"))")
             copy.signal(SIGKILL)
             #expect(copy.wait(5) == .signal(SIGKILL))
             let part = count()

@@ -155,8 +155,9 @@ public final class Child: @unchecked Sendable {  // `lock` guards the exit
     public func signal(_ number: Int32) { if poll() == nil { Glibc.kill(pid, number) } }
 
     /// Lets it run a little at a time and looks at a condition while it stands still; true when that holds, and it stands still then: the next
-    /// signal finds it where it was seen. False when it has ended or `seconds` pass first.
-    public func stop(within seconds: Double = 30, steps: Double = 0.01, where condition: () throws -> Bool) rethrows -> Bool {
+    /// signal finds it where it was seen. False when it has ended or `seconds` pass first. A step is half as long as a look, so that both keep
+    /// their measure on a machine that is busy.
+    public func stop(within seconds: Double = 60, where condition: () throws -> Bool) rethrows -> Bool {
         let end = Date(timeIntervalSinceNow: seconds)
         while Date() < end {
             signal(SIGSTOP)
@@ -164,9 +165,11 @@ public final class Child: @unchecked Sendable {  // `lock` guards the exit
                 poll() != nil || procText("/proc/\(pid)/status").contains("State:\tT")
             }
             if poll() != nil { return false }
+            let look = Date()
             if try condition() { return true }
+            let took = Date().timeIntervalSince(look)
             signal(SIGCONT)
-            usleep(UInt32(steps * 1_000_000))
+            usleep(UInt32(max(0.005, took / 2) * 1_000_000))
         }
         return false
     }
