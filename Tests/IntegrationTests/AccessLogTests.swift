@@ -21,8 +21,10 @@ extension Integration {
             return (Stage(upstream, daemon), path)
         }
 
+        /// Those that are whole: the last one may be on its way.
         private static func lines(_ path: String) throws -> [[String: Any]] {
-            try procText(path).split(separator: "\n").map {
+            let text = procText(path)
+            return try text[..<(text.lastIndex(of: "\n") ?? text.startIndex)].split(separator: "\n").map {
                 try #require(try JSONSerialization.jsonObject(with: Data($0.utf8)) as? [String: Any], "\($0)")
             }
         }

@@ -132,7 +132,7 @@ extension Integration {
             let writer = try #require(stage.daemon.pid("writer"))
             kill(writer, SIGSTOP)
             for i in 0..<50 { #expect(try stage.turn("req-\(i)").types.last == "response.completed") }
-            #expect(try stage.metric("codex_lb_journal_bytes") ?? 0 > 0)
+            #expect(try eventually(2) { try stage.metric("codex_lb_journal_bytes") ?? 0 > 0 })
             kill(writer, SIGCONT)
             try stage.expectOneRecord(of: (0..<50).map { "req-\($0)" })
             #expect(try eventually(5) { try stage.metric("codex_lb_journal_bytes") == 0 })

@@ -63,7 +63,10 @@ extension Integration {
             #expect(stage.daemon.status()?["database_problem"] as? String != nil)
             // New records go elsewhere in the file.
             #expect(try stage.turn("after").types.last == "response.completed")
-            #expect(try eventually(5) { try stage.metric("codex_lb_journal_bytes") == 0 })
+            #expect(
+                try eventually(5) {
+                    try stage.metric("codex_lb_usage_records_acknowledged_total") == 1 && stage.metric("codex_lb_journal_bytes") == 0
+                })
             try stage.daemon.run("db", "check").expectRefused("damaged")
             try stage.daemon.run("db", "backup").expectRefused("no good", "codex-lb db check")
             try stage.daemon.run("db", "recover", "--replace").expectRefused("only one codex-lb")

@@ -98,7 +98,7 @@ extension Integration {
             #expect(daemon.stop() == .code(0))
 
             // The way back: the backup with the key that was kept for it.
-            #expect(try eventually(5, every: 0.05) { try daemon.run("db", "restore", backup).isGood })
+            #expect(try daemon.restore(backup).isGood)
             try daemon.launch()
             #expect(daemon.child?.wait(15)?.isRefusal == true && daemon.log.contains("cp -p \(kept) \(keyFile(daemon))"), "\(daemon.log)")
             try FileManager.default.removeItem(atPath: keyFile(daemon))

@@ -15,7 +15,7 @@ extension Integration {
         @Test(arguments: Database.both) func whoNeedsOne(_ database: Database) throws {
             let stage = try Stage("a", on: database)
             #expect(try stage.daemon.post("/v1/responses", Stage.body(), headers: [("Authorization", "Bearer anything")]).status == 200)
-            #expect(stage.daemon.log.contains("no key exists and only loopback listens"))
+            #expect(stage.daemon.waitLog("no key exists and only loopback listens"))
             let key = try stage.daemon.createKey("laptop")
             #expect(key.hasPrefix("sk-clb-"))
             #expect(try eventually(2) { try stage.daemon.post("/v1/responses", Stage.body()).status == 401 })
@@ -58,7 +58,7 @@ extension Integration {
         @Test func rules() throws {
             let always = try Stage("a", environment: ["CODEX_LB_REQUIRE_KEYS": "always"])
             #expect(try always.daemon.post("/v1/responses", Stage.body()).status == 401)
-            #expect(always.daemon.log.contains("CODEX_LB_REQUIRE_KEYS=always"))
+            #expect(always.daemon.waitLog("CODEX_LB_REQUIRE_KEYS=always"))
             let never = try Stage("a", environment: ["CODEX_LB_REQUIRE_KEYS": "never"])
             let key = try never.daemon.createKey("laptop")
             for headers in [[], Self.remote(nil), Self.remote("anything"), [("Host", "llm.example")]] {
@@ -77,7 +77,7 @@ extension Integration {
             let connection = try HTTPConnection("127.0.0.1:\(port)")
             try connection.post("/v1/responses", Stage.body())
             #expect(try connection.answer().status == 401)
-            #expect(daemon.log.contains("an address beyond loopback listens"))
+            #expect(daemon.waitLog("an address beyond loopback listens"))
         }
 
         /// Metrics and the details of health are for direct callers on this host while none must show a key; with a token, for its holder
@@ -127,7 +127,10 @@ extension Integration {
             let stage = try Stage("a", on: database)
             stage.upstream.always(path: "/v1/models", .status(200, Canned.models("gpt-5.4", "gpt-5.5")))
             let key = try stage.daemon.createKey("narrow", "--models", "gpt-5.4,gpt-5.4-mini")
-            #expect(try eventually(1) { try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 200 })
+            #expect(
+                try eventually(bound(1, debug: 3)) {
+                    try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 200
+                })
             let answer = try stage.daemon.post("/v1/responses", Stage.body(model: "gpt-5.5"), headers: Self.remote(key))
             #expect(answer.status == 403)
             #expect(answer.errorCode == "model_not_allowed")
@@ -140,16 +143,25 @@ extension Integration {
         @Test(arguments: Database.allCases) func revoked(_ database: Database) throws {
             let stage = try Stage("a", on: database)
             let key = try stage.daemon.createKey("laptop")
-            #expect(try eventually(1) { try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 200 })
+            #expect(
+                try eventually(bound(1, debug: 3)) {
+                    try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 200
+                })
             #expect(try stage.daemon.run("keys", "revoke", "laptop").isGood)
-            #expect(try eventually(1) { try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 401 })
+            #expect(
+                try eventually(bound(1, debug: 3)) {
+                    try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 401
+                })
         }
 
         /// An expired key is no key. Its time can't be in the past at birth, so the clock of the store's row is turned back.
         @Test func expired() throws {
             let stage = try Stage("a")
             let key = try stage.daemon.createKey("short", "--expires", "1m")
-            #expect(try eventually(1) { try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 200 })
+            #expect(
+                try eventually(bound(1, debug: 3)) {
+                    try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).status == 200
+                })
             #expect(stage.daemon.stop() == .code(0))
             let sqlite = try Child(
                 "/usr/bin/sqlite3", [stage.daemon.data + "/store.db", "UPDATE client_keys SET expires_at_ms = 1000"], environment: [:],
@@ -170,7 +182,7 @@ extension Integration {
             let stage = try Stage("a", on: database)
             let key = try stage.daemon.createKey("laptop")
             let headers = Self.remote(key) + [("X-Request-Id", "keyed")]
-            #expect(try eventually(1) { try stage.daemon.get("/v1/models", headers: headers).status == 200 })
+            #expect(try eventually(bound(1, debug: 3)) { try stage.daemon.get("/v1/models", headers: headers).status == 200 })
             #expect(try stage.daemon.post("/v1/responses", Stage.body(), headers: headers).status == 200)
             #expect(try stage.daemon.record("keyed")["key"] as? String == "laptop")
         }

@@ -10,30 +10,32 @@ extension Integration {
         private final class Probe: @unchecked Sendable {  // every access holds `lock`
             private let lock = NSLock()
             private var isStopped = false
-            private(set) var worst = 0.0
-            private(set) var count = 0
+            /// Seconds that each took; infinity where one failed.
+            private var times: [Double] = []
             private let ended = DispatchSemaphore(value: 0)
 
             init(_ daemon: Daemon) {
                 let address = daemon.address
                 Thread.detachNewThread { [self] in
                     defer { ended.signal() }
-                    guard let connection = try? HTTPConnection(address) else { return lock.withLock { worst = .infinity } }
+                    guard let connection = try? HTTPConnection(address) else { return lock.withLock { times.append(.infinity) } }
                     while !lock.withLock({ isStopped }) {
                         let start = Date()
                         guard (try? connection.send("GET", "/health/live", body: nil)) != nil,
                             (try? connection.answer(20))?.status == 200
-                        else { return lock.withLock { worst = .infinity } }
+                        else { return lock.withLock { times.append(.infinity) } }
                         let took = Date().timeIntervalSince(start)
-                        lock.withLock { (worst, count) = (max(worst, took), count + 1) }
+                        lock.withLock { times.append(took) }
                     }
                 }
             }
 
-            func stop() -> (worst: Double, count: Int) {
+            /// The worst, the 95th of a hundred, and how many there were.
+            func stop() -> (worst: Double, usual: Double, count: Int) {
                 lock.withLock { isStopped = true }
                 ended.wait()
-                return (worst, count)
+                let sorted = lock.withLock { times.sorted() }
+                return (sorted.last ?? 0, sorted.isEmpty ? 0 : sorted[(sorted.count - 1) * 95 / 100], sorted.count)
             }
         }
 
@@ -66,11 +68,14 @@ extension Integration {
             try connection.send("POST", path, body: body, headers: headers)
             let status = try connection.answer(60).status
             let took = Date().timeIntervalSince(start)
-            let (worst, count) = probe.stop()
+            let (worst, usual, count) = probe.stop()
             print(
-                "body \(name): \(body.count) bytes, \(status) after \(Int(took * 1000)) ms, \(count) health requests, worst \(Int(worst * 1000)) ms"
+                "body \(name): \(body.count) bytes, \(status) after \(Int(took * 1000)) ms, \(count) health requests, worst \(Int(worst * 1000)) ms, 95 % within \(Int(usual * 1000)) ms"
             )
-            #expect(worst < 0.1, "\(name): a health request took \(worst) s")
+            // What is done on the loop holds up one request for all of its time. What the machine holds up, in a debug build beside other
+            // things, says nothing of that.
+            #expect(worst < bound(0.1, debug: max(0.3, took / 2)), "\(name): of \(took) s a health request took \(worst) s")
+            #expect(usual < 0.1 || count < 100, "\(name): of \(count) health requests a twentieth took \(usual) s")
             return status
         }
 

@@ -27,6 +27,12 @@ extension Integration {
                 !text.contains(PostgresCluster.password) && !text.contains(PostgresCluster.encodedPassword), "the password is in the log")
         }
 
+        /// The same of a process that runs: a thread of its own writes its log.
+        private func expect(_ daemon: Daemon, tells words: String...) {
+            for word in words { #expect(daemon.waitLog(word), "\"\(word)\" is not in:\n\(daemon.log)") }
+            expect(daemon.log)
+        }
+
         // MARK: At start
 
         /// Down at start: it waits with growing pauses, then ends and says where it looked and what to check.
@@ -110,11 +116,11 @@ extension Integration {
             let others = try (0..<5).map { _ in try cluster.hold("SELECT 1", in: "postgres") }
             try daemon.launch(workers: 2)
             #expect(daemon.waitLog("waiting for the database"))
-            expect(daemon.log, has: "127.0.0.1:\(cluster.port)", "max_connections", "CODEX_LB_DATABASE_POOL_SIZE", "pgbouncer")
+            expect(daemon, tells: "127.0.0.1:\(cluster.port)", "max_connections", "CODEX_LB_DATABASE_POOL_SIZE", "pgbouncer")
             for other in others { try other.end() }
             try daemon.waitReady()
             // 15 + 10 wanted, 8 - 3 given.
-            expect(daemon.log, has: "may open 25 connections", "gives ordinary users 5 in all", "max_connections")
+            expect(daemon, tells: "may open 25 connections", "gives ordinary users 5 in all", "max_connections")
             #expect(daemon.stop() == .code(0))
         }
 
@@ -162,7 +168,7 @@ extension Integration {
             try stage.expectOneRecord(of: finished)
             #expect(stage.calls("a") == finished.count + 1, "a turn failed or was sent twice")
             #expect(try stage.daemon.get("/v1/usage", headers: headers).status == 200)
-            expect(stage.daemon.log, has: "turns go on", "127.0.0.1:\(cluster.port)", "is reached again")
+            expect(stage.daemon, tells: "turns go on", "127.0.0.1:\(cluster.port)", "is reached again")
         }
 
         /// The only worker dies while the database is away: the next one serves by what that one knew, accounts and keys, and what it records
@@ -174,20 +180,30 @@ extension Integration {
                 let headers = [Self.remote, ("X-Request-Id", id), ("Authorization", "Bearer \(key)")]
                 return try? stage.daemon.post("/v1/responses", Stage.body(), headers: headers, seconds: 5).status
             }
-            #expect(eventually(5) { turn("before", key) == 200 })
+            /// The id of one that was served. Each try has its own: one that was given up may be served later, and have a record.
+            func served(_ name: String, _ seconds: Double) throws -> String {
+                var tries = 0
+                let isServed = eventually(seconds) {
+                    tries += 1
+                    return turn("\(name)-\(tries)", key) == 200
+                }
+                try #require(isServed, "nobody serves \(name)")
+                return "\(name)-\(tries)"
+            }
+            var ids = [try served("before", 5)]
             try cluster.stop()
             defer { try? cluster.start() }
             for number in 1...2 {
                 let pid = try #require(stage.daemon.pid("worker", 0))
                 kill(pid, SIGKILL)
-                #expect(eventually(10) { turn("away-\(number)", key) == 200 }, "nobody serves while the database is away")
+                ids.append(try served("away-\(number)", 10))
                 #expect(stage.daemon.pid("worker", 0) != pid)
                 #expect(turn("stranger", "sk-clb-x") == 401)
             }
             #expect(try eventually(5, every: 0.1) { try stage.health() == (200, "degraded", "unreachable") })
             try cluster.start()
             #expect(try eventually(15, every: 0.1) { try stage.health() == (200, "ok", "ok") })
-            for id in ["before", "away-1", "away-2"] { _ = try stage.daemon.record(id) }
+            for id in ids { _ = try stage.daemon.record(id) }
         }
 
         /// Who reads usage just when the database goes is not kept for the pool's whole time (30 s): it is answered when that is known.
@@ -247,7 +263,7 @@ extension Integration {
             #expect(eventually(20) { load.count >= 50 })
             try cluster.alterSystem("default_transaction_read_only", "on")
             #expect(try eventually(15, every: 0.1) { try stage.health() == (200, "degraded", "unreachable") })
-            expect(stage.daemon.log, has: "read-only")
+            expect(stage.daemon, tells: "read-only")
             let before = load.count
             #expect(eventually(20) { load.count >= before + 50 }, "turns do not go on")
             try cluster.alterSystem("default_transaction_read_only", nil)
@@ -264,10 +280,12 @@ extension Integration {
             let holder = try cluster.hold("BEGIN; LOCK TABLE usage_records IN ACCESS EXCLUSIVE MODE", in: name)
             for i in 0..<6 { #expect(try stage.turn("req-\(i)").types.last == "response.completed") }
             try cluster.alterSystem("default_transaction_read_only", "on")
+            // Those until now may be one batch, which began before; these are others.
+            for i in 6..<8 { #expect(try stage.turn("req-\(i)").types.last == "response.completed") }
             try holder.end()
             #expect(stage.daemon.waitLog("read-only"))
             try cluster.alterSystem("default_transaction_read_only", nil)
-            try stage.expectOneRecord(of: (0..<6).map { "req-\($0)" })
+            try stage.expectOneRecord(of: (0..<8).map { "req-\($0)" })
             #expect(try eventually(5) { try stage.metric("codex_lb_journal_bytes") == 0 })
         }
 
@@ -328,7 +346,7 @@ extension Integration {
                 #expect(eventually(5) { load.count >= before + 20 }, "turns do not go on")
                 counts.append(load.count)
             }
-            #expect(slowest < 0.5, "the loop stood still for \(slowest) s")
+            #expect(slowest < bound(0.5, debug: 2), "the loop stood still for \(slowest) s")
             #expect(try stage.health() == (200, "degraded", "unreachable"))
             cluster.thaw()
             #expect(try eventually(20, every: 0.1) { try stage.health() == (200, "ok", "ok") })
@@ -346,7 +364,7 @@ extension Integration {
             expect(stage.daemon.log, has: "kept for the next start")
             try cluster.start()
             try stage.daemon.start()
-            expect(stage.daemon.log, has: "20 usage records of an earlier run stored")
+            expect(stage.daemon, tells: "20 usage records of an earlier run stored")
             try stage.expectOneRecord(of: (0..<20).map { "kept-\($0)" })
         }
 
@@ -447,18 +465,17 @@ extension Integration {
             let holder = try cluster.hold("BEGIN; LOCK TABLE usage_records IN ACCESS EXCLUSIVE MODE", in: name)
             #expect(try stage.turn("first").types.last == "response.completed")
             // The only connection waits for the table now.
-            let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-            #expect(try eventually(5, every: 0.05) { try cluster.sql(waiting, in: name) == "1" })
+            #expect(eventually(5, every: 0.001) { cluster.waitsForLock(in: name) })
             let start = Date()
             let usage = try stage.daemon.get("/v1/usage")
             let seconds = Date().timeIntervalSince(start)
             #expect(usage.status == 503 && usage.errorCode == "database_pool_timeout", "\(usage.status) \(usage.text)")
-            #expect(seconds > 0.8 && seconds < 1.8, "\(seconds) s")
+            #expect(seconds > 0.8 && seconds < bound(1.8, debug: 5), "\(seconds) s")
             #expect(try stage.turn("second").types.last == "response.completed")
             try holder.end()
             try stage.expectOneRecord(of: ["first", "second"])
-            #expect(try stage.daemon.get("/v1/usage").status == 200)
-            expect(stage.daemon.log, has: "became free within 1 s", "CODEX_LB_DATABASE_POOL_SIZE")
+            #expect(try eventually(5) { try stage.daemon.get("/v1/usage").status == 200 })
+            expect(stage.daemon, tells: "became free within 1 s", "CODEX_LB_DATABASE_POOL_SIZE")
         }
 
         /// One connection for everything: reads and changes of accounts have their turn however busy the records keep it.
@@ -468,7 +485,9 @@ extension Integration {
             ])
             let load = Load(stage, pause: 1_000)
             #expect(eventually(20) { load.count >= 100 })
-            for _ in 0..<20 { #expect(try stage.daemon.get("/v1/usage").status == 200) }
+            // The pool's patience is a second, which one of them may miss on a machine that has other things to do.
+            let good = try (0..<20).count { _ in try stage.daemon.get("/v1/usage").status == 200 }
+            #expect(good >= 19, "\(good) of 20 reads had their turn")
             let key = try stage.daemon.createKey("laptop")
             let headers = [Self.remote, ("Authorization", "Bearer \(key)")]
             #expect(try eventually(2) { try stage.daemon.get("/v1/usage", headers: headers).status == 200 })

@@ -33,17 +33,17 @@ extension Integration {
             try second.daemon.start()
             #expect(try second.turn("one").types.last == "response.completed")
             #expect(try first.daemon.run("accounts", "pause", "a").isGood)
-            #expect(try eventually(1) { try second.turn(stream: false).status == 503 })
-            #expect(try eventually(1) { try first.turn(stream: false).status == 503 })
+            #expect(try eventually(bound(1, debug: 3)) { try second.turn(stream: false).status == 503 })
+            #expect(try eventually(bound(1, debug: 3)) { try first.turn(stream: false).status == 503 })
             try second.daemon.addAccount("b", baseURL: first.upstream.baseURL, key: Stage.key("b"))
-            #expect(try eventually(1) { try first.turn(stream: false).status == 200 })
-            #expect(try eventually(1) { try second.turn(stream: false).status == 200 })
+            #expect(try eventually(bound(1, debug: 3)) { try first.turn(stream: false).status == 200 })
+            #expect(try eventually(bound(1, debug: 3)) { try second.turn(stream: false).status == 200 })
             #expect(first.calls("b") >= 2)
             let key = try second.daemon.createKey("laptop")
-            #expect(try eventually(1) { try first.daemon.get("/v1/usage", headers: Self.remote(key)).status == 200 })
+            #expect(try eventually(bound(1, debug: 3)) { try first.daemon.get("/v1/usage", headers: Self.remote(key)).status == 200 })
             #expect(try first.daemon.run("keys", "revoke", "laptop").isGood)
-            #expect(try eventually(1) { try second.daemon.get("/v1/usage", headers: Self.remote(key)).status == 401 })
-            #expect(try eventually(1) { try first.daemon.get("/v1/usage", headers: Self.remote(key)).status == 401 })
+            #expect(try eventually(bound(1, debug: 3)) { try second.daemon.get("/v1/usage", headers: Self.remote(key)).status == 401 })
+            #expect(try eventually(bound(1, debug: 3)) { try first.daemon.get("/v1/usage", headers: Self.remote(key)).status == 401 })
         }
 
         /// Ten accounts and ten keys made at once by the command lines of both: each has its own place, and both instances know all.
@@ -81,7 +81,7 @@ extension Integration {
             try second.daemon.start()
             let key = try first.daemon.createKey("laptop")
             for stage in [first, second] {
-                #expect(try eventually(1) { try stage.daemon.get("/v1/usage", headers: Self.remote(key)).status == 200 })
+                #expect(try eventually(bound(1, debug: 3)) { try stage.daemon.get("/v1/usage", headers: Self.remote(key)).status == 200 })
                 for _ in 0..<5 {
                     #expect(
                         try stage.daemon.post("/v1/responses", Stage.body(), headers: Self.remote(key)).types.last == "response.completed")
@@ -146,7 +146,7 @@ extension Integration {
             try daemon.addAccount("b", baseURL: "http://127.0.0.1:1/v1", key: "x")
             try bare.sql("INSERT INTO orders VALUES (2)")
             try bare.sql("UPDATE accounts SET name = 'still somebody else'")
-            let restored = try daemon.run("db", "restore", dump, seconds: 60)
+            let restored = try daemon.restore(dump)
             #expect(restored.isGood, "\(restored.errors)")
             #expect(try daemon.run("accounts", "list").output.contains("a ") && !daemon.run("accounts", "list").output.contains("b "))
             #expect(try bare.sql("SELECT count(*) FROM orders") == "2")
@@ -171,7 +171,7 @@ extension Integration {
             let refused = try daemon.run("db", "restore", dump, seconds: 60)
             #expect(!refused.isGood && refused.errors.contains("served from by"), "\(refused.errors)")
             #expect(daemon.stop() == .code(0))
-            #expect(try eventually(5, every: 0.2) { try daemon.run("db", "restore", dump, seconds: 60).isGood })
+            #expect(try daemon.restore(dump).isGood)
         }
 
         /// SIGTERM of one instance under load: its turns are finished and stored, the other notices nothing.

@@ -151,7 +151,7 @@ extension Integration {
             let worker = children.first { $0["role"] as? String == "worker" && $0["slot"] as? Int == 1 }
             #expect(worker?["restarts"] as? Int == 1)
             #expect(try stage.turn().types.last == "response.completed")
-            #expect(stage.daemon.log.contains("signal 9"))
+            #expect(stage.daemon.waitLog("signal 9"))
         }
 
         /// A worker that hangs is ended and replaced.
@@ -412,9 +412,9 @@ extension Integration {
             let stage = try Stage(on: database)
             #expect(try stage.turn(stream: false).status == 503)
             try stage.daemon.addAccount("a", baseURL: stage.upstream.baseURL, key: "sk-up-a")
-            #expect(try eventually(1) { try stage.turn(stream: false).status == 200 })
+            #expect(try eventually(bound(1, debug: 3)) { try stage.turn(stream: false).status == 200 })
             #expect(try stage.daemon.run("accounts", "remove", "a").isGood)
-            #expect(try eventually(1) { try stage.turn(stream: false).status == 503 })
+            #expect(try eventually(bound(1, debug: 3)) { try stage.turn(stream: false).status == 503 })
         }
 
         /// /health and /metrics tell what happened, summed over the workers.

@@ -337,13 +337,15 @@ extension Integration {
                     try Self.cooldown(Self.account(second, "a")) == "quota" && Self.cooldown(Self.account(stage, "a")) == "quota"
                 })
             for one in [stage, second] { #expect(try Self.turns(one, 3) == ["b": 3]) }
-            // From here on for two intervals: two questions for each account, one more where an interval's border lies.
+            // From here on for two intervals: two questions for each account, and some more where an interval's border lies.
             stage.upstream.forgetRequests()
             let began = Date()
             func asked(_ name: String) -> Int { stage.upstream.requests.count { $0.method == "GET" && $0.bearer == "t-\(name)" } }
             #expect(eventually(20) { asked("a") >= 2 && asked("b") >= 2 })
+            // What comes between the count and the look at the clock is no fault.
+            let counts = ["a", "b"].map(asked)
             let seconds = Date().timeIntervalSince(began)
-            for name in ["a", "b"] { #expect(Double(asked(name)) <= seconds / 1.8 + 1, "\(asked(name)) in \(seconds) s") }
+            for count in counts { #expect(Double(count) <= seconds / 1.8 + 2, "\(count) in \(seconds) s") }
         }
     }
 }

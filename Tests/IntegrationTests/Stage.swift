@@ -58,6 +58,20 @@ struct Stage {
     func isAvailable(_ account: String) throws -> Bool { try metric("codex_lb_account_available{account=\"\(account)\"}") == 1 }
 }
 
+extension Daemon {
+    /// `db restore` of a server that has just stopped. A process of PostgreSQL that worked for it, or for a command, may be there a moment
+    /// longer, and a restore is refused meanwhile.
+    func restore(_ file: String, _ options: String...) throws -> CommandResult {
+        var result = try run(["db", "restore", file] + options, seconds: 60)
+        try eventually(10, every: 0.2) {
+            guard !result.isGood, result.errors.contains("stop every instance first") else { return true }
+            result = try run(["db", "restore", file] + options, seconds: 60)
+            return false
+        }
+        return result
+    }
+}
+
 extension Answer {
     var types: [String] { events.map(\.type) }
     /// The error code of the one `response.failed`.

@@ -325,10 +325,15 @@ extension Integration {
             try client.post("/v1/responses", Stage.body())
             _ = try client.head()
             let own = stage.daemon.address.split(separator: ":").last.flatMap { UInt16($0) }!
-            let established = try Self.sockets().filter { $0.state == "01" }
-            let (downstream, upstream) = (established.filter { $0.own == own }, established.filter { $0.peer == stage.upstream.port })
-            #expect(downstream.count == 1 && upstream.count == 1)
-            for socket in downstream + upstream { #expect(socket.timer.hasPrefix("02:"), "\(socket)") }
+            var seen = ""
+            // While something is on its way another timer is shown.
+            let isWatched = try eventually(5) {
+                let established = try Self.sockets().filter { $0.state == "01" }
+                let (downstream, upstream) = (established.filter { $0.own == own }, established.filter { $0.peer == stage.upstream.port })
+                seen = "\(downstream), \(upstream)"
+                return downstream.count == 1 && upstream.count == 1 && (downstream + upstream).allSatisfy { $0.timer.hasPrefix("02:") }
+            }
+            #expect(isWatched, "\(seen)")
             gate.open()
         }
 

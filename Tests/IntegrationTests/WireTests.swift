@@ -506,14 +506,15 @@ extension Integration {
 
         /// A slow body that makes progress is waited for.
         @Test func slowBody() throws {
-            let stage = try Stage("a", environment: ["CODEX_LB_BODY_PROGRESS_TIMEOUT_SECONDS": "0.3"])
+            // Its eleven pieces take twice as long as one may.
+            let stage = try Stage("a", environment: ["CODEX_LB_BODY_PROGRESS_TIMEOUT_SECONDS": "1"])
             let connection = try stage.daemon.connect()
             let body = "{\"model\":\"gpt-5.4\",\"stream\":true,\"input\":\"" + String(repeating: "x", count: 200_000) + "\"}"
             try connection.send(HTTPConnection.head("POST", "/v1/responses", bodyCount: body.utf8.count))
             let bytes = Array(body.utf8)
             for start in stride(from: 0, to: bytes.count, by: 20_000) {
                 try connection.send(Array(bytes[start..<min(bytes.count, start + 20_000)]))
-                if start + 20_000 < bytes.count { #expect(connection.isSilent(0.1)) }
+                if start + 20_000 < bytes.count { #expect(connection.isSilent(0.2)) }
             }
             #expect(try connection.answer().types.last == "response.completed")
         }

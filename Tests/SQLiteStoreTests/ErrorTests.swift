@@ -119,7 +119,7 @@ private func isClear(_ error: StoreError?, _ kind: StoreError.Kind, _ words: Str
         store.close()
         Scratch.write(scratch.database, [])
         #expect(isClear(kind { () throws(StoreError) in _ = try scratch.open() }, .corrupt, "0 bytes", "codex-lb db restore", "remove"))
-        _ = try Backup.restore(backup, database: scratch.database, now: now)
+        try scratch.restore(backup)
         let restored = try scratch.open()
         #expect(try restored.usage(last: 9).count == 1)
         restored.close()

@@ -38,6 +38,23 @@ final class Scratch {
     func open(revisions: [Revision] = Schema.revisions, wait: Int = 5_000) throws(StoreError) -> StoreSession {
         try SQLiteStore.open(path: database, keyPath: key, appVersion: "test", lockWaitMilliseconds: wait, now: now, revisions: revisions)
     }
+    /// Carries out what is refused while somebody has a database's lock; for 5 s at most, for the reason above.
+    static func unlocked<T>(_ body: () throws(StoreError) -> T) throws(StoreError) -> T {
+        for _ in 0..<1_000 {
+            do throws(StoreError) { return try body() } catch {
+                guard error.kind == .busy else { throw error }
+                usleep(5_000)
+            }
+        }
+        return try body()
+    }
+    @discardableResult
+    func restore(_ backup: String) throws(StoreError) -> String? {
+        try Self.unlocked { () throws(StoreError) in try Backup.restore(backup, database: database, now: now) }
+    }
+    static func recover(_ database: String, _ output: String) throws(StoreError) -> RecoveryReport {
+        try unlocked { () throws(StoreError) in try Recover.run(database: database, output: output, progress: { _ in }, now: now) }
+    }
     static func bytes(_ path: String) -> [UInt8] {
         let fd = Glibc.open(path, O_RDONLY)
         defer { close(fd) }

@@ -20,6 +20,33 @@ public func eventually(_ seconds: Double = 10, every: Double = 0.005, _ conditio
     }
 }
 
+/// Polls a condition until it has held at every look for `span` seconds; false when `seconds` pass first. For what each of several processes
+/// learns by itself while one look asks only one of them: whoever looks at the database does so within half a second.
+@discardableResult
+public func steadily(_ span: Double = 1.2, within seconds: Double = 15, every: Double = 0.02, _ condition: () throws -> Bool) rethrows
+    -> Bool
+{
+    let end = Date(timeIntervalSinceNow: seconds)
+    var since: Date?
+    while true {
+        let look = Date()
+        if try condition() {
+            since = since ?? look
+            if Date().timeIntervalSince(since!) >= span { return true }
+        } else {
+            since = nil
+        }
+        if Date() >= end { return false }
+        usleep(UInt32(every * 1_000_000))
+    }
+}
+
+/// A bound on time that says something about how fast the program is. `make soak` holds a release build to what is promised; a debug build on
+/// a machine that has other things to do gets more.
+public func bound(_ promised: Double, debug: Double) -> Double {
+    ProcessInfo.processInfo.environment["CODEX_LB_TEST_RELEASE"] == nil ? debug : promised
+}
+
 /// The text of a file of /proc, which tells no size: read to its end.
 public func procText(_ path: String) -> String {
     let fd = open(path, O_RDONLY | O_CLOEXEC)
@@ -126,6 +153,26 @@ public final class Child: @unchecked Sendable {  // `lock` guards the exit
     }
 
     public func signal(_ number: Int32) { if poll() == nil { Glibc.kill(pid, number) } }
+
+    /// Lets it run a little at a time and looks at a condition while it stands still; true when that holds, and it stands still then: the next
+    /// signal finds it where it was seen. False when it has ended or `seconds` pass first. A step is half as long as a look, so that both keep
+    /// their measure on a machine that is busy.
+    public func stop(within seconds: Double = 60, where condition: () throws -> Bool) rethrows -> Bool {
+        let end = Date(timeIntervalSinceNow: seconds)
+        while Date() < end {
+            signal(SIGSTOP)
+            eventually(5, every: 0.001) {
+                poll() != nil || procText("/proc/\(pid)/status").contains("State:\tT")
+            }
+            if poll() != nil { return false }
+            let look = Date()
+            if try condition() { return true }
+            let took = Date().timeIntervalSince(look)
+            signal(SIGCONT)
+            usleep(UInt32(max(0.005, took / 2) * 1_000_000))
+        }
+        return false
+    }
 }
 
 /// What a finished command left.

@@ -74,7 +74,7 @@ public final class PostgresCluster: @unchecked Sendable {  // `lock` guards the 
         ]
         all.merge(settings) { $1 }
         directory = try Privilege.folder("clbp")
-        port = try Privilege.freePort()
+        port = try Ports.free()
         all["port"] = String(port)
         all["unix_socket_directories"] = "'\(directory)'"
         try Data(Self.password.utf8).write(to: URL(fileURLWithPath: directory + "/password"))
@@ -94,7 +94,7 @@ public final class PostgresCluster: @unchecked Sendable {  // `lock` guards the 
     /// A hot standby of `primary`, which follows it asynchronously.
     public init(standbyOf primary: PostgresCluster) throws {
         directory = try Privilege.folder("clbp")
-        port = try Privilege.freePort()
+        port = try Ports.free()
         let made = try Privilege.run(
             Self.tool("pg_basebackup"),
             [
@@ -271,6 +271,15 @@ public final class PostgresCluster: @unchecked Sendable {  // `lock` guards the 
         Int(try sql("SELECT count(*) FROM pg_stat_activity WHERE datname = '\(database)' AND application_name = 'codex-lb'")) ?? 0
     }
 
+    /// Whether a process of the server waits for a lock in this database, by its title (`update_process_title`): seen without a question to the
+    /// server, which takes longer than some things last.
+    public func waitsForLock(in database: String) -> Bool {
+        Self.children(server?.pid ?? 0).contains {
+            let title = procText("/proc/\($0)/cmdline")
+            return title.contains(" \(database) ") && title.contains(" waiting")
+        }
+    }
+
     static func psql(_ cluster: PostgresCluster, _ database: String) -> [String] {
         [
             "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", cluster.directory, "-p", String(cluster.port), "-U", "postgres", "-d",
@@ -318,7 +327,7 @@ public final class Bouncer: @unchecked Sendable {  // started and ended once
 
     init(_ cluster: PostgresCluster) throws {
         directory = try Privilege.folder("clbb")
-        port = try Privilege.freePort()
+        port = try Ports.free()
         let settings = """
             [databases]
             * = host=\(cluster.directory) port=\(cluster.port)
@@ -424,21 +433,6 @@ enum Privilege {
         let child = try start(executable, arguments, extra, output: name + ".out", errors: name + ".err")
         guard let exit = child.wait(seconds) else { throw HarnessError("\(executable) \(arguments.joined(separator: " ")) did not end") }
         return CommandResult(exit: exit, output: procText(name + ".out"), errors: procText(name + ".err"))
-    }
-
-    /// A port of 127.0.0.1 that was free a moment ago.
-    static func freePort() throws -> UInt16 {
-        let fd = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
-        defer { close(fd) }
-        var address = sockaddr_in()
-        address.sin_family = sa_family_t(AF_INET)
-        address.sin_addr.s_addr = UInt32(0x7F00_0001).bigEndian
-        var count = socklen_t(MemoryLayout<sockaddr_in>.size)
-        let code = withUnsafeMutablePointer(to: &address) { pointer in
-            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { bind(fd, $0, count) == 0 && getsockname(fd, $0, &count) == 0 }
-        }
-        guard code else { throw HarnessError("no free port") }
-        return UInt16(bigEndian: address.sin_port)
     }
 }
 
