@@ -5,6 +5,14 @@ public import Vocabulary
 /// The version of the language between processes; carried in `Hello`.
 public let protocolVersion: UInt32 = 1
 
+extension Hello {
+    /// The first word of a child: who it is, and what it speaks.
+    public init(role: String, slot: Int = 0, generation: UInt64, pid: Int32) {
+        self.init()
+        (self.protocol, self.role, self.slot, self.generation, self.pid) = (protocolVersion, role, UInt32(slot), generation, Int64(pid))
+    }
+}
+
 /// Why a connection between processes can't go on.
 public enum FrameError: Error, Equatable, Sendable, CustomStringConvertible {
     /// The peer announced more than `Limits.frameBytesMax`: it is no codex-lb, or it is broken.

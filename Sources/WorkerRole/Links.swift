@@ -25,13 +25,7 @@ final class SupervisorLink: ByteStreamDelegate {
             worker.log.critical("control socket unusable", metadata: ["error": "\(error)"])
         }
         stream.startReading()
-        var hello = Hello()
-        hello.protocol = protocolVersion
-        hello.role = "worker"
-        hello.slot = UInt32(worker.position)
-        hello.generation = worker.heritage.generation
-        hello.pid = Int64(Process.id)
-        send { $0.hello = hello }
+        send { $0.hello = Hello(role: "worker", slot: worker.position, generation: worker.heritage.generation, pid: Process.id) }
     }
 
     func send(_ fill: (inout Frame) -> Void) {
@@ -181,13 +175,7 @@ final class WriterLink: ByteStreamDelegate, StoreLink {
         sent = worker.usageJournal.tail
         stream.delegate = self
         stream.startReading()
-        var hello = Hello()
-        hello.protocol = protocolVersion
-        hello.role = "worker"
-        hello.slot = UInt32(worker.position)
-        hello.generation = worker.heritage.generation
-        hello.pid = Int64(Process.id)
-        send { $0.hello = hello }
+        send { $0.hello = Hello(role: "worker", slot: worker.position, generation: worker.heritage.generation, pid: Process.id) }
         if hasComplained { worker.log.notice("writer reached again") }
         hasComplained = false
         flush()

@@ -14,12 +14,7 @@ final class SupervisorLink: ByteStreamDelegate {
         stream = ByteStream(loop, .unix)
         try stream.open(heritage.control)
         stream.delegate = self
-        var hello = Hello()
-        hello.protocol = protocolVersion
-        hello.role = "writer"
-        hello.generation = heritage.generation
-        hello.pid = Int64(Process.id)
-        send { $0.hello = hello }
+        send { $0.hello = Hello(role: "writer", generation: heritage.generation, pid: Process.id) }
     }
 
     func attach(_ writer: Writer) {

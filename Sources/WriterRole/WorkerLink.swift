@@ -43,7 +43,15 @@ final class WorkerLink: ByteStreamDelegate {
                 }
                 let frame = try Frame(body: body)
                 switch frame.body {
-                case .hello: writer.greeted(self)
+                case .hello(let hello):
+                    // One of another build whose supervisor has died. What it has to tell stays in its journal, which becomes a file.
+                    guard hello.protocol == protocolVersion else {
+                        writer.log.warning(
+                            "a worker speaks another protocol: its records stay with it",
+                            metadata: ["pid": "\(hello.pid)", "protocol": "\(hello.protocol)", "ours": "\(protocolVersion)"])
+                        return end()
+                    }
+                    writer.greeted(self)
                 case .usageBatch(let batch): try writer.commits.received(FrameCodec.bytes(of: batch).span.bytes, from: self)
                 case .storeCommand(let command):
                     let number = frame.correlation

@@ -1,3 +1,4 @@
+import Foundation
 import Testing
 import Vocabulary
 
@@ -235,9 +236,12 @@ private struct World {
 }
 
 @Suite struct FleetSimulation {
+    /// `CODEX_LB_TEST_FLEET_SEEDS=60` for a longer run.
+    private static let seeds = ProcessInfo.processInfo.environment["CODEX_LB_TEST_FLEET_SEEDS"].flatMap { Int($0) } ?? 6
+
     @Test(
         "Whatever dies, hangs or is asked at any moment: somebody serves, rows have one owner, one writer writes, all records come home",
-        arguments: 1...6)
+        arguments: 1...seeds)
     func storm(_ seed: Int) {
         var world = World(seed: UInt64(seed))
         for _ in 0..<4_000 where world.exit == nil { world.step() }

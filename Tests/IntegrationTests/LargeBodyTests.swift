@@ -95,6 +95,18 @@ extension Integration {
             }
         }
 
+        /// With several accounts a conversation is told by how it begins, and whether it says all that its previous response is about is looked at:
+        /// both where the body is read.
+        @Test func alsoWhenToldByItsBeginning() throws {
+            let stage = try Stage("a", "b")
+            let text = String(repeating: "word ", count: 6 << 20)
+            let input = "\"input\":[{\"content\":\"\(text)\",\"role\":\"user\"},{\"content\":\"x\",\"role\":\"assistant\"}]}"
+            for (name, more) in [("role last, 30 MB", ""), ("whole conversation, 30 MB", "\"previous_response_id\":\"resp_1\",")] {
+                let body = Array("{\"model\":\"gpt-5.4\",\"stream\":true,\(more)\(input)".utf8)
+                #expect(try worked(stage, name, "/v1/responses", body) == 200)
+            }
+        }
+
         /// The translation for a login reads in depth.
         @Test func alsoWhenTranslated() throws {
             let stage = try Stage()

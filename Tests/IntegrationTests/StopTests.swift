@@ -72,6 +72,24 @@ extension Integration {
             #expect(try stage.daemon.run("accounts", "pause", "a").isGood)
         }
 
+        /// A worker of another build, whose supervisor has died, finds the writer of this one: it gets no word that it might misread.
+        @Test func workerOfAnotherProtocol() throws {
+            let daemon = try Daemon()
+            try daemon.start()
+            for (version, isTaken) in [(UInt8(9), false), (1, true)] {
+                let writer = try Sockets.connectUnix(daemon.data + "/run/writer.sock", milliseconds: 2000)
+                defer { close(writer) }
+                // Frame{hello: Hello{protocol: version}} in protobuf's wire format.
+                let frame: [UInt8] = [0, 0, 0, 4, 0x12, 2, 0x08, version]
+                try #require(write(writer, frame, frame.count) == frame.count)
+                try #require(Descriptor.wait(writer, for: Int32(POLLIN), milliseconds: 5000))
+                var answer = [UInt8](repeating: 0, count: 512)
+                #expect((read(writer, &answer, answer.count) > 0) == isTaken)
+            }
+            #expect(daemon.waitLog("a worker speaks another protocol"))
+            #expect(try daemon.get("/health/live").status == 200)
+        }
+
         /// An order of a later command, field 200 of a frame (protobuf's wire format), is answered at once: with what is wrong.
         @Test func laterOrder() throws {
             let stage = try Stage("a")

@@ -10,6 +10,8 @@ for sanitizer in address thread; do
     echo "== unit tests, $sanitizer sanitizer"
     swift test --sanitize="$sanitizer" --scratch-path ".build-$sanitizer" --filter "$units"
 done
+echo "== the fleet, 60 seeds"
+CODEX_LB_TEST_FLEET_SEEDS=60 swift test --filter FleetSimulation
 # The bars are those of a release build.
 echo "== streams and connections, release build"
 swift build -c release --product codex-lb --static-swift-stdlib
@@ -27,7 +29,8 @@ echo "== reloads, upgrades, deaths"
 CODEX_LB_TEST_TALLY=$(mktemp)
 export CODEX_LB_TEST_TALLY
 CODEX_LB_TEST_BINARY="$PWD/.build/release/codex-lb" CODEX_LB_TEST_RATE="${SOAK_RATE:-500}" \
-    CODEX_LB_TEST_RELOADS=1000 CODEX_LB_TEST_STREAMS=200 CODEX_LB_TEST_STREAM_RELOADS=20 CODEX_LB_TEST_SUPERVISOR_KILLS=20 CODEX_LB_TEST_SCALES=25 CODEX_LB_TEST_UPGRADES=20 CODEX_LB_TEST_WORKER_KILLS=100 \
+    CODEX_LB_TEST_RELOADS=1000 CODEX_LB_TEST_STREAMS=200 CODEX_LB_TEST_STREAM_RELOADS=20 CODEX_LB_TEST_SCALES=25 \
+    CODEX_LB_TEST_UPGRADES=20 CODEX_LB_TEST_SUPERVISOR_KILLS=20 CODEX_LB_TEST_WORKER_KILLS=100 \
     CODEX_LB_TEST_CRASH_SECONDS=60 CODEX_LB_TEST_WRITER_KILLS=100 CODEX_LB_TEST_LAST_BYTE_KILLS=100 CODEX_LB_TEST_EMFILE_ROUNDS=20 \
     CODEX_LB_TEST_FLAT_SECONDS=1200 CODEX_LB_TEST_FLAT_RELOAD_SECONDS=10 \
     swift test --skip-build --filter 'Integration/Reloads|Integration/Upgrades|Integration/Losses' || failed=1
