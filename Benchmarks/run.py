@@ -6,6 +6,7 @@ CASES, all by default:
   bodies  requests of 1 MB and 30 MB
   long    streams of 10,000 events
   open    1,000 to 10,000 open streams of 20 events a second: memory and CPU, and how both grow
+  sticky  turns of conversations in a pool of two: what it costs to keep them with their account
   delay   what a proxy adds to an event's way, at 1 and at 1,000 streams
 
 The proxy has CPU 1: nginx's one worker there, and of codex-lb all processes, so that whatever it does to account for a turn counts
@@ -153,17 +154,19 @@ class SecureUpstream:
 
 
 class CodexLB:
-    """codex-lb with one account on the upstream. Accounting is on."""
+    """codex-lb with accounts on the upstream. Accounting is on."""
 
-    def __init__(self, upstream):
+    def __init__(self, upstream, accounts=1, settings={}):
         self.port = free_port()
         data = tempfile.mkdtemp(prefix="codex-lb-", dir=work)
-        self.env = {**os.environ, "CODEX_LB_DATA_DIR": data, "CODEX_LB_PIN_FIRST_CPU": str(PROXY_CPU), "CODEX_LB_LOG_LEVEL": "warning"}
+        self.env = {**os.environ, "CODEX_LB_DATA_DIR": data, "CODEX_LB_PIN_FIRST_CPU": str(PROXY_CPU), "CODEX_LB_LOG_LEVEL": "warning",
+                    **settings}
         if upstream.certificate:
             self.env["SSL_CERT_FILE"] = upstream.certificate
-        subprocess.run(
-            [codex_lb, "accounts", "add", "bench", "--base-url", f"{upstream.scheme}://{upstream.host}:{upstream.port}/v1", "--key-file", "-"],
-            env=self.env, check=True, stdout=subprocess.DEVNULL, input=b"sk-bench\n")
+        for number in range(accounts):
+            subprocess.run(
+                [codex_lb, "accounts", "add", f"bench{number}", "--base-url", f"{upstream.scheme}://{upstream.host}:{upstream.port}/v1",
+                 "--key-file", "-"], env=self.env, check=True, stdout=subprocess.DEVNULL, input=b"sk-bench\n")
         begin = time.monotonic()
         start([codex_lb, "serve", "--listen", f"127.0.0.1:{self.port}", "--workers", "1"], env=self.env)
         while True:
@@ -290,6 +293,22 @@ def case_open():
                   f"{row['errors']:7}", flush=True)
 
 
+def case_sticky():
+    print("\nStreams of 20 events, two accounts, turns that bring prompt_cache_key and previous answers")
+    print(f"{'':38} {'turns/s':>8} {'of off':>7}  {'CPU us per turn':>15} {'of off':>7} errors")
+    upstream = Upstream()
+    body = ('{"model":"demo-1","stream":true,"prompt_cache_key":"c1","input":[{"role":"user","content":"Hello"},'
+            '{"role":"assistant","content":"Hi"},{"role":"user","content":"Go on"}]}')
+    targets = [CodexLB(upstream, 2, {"CODEX_LB_STICKINESS": word}) for word in ("false", "true")]
+    for connections in (16, 64):
+        rows = by_turns(targets, connections, body)
+        rates = [middle(found, lambda r: r["requests_per_second"]) for found in rows]
+        costs = [middle(found, lambda r: (r["proxy_user_seconds"] + r["proxy_kernel_seconds"]) * 1e6 / max(1, r["requests"])) for found in rows]
+        for name, found, rate, cost in zip(("off", "on"), rows, rates, costs):
+            print(f"{f'stickiness {name}, {connections} connections':38} {rate:8.0f} {rate / rates[0]:7.3f}  {cost:15.1f} {cost / costs[0]:7.3f} "
+                  f"{sum(int(r['errors']) for r in found):6}", flush=True)
+
+
 def case_delay():
     print("\nAn event's way from the upstream's write to the client's read, ms; added: less the direct connection's")
     print(f"{'':34} {'p50':>7} {'added':>7} {'p99':>7} {'added':>7} {'events':>8}")
@@ -305,7 +324,7 @@ def case_delay():
                   f"{sum(r['event_delays'] for r in found):8}", flush=True)
 
 
-cases = {"turns": case_turns, "tls": case_tls, "bodies": case_bodies, "long": case_long, "open": case_open, "delay": case_delay}
+cases = {"turns": case_turns, "tls": case_tls, "bodies": case_bodies, "long": case_long, "open": case_open, "sticky": case_sticky, "delay": case_delay}
 wanted = sys.argv[4:] or list(cases)
 if unknown := [name for name in wanted if name not in cases]:
     sys.exit(f"no such case: {' '.join(unknown)}; there are {' '.join(cases)}")

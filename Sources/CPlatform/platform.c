@@ -177,8 +177,6 @@ int64_t codexlb_peer_uid(int fd) {
     return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &c, &n) == 0 ? (int64_t)c.uid : -errno;
 }
 
-int64_t codexlb_thread_id(void) { return (int64_t)syscall(SYS_gettid); }
-
 int codexlb_set_cloexec(int fd, int on) {
     int f = fcntl(fd, F_GETFD);
     return f < 0 || fcntl(fd, F_SETFD, on ? f | FD_CLOEXEC : f & ~FD_CLOEXEC) < 0 ? -errno : 0;

@@ -29,20 +29,16 @@ public struct LoopError: Error, Equatable, CustomStringConvertible {
 }
 
 /// One libuv loop and the thread that runs it. Everything but `post` may be called on that thread only.
-///
-/// It is a task executor too: `Task(executorPreference: loop)` runs async code on the loop's own thread.
-public final class EventLoop: TaskExecutor, SerialExecutor, @unchecked Sendable {
+public final class EventLoop: @unchecked Sendable {
     // Owner of every field: the loop's thread; `inbox` is the one door for the others.
     let uv: UnsafeMutablePointer<uv_loop_t>
     private let wakeup: UnsafeMutablePointer<uv_async_t>
     private struct Inbox {
-        var jobs: [UnownedJob] = []
         var calls: [@Sendable () -> Void] = []
         /// Nothing is taken any more.
         var isClosed = false
     }
     private let inbox = Mutex(Inbox())
-    private let threadID = Atomic<Int64>(0)
     /// Where every stream of the loop reads into; what must outlive the callback is copied out of it.
     let readBuffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 64 * 1024, alignment: 16)
     private var ended: [() -> Void] = []
@@ -57,12 +53,10 @@ public final class EventLoop: TaskExecutor, SerialExecutor, @unchecked Sendable 
             Unmanaged<EventLoop>.fromOpaque(handle!.pointee.data).takeUnretainedValue().drainInbox()
         }
         wakeup.pointee.data = Unmanaged.passUnretained(self).toOpaque()
-        threadID.store(codexlb_thread_id(), ordering: .relaxed)
     }
 
     /// Runs until `stop()`.
     public func run() {
-        threadID.store(codexlb_thread_id(), ordering: .relaxed)
         uv_run(uv, UV_RUN_DEFAULT)
     }
 
@@ -89,13 +83,11 @@ public final class EventLoop: TaskExecutor, SerialExecutor, @unchecked Sendable 
     private var readAt = UInt64.max
     private var read = Instant.never
 
-    public var isCurrent: Bool { threadID.load(ordering: .relaxed) == codexlb_thread_id() }
-
     /// Runs `call` on the loop's thread, soon. From any thread.
     public func post(_ call: @escaping @Sendable () -> Void) {
         inbox.withLock { box in
             guard !box.isClosed else { return }
-            if box.calls.isEmpty, box.jobs.isEmpty { uv_async_send(wakeup) }
+            if box.calls.isEmpty { uv_async_send(wakeup) }
             box.calls.append(call)
         }
     }
@@ -107,26 +99,12 @@ public final class EventLoop: TaskExecutor, SerialExecutor, @unchecked Sendable 
     }
 
     private func drainInbox() {
-        let box = inbox.withLock { box in
-            defer { (box.jobs, box.calls) = ([], []) }
-            return box
+        let calls = inbox.withLock { box in
+            defer { box.calls = [] }
+            return box.calls
         }
-        for call in box.calls { call() }
-        for job in box.jobs { job.runSynchronously(isolatedTo: asUnownedSerialExecutor(), taskExecutor: asUnownedTaskExecutor()) }
+        for call in calls { call() }
     }
-
-    public func enqueue(_ job: consuming ExecutorJob) {
-        let job = UnownedJob(job)
-        inbox.withLock { box in
-            precondition(!box.isClosed, "a job for a loop that was closed")
-            if box.calls.isEmpty, box.jobs.isEmpty { uv_async_send(wakeup) }
-            box.jobs.append(job)
-        }
-    }
-
-    public func asUnownedSerialExecutor() -> UnownedSerialExecutor { UnownedSerialExecutor(ordinary: self) }
-
-    public func checkIsolated() { precondition(isCurrent, "not on the loop's thread") }
 
     private final class Work {
         let body: @Sendable () -> Void

@@ -112,7 +112,7 @@ public final class Fetch: UpstreamUser {
         answer.status = head.status
         answer.etag = head.fields.first(named: "etag")
     }
-    public func upstreamSent(_ bytes: RawSpan) {
+    public func upstreamReceived(_ bytes: RawSpan) {
         guard answer.body.count + bytes.byteCount <= bytesMax else {
             end()
             return fail("its answer is larger than \(bytesMax) bytes")

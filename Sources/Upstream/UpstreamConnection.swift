@@ -13,7 +13,7 @@ public protocol UpstreamUser: AnyObject {
     func upstreamTookRequest()
     func upstreamResponded(_ head: ResponseHead)
     /// Part of the body; lives only during the call.
-    func upstreamSent(_ bytes: RawSpan)
+    func upstreamReceived(_ bytes: RawSpan)
     /// What one read brought has all been given: time to pass on what was gathered.
     func upstreamPaused()
     /// The whole body has come. The connection is the pool's again.
@@ -52,7 +52,7 @@ public final class UpstreamConnection: TransportDelegate {
 
     // Being held up
     private var isPaused = false
-    /// It has unpacked enough for this turn of the loop; the rest follows in the next one.
+    /// It has unpacked enough for this iteration of the loop; the rest follows in the next one.
     private var isResting = false
     /// What comes has to wait.
     private var isHeldUp: Bool { isPaused || isResting }
@@ -211,7 +211,7 @@ public final class UpstreamConnection: TransportDelegate {
             unpacking.inflate.feed(bytes.withUnsafeBytes { Array($0) })
             unpack()
         } else {
-            user?.upstreamSent(bytes)
+            user?.upstreamReceived(bytes)
         }
     }
 
@@ -241,7 +241,7 @@ public final class UpstreamConnection: TransportDelegate {
                 given += count
                 if given >= Limits.unpackedPassBytes || inflate.isTired { rest() }
                 if count == 0 { continue }
-                user?.upstreamSent(UnsafeRawBufferPointer(rebasing: pool.unpacked[..<count]).bytes)
+                user?.upstreamReceived(UnsafeRawBufferPointer(rebasing: pool.unpacked[..<count]).bytes)
                 user?.upstreamPaused()
             }
         } catch {

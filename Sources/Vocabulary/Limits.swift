@@ -368,7 +368,7 @@ public enum Limits {
     /// How long the last word of a supervisor waits for the service manager to hear it.
     public static let barrierMilliseconds = 500
     /// Idle connections that a worker hands over, or takes, in one iteration of its loop.
-    public static let handoversPerTurn = 64
+    public static let handoversPerIteration = 64
     /// From spawn to READY.
     public static let readyMilliseconds = 30_000
     /// A child whose heartbeat stands still for this long is ended.

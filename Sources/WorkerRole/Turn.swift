@@ -291,7 +291,7 @@ final class Turn: UpstreamUser, Answering {
         machine.responded(head, now)
     }
 
-    func upstreamSent(_ bytes: RawSpan) {
+    func upstreamReceived(_ bytes: RawSpan) {
         let now = now
         if let client { worker.spares.take(&client.pending) }
         perform { $0.received(bytes, now, into: &$1) }

@@ -18,7 +18,7 @@ extension Worker {
     }
 
     private func took() {
-        var left = Limits.handoversPerTurn
+        var left = Limits.handoversPerIteration
         while left > 0, handovers != nil, let (descriptor, isUnix, client) = HandoverSocket.take(from: heritage.handover.taking) {
             left -= 1
             let stream = ByteStream(loop, isUnix ? .unix : .tcp)
@@ -36,7 +36,7 @@ extension Worker {
     func handOver() {
         hasIdled = false
         guard isLeaving, !isDraining, heritage.handover.giving >= 0 else { return }
-        var left = Limits.handoversPerTurn
+        var left = Limits.handoversPerIteration
         for connection in connections.values {
             guard left > 0 else {
                 hasIdled = true

@@ -36,7 +36,7 @@ final class Worker {
     var position: Int { heritage.slot }
     /// Where an answer's pieces are put together for one write; lives only during a call.
     var scratch: [UInt8] = []
-    /// For the bytes of answers, which come and go with each turn of the loop.
+    /// For the bytes of answers, which come and go with each iteration of the loop.
     var spares = SpareBuffers()
     /// Where a record is put together; the same.
     private var recordBytes: [UInt8] = []

@@ -38,9 +38,6 @@ int codexlb_notify(const char *path, const char *text, int fd, int milliseconds)
 /// The peer's user id on a Unix-domain socket, or -errno.
 int64_t codexlb_peer_uid(int fd);
 
-/// The calling thread's kernel id. Unlike pthread_self() no optimiser may keep it over a suspension.
-int64_t codexlb_thread_id(void);
-
 /// Sets or clears FD_CLOEXEC. 0 or -errno.
 int codexlb_set_cloexec(int fd, int on);
 int codexlb_set_nonblocking(int fd, int on);
