@@ -90,7 +90,7 @@ install: $(if $(BINARY),,build)
 	install -D -m 0644 systemd/tmpfiles.conf $(root)/lib/tmpfiles.d/codex-lb.conf
 	install -D -m 0644 systemd/notify-reload.conf $(root)/share/codex-lb/systemd/notify-reload.conf
 	install -D -m 0644 etc/codex-lb.env $(root)/share/codex-lb/codex-lb.env
-	[ -e $(settings) ] || install -D -m 0640 etc/codex-lb.env $(settings)
+	[ -e $(settings) ] || install -D -m 0600 etc/codex-lb.env $(settings)
 
 # Settings that somebody has changed stay, and so do the service's data.
 uninstall:

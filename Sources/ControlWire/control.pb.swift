@@ -1554,6 +1554,9 @@ public nonisolated struct StoreReply: Sendable {
   /// prune_usage only: how many were deleted.
   public var pruned: UInt32 = 0
 
+  /// prune_usage only: there was no witness, and nothing is deleted.
+  public var unwitnessed: Bool = false
+
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
   public init() {}
@@ -1568,6 +1571,12 @@ public nonisolated struct PruneUsage: Sendable {
   public var beforeMs: Int64 = 0
 
   public var limit: UInt32 = 0
+
+  /// Only while there is a record from that time or later, and before this one; 0: in any case.
+  public var witnessBeforeMs: Int64 = 0
+
+  /// The first portion of an operator's order: it is noted.
+  public var noted: Bool = false
 
   public var unknownFields = SwiftProtobuf.UnknownStorage()
 
@@ -4850,7 +4859,7 @@ nonisolated extension ListAudit: SwiftProtobuf.Message, SwiftProtobuf._MessageIm
 
 nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".StoreReply"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}accounts\0\u{3}client_keys\0\u{3}plain_key\0\u{1}usage\0\u{1}renewed\0\u{2}\u{e}settings\0\u{3}was_set\0\u{2}\u{9}facts\0\u{1}audit\0\u{1}pruned\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}error\0\u{1}accounts\0\u{3}client_keys\0\u{3}plain_key\0\u{1}usage\0\u{1}renewed\0\u{2}\u{e}settings\0\u{3}was_set\0\u{2}\u{9}facts\0\u{1}audit\0\u{1}pruned\0\u{1}unwitnessed\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -4869,6 +4878,7 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       case 30: try { try decoder.decodeRepeatedMessageField(value: &self.facts) }()
       case 31: try { try decoder.decodeRepeatedMessageField(value: &self.audit) }()
       case 32: try { try decoder.decodeSingularUInt32Field(value: &self.pruned) }()
+      case 33: try { try decoder.decodeSingularBoolField(value: &self.unwitnessed) }()
       default: break
       }
     }
@@ -4908,6 +4918,9 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if self.pruned != 0 {
       try visitor.visitSingularUInt32Field(value: self.pruned, fieldNumber: 32)
     }
+    if self.unwitnessed != false {
+      try visitor.visitSingularBoolField(value: self.unwitnessed, fieldNumber: 33)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -4923,6 +4936,7 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if lhs.wasSet != rhs.wasSet {return false}
     if lhs.audit != rhs.audit {return false}
     if lhs.pruned != rhs.pruned {return false}
+    if lhs.unwitnessed != rhs.unwitnessed {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }
@@ -4930,7 +4944,7 @@ nonisolated extension StoreReply: SwiftProtobuf.Message, SwiftProtobuf._MessageI
 
 nonisolated extension PruneUsage: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   public static let protoMessageName: String = _protobuf_package + ".PruneUsage"
-  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}before_ms\0\u{1}limit\0")
+  public static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{3}before_ms\0\u{1}limit\0\u{3}witness_before_ms\0\u{1}noted\0")
 
   public mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -4940,6 +4954,8 @@ nonisolated extension PruneUsage: SwiftProtobuf.Message, SwiftProtobuf._MessageI
       switch fieldNumber {
       case 1: try { try decoder.decodeSingularInt64Field(value: &self.beforeMs) }()
       case 2: try { try decoder.decodeSingularUInt32Field(value: &self.limit) }()
+      case 3: try { try decoder.decodeSingularInt64Field(value: &self.witnessBeforeMs) }()
+      case 4: try { try decoder.decodeSingularBoolField(value: &self.noted) }()
       default: break
       }
     }
@@ -4952,12 +4968,20 @@ nonisolated extension PruneUsage: SwiftProtobuf.Message, SwiftProtobuf._MessageI
     if self.limit != 0 {
       try visitor.visitSingularUInt32Field(value: self.limit, fieldNumber: 2)
     }
+    if self.witnessBeforeMs != 0 {
+      try visitor.visitSingularInt64Field(value: self.witnessBeforeMs, fieldNumber: 3)
+    }
+    if self.noted != false {
+      try visitor.visitSingularBoolField(value: self.noted, fieldNumber: 4)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
   public static func ==(lhs: PruneUsage, rhs: PruneUsage) -> Bool {
     if lhs.beforeMs != rhs.beforeMs {return false}
     if lhs.limit != rhs.limit {return false}
+    if lhs.witnessBeforeMs != rhs.witnessBeforeMs {return false}
+    if lhs.noted != rhs.noted {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

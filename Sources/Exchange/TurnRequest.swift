@@ -31,6 +31,7 @@ public struct TurnRequest: Sendable {
     private let (instructions, conversation): (JSONDocument.Value?, JSONDocument.Value?)
     /// How a large body's conversation begins, found where it was read: not on a loop.
     private var opening: Opening?
+    private var isOpeningLookedFor = false
     /// The previous response is taken out of what goes upstream.
     private var isReleased = false
     /// Nil once it can't be asked for any more.
@@ -91,7 +92,7 @@ public struct TurnRequest: Sendable {
         isWhole = previousResponseID != nil && WholeConversation.isWhole(document, fields["input"])
         self.document = document
         memoryBytes = document.memoryBytes
-        if bodyBytes > Limits.inlineBodyBytesMax { opening = makeOpening() }
+        if bodyBytes > Limits.inlineBodyBytesMax { (opening, isOpeningLookedFor) = (makeOpening(), true) }
     }
 
     /// What is asked of a file (reference: Codex's `files` calls). The upload itself goes to where the answer says, past us.
@@ -146,7 +147,7 @@ public struct TurnRequest: Sendable {
 
     /// A hash of how the conversation begins, up to its first answer, and whether there has been one. Nil: there is nothing to tell it by.
     func beginning(_ word: UInt64, _ hash: SipHash) -> (hash: UInt64, isContinued: Bool)? {
-        guard let document, let opening = opening ?? makeOpening() else { return nil }
+        guard let document, let opening = isOpeningLookedFor ? opening : makeOpening() else { return nil }
         var start = word
         for place in opening.places {
             start = hash.hash(start, document.bytes.span.bytes.extracting(place).extracting(first: Limits.beginningItemBytesMax))

@@ -30,7 +30,7 @@ enum WholeConversation {
                 guard let id = text(item, "call_id"), calls.contains(id) else { return false }
             case "reasoning":
                 let sealed = JSONScan.find(bytes, in: item.range, "encrypted_content")
-                guard sealed.map({ JSONScan.kind(bytes, $0) == .null }) ?? true else { return false }
+                guard sealed.map({ JSONScan.kind(bytes, $0) == .null }) ?? true, text(item, "id") == nil else { return false }
             default: return false
             }
         }

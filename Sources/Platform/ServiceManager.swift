@@ -41,27 +41,35 @@ public enum ServiceManager {
     /// `isRepeated`: it is said again and again, and need not wait twice.
     public static func notify(_ lines: String, isRepeated: Bool = false) { notify(lines, -1, isRepeated) }
 
-    private static func notify(_ lines: String, _ descriptor: Int32, _ isRepeated: Bool = false) {
-        guard getenv("NOTIFY_SOCKET") != nil else { return }
-        waiting.withLock { waiting in
+    /// False: it is not said, nor will it be.
+    @discardableResult private static func notify(_ lines: String, _ descriptor: Int32, _ isRepeated: Bool = false) -> Bool {
+        guard getenv("NOTIFY_SOCKET") != nil else { return true }
+        return waiting.withLock { waiting in
             send(&waiting, milliseconds: 0)
-            if isRepeated, waiting.contains(where: { $0.text == lines }) { return }
-            guard waiting.count < waitingMax else { return }
+            if isRepeated, waiting.contains(where: { $0.text == lines }) { return true }
+            guard waiting.count < waitingMax else { return false }
             let copy = descriptor < 0 ? -1 : Descriptor.duplicate(descriptor)
-            guard copy >= 0 || descriptor < 0 else { return }  // no descriptor is left for it
+            guard copy >= 0 || descriptor < 0 else { return false }  // no descriptor is left for it
             waiting.append(Message(text: lines, descriptor: copy))
             send(&waiting, milliseconds: 0)
+            return true
         }
     }
+
+    /// Nothing waits to be said.
+    public static var isAtRest: Bool { waiting.withLock { $0.isEmpty } }
 
     /// Says what could not be said before.
     public static func flush() { waiting.withLock { send(&$0, milliseconds: 0) } }
 
-    /// Until one is not taken. A manager that is gone or does not listen hears nothing: that is its own affair.
+    /// Until one is not taken; waits so long in all. A manager that is gone or does not listen hears nothing: that is its own affair.
     private static func send(_ waiting: inout [Message], milliseconds: Int32) {
         guard !waiting.isEmpty, let target = getenv("NOTIFY_SOCKET") else { return }
+        let end = Clock.now.adding(milliseconds: Int(milliseconds))
         var taken = 0
-        while taken < waiting.count, codexlb_notify(target, waiting[taken].text, waiting[taken].descriptor, milliseconds) != -EAGAIN {
+        while taken < waiting.count {
+            let left = milliseconds == 0 ? 0 : Int32(clamping: end.milliseconds(since: Clock.now))
+            guard codexlb_notify(target, waiting[taken].text, waiting[taken].descriptor, left) != -EAGAIN else { break }
             if waiting[taken].descriptor >= 0 { Descriptor.close(waiting[taken].descriptor) }
             taken += 1
         }
@@ -74,9 +82,10 @@ public enum ServiceManager {
         guard getenv("NOTIFY_SOCKET") != nil else { return true }
         guard let (ours, theirs) = try? Descriptor.socketPair() else { return false }  // no descriptor is left for it
         let end = Clock.now.adding(milliseconds: milliseconds)
-        notify("BARRIER=1", theirs)
+        let isSaid = notify("BARRIER=1", theirs)
         Descriptor.close(theirs)
         defer { Descriptor.close(ours) }
+        guard isSaid else { return false }
         while waiting.withLock({ !$0.isEmpty }) {
             let left = end.milliseconds(since: Clock.now)
             guard left > 0 else { return false }

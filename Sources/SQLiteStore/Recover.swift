@@ -54,7 +54,8 @@ public enum Recover {
         guard access(path, F_OK) == 0 else { throw StoreError(.missing, "there is no file \(path) to recover") }
         guard access(output, F_OK) != 0 else { throw StoreError(.constraint, "\(output) exists already; give another name") }
         // A lock file that is not there is not made: nobody writes this database.
-        let lock = access(path + ".lock", F_OK) == 0 ? try WriterLock.acquire(database: path, waitMilliseconds: Limits.leavingMilliseconds) : nil
+        let lock =
+            access(path + ".lock", F_OK) == 0 ? try WriterLock.acquire(database: path, waitMilliseconds: Limits.leavingMilliseconds) : nil
         defer { withExtendedLifetime(lock) {} }
         let file = try PageFile(path)
         let revisions = try revisions(of: file, path)

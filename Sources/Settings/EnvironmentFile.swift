@@ -13,12 +13,13 @@ public enum EnvironmentFile {
     /// `/etc/codex-lb/codex-lb.env` is where the packaged units have it, so that commands by hand see what the service sees.
     public static let names = [".env.local", ".env", "etc/codex-lb.env", "/etc/codex-lb/codex-lb.env"]
     /// What this program shares with others.
-    static let sharedNames: Set<String> = ["HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"]
+    static let sharedNames: Set<String> = ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "PORT"]
     /// A larger file is refused.
     public static let bytesMax = 64 * 1024
 
     /// The settings of this program in the file; other names belong to other programs and are left out. In a file that is named for this
-    /// program those count too that it shares with others (`sharedNames`).
+    /// program those count too that it shares with others (`sharedNames`), and in one that is this program's alone, by its absolute path, any other is refused:
+    /// whoever wrote it there expects something of it.
     ///
     /// Blank lines and lines that start with `#` are comments; a byte order mark, `export` before a name and quotes around a value are taken
     /// off. In double quotes `\\"`, `\\\\` and `\\$` stand for their second character. Behind a value only a comment may follow.
@@ -45,10 +46,18 @@ public enum EnvironmentFile {
                         "something stands before CODEX_LB_… that is not \"export\", maybe a character that can't be seen; expected NAME=VALUE"
                     )
                 }
+                guard !isOurs || !file.hasPrefix("/") else {
+                    throw SettingsError(
+                        "\(file):\(number)",
+                        "\"\(name)\" is not read from here; give it to the process itself, under systemd with Environment= (systemctl edit)"
+                    )
+                }
                 continue
             }
             guard name != variable else { throw SettingsError("\(file):\(number)", "\(variable) is read from the environment alone") }
-            guard name.utf8.allSatisfy({ (65...90).contains($0) || (48...57).contains($0) || $0 == 95 }) else {
+            guard
+                sharedNames.contains(String(name)) || name.utf8.allSatisfy({ (65...90).contains($0) || (48...57).contains($0) || $0 == 95 })
+            else {
                 throw SettingsError("\(file):\(number)", "\"\(name)\" is no name of a setting; expected NAME=VALUE")
             }
             let behind = line[line.index(after: equals)...]

@@ -29,14 +29,25 @@ extension Settings {
             ("CODEX_LB_ALLOWED_ORIGINS", list(allowedOrigins)), ("CODEX_LB_METRICS_TOKEN", metricsToken == nil ? "" : "***"),
             ("CODEX_LB_ACCOUNTS_PASSING_ORGANIZATION", list(accountsPassingOrganization)),
             ("CODEX_LB_STICKINESS", String(isSticky)),
-            ("CODEX_LB_AUTH_BASE_URL", issuer), ("CODEX_LB_AUTH_CLIENT_ID", issuerClientID),
+            ("CODEX_LB_AUTH_BASE_URL", Self.withoutUser(issuer)), ("CODEX_LB_AUTH_CLIENT_ID", issuerClientID),
             ("CODEX_LB_MEMORY_LIMIT", memoryBytesMax.map { String($0) } ?? ""), ("CODEX_LB_CODEX_CLIENT_VERSION", codexClientVersion),
             ("CODEX_LB_MODEL_LIST_SECONDS", seconds(modelListMilliseconds)),
             ("CODEX_LB_USAGE_POLL_SECONDS", usagePollMilliseconds == 0 ? "0" : seconds(usagePollMilliseconds)),
         ]
-        out += [("HTTPS_PROXY", httpsProxy == nil ? "" : "***"), ("SSL_CERT_FILE", certificateFile ?? "")]
+        out += [
+            ("HTTPS_PROXY", httpsProxy == nil ? "" : "***"), ("NO_PROXY", httpsProxy?.exceptions.joined(separator: ",") ?? ""),
+            ("SSL_CERT_FILE", certificateFile ?? ""),
+        ]
         for (name, path) in Self.timeNames { out.append((name, seconds(times[keyPath: path]))) }
         return out
+    }
+
+    private static func withoutUser(_ url: String) -> String {
+        guard let start = url.firstRange(of: "://")?.upperBound, let at = url[start...].prefix(while: { $0 != "/" }).lastIndex(of: "@")
+        else {
+            return url
+        }
+        return url[..<start] + "***" + url[at...]
     }
 
     private var accessLogShown: String {

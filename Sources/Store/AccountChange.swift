@@ -37,7 +37,7 @@ public struct AccountChange: Sendable, Equatable {
     }
 
     /// Throws what can't be stored.
-    func check() throws(StoreError) {
+    public func check() throws(StoreError) {
         if let weight, !Limits.accountWeights.contains(weight) {
             throw StoreError(
                 .invalid, "weight \(weight): give \(Limits.accountWeights.lowerBound) to \(Limits.accountWeights.upperBound)")

@@ -24,6 +24,7 @@ enum AuditAction: String {
     case createKey = "keys.create"
     case revokeKey = "keys.revoke"
     case rotateEncryptionKey = "key.rotate"
+    case pruneUsage = "usage.prune"
     case set = "settings.set"
     case unset = "settings.unset"
 
@@ -151,6 +152,9 @@ struct AuditDetail {
     init(setting old: String?, to new: String?) {
         if old != new { put("value", .text(old), .text(new)) }
     }
+
+    /// Records of turns before that time are deleted.
+    init(pruned before: WallTime) { put("before", .null, .text(before.rfc3339)) }
 
     init(newKey models: [String]?, expiresAt: WallTime?) {
         add("state", .null, "active")

@@ -96,7 +96,7 @@ public enum Queries {
         }
     }
 
-    /// What a client key has used since it was made; of all requests when `key` is nil.
+    /// What a client key has used, of what is kept; of all requests when `key` is nil.
     public static func totals(ofKey key: Int64?) -> Query<UsageTotals> {
         // A sum of 64-bit numbers ends the statement when it overflows (SQLite) or does not fit what it is cast to (PostgreSQL), so each
         // number is added up in two halves; two thousand million records of the largest numbers are needed to fill one.

@@ -78,12 +78,24 @@ public struct StoreCopy {
         var out: [Count] = []
         for table in tables {
             let sql = "SELECT count(*) FROM \(table)"
-            out.append(
-                Count(
-                    table: table, source: try source.connection.rows(sql, []) { $0.int(0) }.first ?? 0,
-                    target: try target.connection.rows(sql, []) { $0.int(0) }.first ?? 0))
+            let there = try source.connection.rows(sql, []) { $0.int(0) }.first ?? 0
+            // What the source has deleted since as too old may be in the target from a run before.
+            let oldest = table == "usage_records" ? try oldestInSource() : nil
+            let here =
+                try target.connection.rows(
+                    sql + (oldest == nil ? "" : " WHERE id >= $1"), oldest.map { [.blob($0.bytes)] } ?? []
+                ) { $0.int(0) }.first ?? 0
+            out.append(Count(table: table, source: there, target: here))
         }
         return out
+    }
+
+    private func oldestInSource() throws(StoreError) -> RecordID? {
+        let readable = source.connection.dialect == .sqlite ? "WHERE typeof(id) = 'blob' AND length(id) = 16" : ""
+        return try source.connection.rows("SELECT id FROM usage_records \(readable) ORDER BY id LIMIT 1", []) {
+            RecordID(bytes: $0.blob(0))
+        }
+        .first ?? nil
     }
 
     /// A target that is new, or that an earlier run of ours has begun, has no facts but ours.

@@ -95,15 +95,29 @@ public final class StoreSession: @unchecked Sendable {  // one caller at a time:
     public func usage(last count: Int) throws(StoreError) -> [UsageListing] { try connection.rows(Queries.usage(last: count)) }
 
     /// Deletes the oldest records of turns that began before `time`, `limit` of them at most; returns how many.
-    public func pruneUsage(before time: WallTime, limit: Int) throws(StoreError) -> Int {
-        // Ids sort by time (RFC 9562 §5.7): this is the first one that a turn of that moment could have.
-        let first = RecordID(high: UInt64(bitPattern: max(0, time.milliseconds)) << 16, low: 0)
+    public func pruneUsage(before time: WallTime, limit: Int, by author: Author? = nil) throws(StoreError) -> Int {
+        let first = Self.firstRecord(of: time)
         // Nothing that workers know of changes by it.
         return try connection.transaction { () throws(StoreError) in
-            try connection.change(
+            let count = try connection.change(
                 "DELETE FROM usage_records WHERE id IN (SELECT id FROM usage_records WHERE id < $1 ORDER BY id LIMIT $2)",
                 [.blob(first.bytes), .int(Int64(limit))])
+            if count > 0 { try note(author, .pruneUsage, "usage_records", AuditDetail(pruned: time)) }
+            return count
         }
+    }
+
+    /// Whether a turn was recorded from `time` on and before `end`.
+    public func hasUsage(from time: WallTime, before end: WallTime) throws(StoreError) -> Bool {
+        try !connection.rows(
+            "SELECT 1 FROM usage_records WHERE id >= $1 AND id < $2 LIMIT 1",
+            [.blob(Self.firstRecord(of: time).bytes), .blob(Self.firstRecord(of: end).bytes)]
+        ) { _ in true }.isEmpty
+    }
+
+    /// Ids sort by time (RFC 9562 §5.7): this is the first one that a turn of that moment could have.
+    private static func firstRecord(of time: WallTime) -> RecordID {
+        RecordID(high: UInt64(bitPattern: max(0, time.milliseconds)) << 16, low: 0)
     }
 
     // MARK: Accounts

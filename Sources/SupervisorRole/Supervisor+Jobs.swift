@@ -39,7 +39,12 @@ extension Supervisor {
         schedulePrune()
     }
 
-    func schedulePrune() { pruneAt = settings.database.retentionDays == nil ? .never : loop.now }
+    /// One that is at it by other settings ends after its portion.
+    func schedulePrune(changed: Bool = true) {
+        guard changed else { return }
+        if let prune { Process.signal(prune, SIGTERM) }
+        pruneAt = settings.database.retentionDays == nil ? .never : loop.now
+    }
 
     func scheduleBackup() {
         guard let interval = settings.database.backupIntervalMilliseconds else { return }
@@ -63,7 +68,7 @@ extension Supervisor {
         }
         if let pid = prune, let exit = Process.reap(pid) {
             prune = nil
-            if exit != .code(0) {
+            if exit != .code(0), exit != .signal(SIGTERM), stopSignals == 0 {
                 log.warning("old usage records could not be deleted; the lines above say why", metadata: ["exit": "\(exit)"])
             }
         }

@@ -29,7 +29,7 @@ extension Supervisor {
         } else {
             backupAt = .never
         }
-        schedulePrune()
+        schedulePrune(changed: settings.database.retentionDays != before.settings.database.retentionDays)
         (reloadProblem, returnReason) = (returnReason, "")
         log.notice(
             "reloaded",

@@ -86,6 +86,7 @@ extension Supervisor {
         guard let program, Descriptor.version(ofFile: program) == checkedFile else {
             return upgradeRefused("\(source.called) has changed since it was asked")
         }
+        if let prune { Process.signal(prune, SIGTERM) }  // the next program starts one of its own
         let left = succession(nextEnvironment)
         let error: SystemError
         do throws(SystemError) {

@@ -166,7 +166,7 @@ final class Supervisor {
     }
 
     /// No word is half said between us and anybody.
-    var isAtRest: Bool { control.isAtRest && links.values.allSatisfy(\.isAtRest) && stopSignals == 0 }
+    var isAtRest: Bool { ServiceManager.isAtRest && control.isAtRest && links.values.allSatisfy(\.isAtRest) && stopSignals == 0 }
 
     /// What another program in this process needs to go on, in these settings.
     func succession(_ environment: [String: String]) -> Succession {
@@ -232,18 +232,21 @@ final class Supervisor {
         closeListeners()
         spool()
         savePins(.never)
-        awaitBackup()
+        awaitJobs()
         ServiceManager.notify("STOPPING=1")
         ServiceManager.barrier(milliseconds: Limits.barrierMilliseconds)
         control.close()
         loop.stop()
     }
 
-    /// It was told to end. Whoever comes after us finds nobody at work on the database.
-    private func awaitBackup() {
-        guard let backup else { return }
+    /// They were told to end. Whoever comes after us finds nobody at work on the database.
+    private func awaitJobs() {
         let end = Clock.now.adding(milliseconds: Limits.leavingMilliseconds)
-        while Process.reap(backup) == nil, Clock.now < end { usleep(10_000) }
+        var left = [backup, prune].compactMap { $0 }
+        while !left.isEmpty, Clock.now < end {
+            left.removeAll { Process.reap($0) != nil }
+            usleep(10_000)
+        }
     }
 
     /// A backlog that nobody serves would take clients in only to reset them. What systemd holds stays with it, for the next start.

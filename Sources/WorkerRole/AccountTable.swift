@@ -139,7 +139,8 @@ final class AccountTable {
                 : pool.choose(among: mask, excluding: tried, pin: pin, now: now)
             guard case .account(let place) = choice else {
                 if mayRelease, !isReleased, choice.isOfOwner {
-                    (pin, isReleased) = (nil, true)
+                    // What else ties it to an account counts as it does without a previous response.
+                    (pin, isReleased) = (affinity.flatMap { self.pin($0, now, beyondResponses: true) }?.pin, true)
                     continue
                 }
                 return none(choice, pin, isFile: isFile, now)
@@ -166,6 +167,7 @@ final class AccountTable {
         case .account: preconditionFailure("there is one")
         case .ownerUnavailable(let until):
             var error = isFile ? Self.fileOwnerUnavailable : Self.ownerUnavailable
+            if !isFile, let pin, pool.place(of: pin.account) == nil { error.message = Self.ownerGone }
             if let until { error.retryAfterSeconds = (until.milliseconds(since: now) + 999) / 1000 }
             return .ownerUnavailable(error)
         case .noneEligible: return .noneEligible
@@ -272,11 +274,11 @@ final class AccountTable {
     }
 
     /// By the first of its keys that somebody remembers. `isFile`: only that account has a file which the turn names.
-    func pin(_ affinity: Affinity, _ now: Instant) -> (pin: Pin?, isFile: Bool)? {
-        for key in affinity.keys where key.isKnown {
+    func pin(_ affinity: Affinity, _ now: Instant, beyondResponses: Bool = false) -> (pin: Pin?, isFile: Bool)? {
+        for key in affinity.keys where key.isKnown && !(beyondResponses && key.strength == .only) {
             guard let account = scoreboard.pins.account(key.hash, now: now) else { continue }
-            // It was removed, or came back under another id: whether somebody has what it had, the upstream will say.
-            if pool.place(of: account) == nil { continue }
+            // The login may have come back under another id: its files are looked for.
+            if key.isFile, pool.place(of: account) == nil { continue }
             return (Pin(account, key.strength), key.isFile)
         }
         return nil
@@ -306,6 +308,9 @@ final class AccountTable {
         status: 502, code: "previous_response_owner_unavailable", type: "server_error",
         message: "The account that has the previous response is unavailable; retry later, or send the whole conversation without"
             + " previous_response_id", origin: .ourselves)
+
+    private static let ownerGone =
+        "The account that has the previous response is no longer here; send the whole conversation without previous_response_id"
 
     static let fileOwnerUnavailable = ProxyError(
         status: 502, code: "file_owner_unavailable", type: "server_error",

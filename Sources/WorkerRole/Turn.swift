@@ -141,7 +141,7 @@ final class Turn: UpstreamUser, Answering {
             if isReleased, ask.previousResponseID != nil {
                 ask.releasePreviousResponse()
                 prepared = nil
-                worker.log.notice(
+                worker.log.debug(
                     "conversation goes on without its previous response: the account that has it can't serve",
                     metadata: ["account": "\(chosen.value.name)", "request_id": "\(request.id)"])
             }

@@ -88,9 +88,14 @@ public enum StoreCommands {
                 }
             case .pruneUsage(let m):
                 hasChanged = false
-                reply.pruned = UInt32(
-                    clamping: try session.pruneUsage(
-                        before: WallTime(milliseconds: m.beforeMs), limit: min(Int(m.limit), Limits.pruneBatchMax)))
+                let before = WallTime(milliseconds: m.beforeMs)
+                if m.witnessBeforeMs != 0, try !session.hasUsage(from: before, before: WallTime(milliseconds: m.witnessBeforeMs)) {
+                    reply.unwitnessed = true
+                } else {
+                    let count = try session.pruneUsage(
+                        before: before, limit: min(Int(m.limit), Limits.pruneBatchMax), by: m.noted ? author : nil)
+                    reply.pruned = UInt32(clamping: count)
+                }
             case .listAudit(let m):
                 hasChanged = false
                 reply.audit = try session.audit(last: Int(m.last)).map { AuditRow($0) }
@@ -121,7 +126,7 @@ extension AuditRow {
 }
 
 extension AccountChange {
-    init(_ m: AccountChangeMessage) throws(StoreError) {
+    public init(_ m: AccountChangeMessage) throws(StoreError) {
         self.init()
         if m.hasPolicy {
             guard let policy = Account.Policy(rawValue: m.policy) else {

@@ -38,6 +38,7 @@ final class WorkerLink: ByteStreamDelegate {
     func streamReceived(_ stream: ByteStream, _ bytes: UnsafeRawBufferPointer) {
         do throws(FrameError) {
             try reader.feed(bodiesOf: bytes.bytes) { body throws(FrameError) in
+                guard !isClosed else { return }
                 if let batch = FrameCodec.usageBatch(in: body) {
                     return try writer.commits.received(body.extracting(batch), from: self)
                 }
@@ -46,9 +47,11 @@ final class WorkerLink: ByteStreamDelegate {
                 case .hello(let hello):
                     // One of another build whose supervisor has died. What it has to tell stays in its journal, which becomes a file.
                     guard hello.protocol == protocolVersion else {
-                        writer.log.warning(
-                            "a worker speaks another protocol: its records stay with it",
-                            metadata: ["pid": "\(hello.pid)", "protocol": "\(hello.protocol)", "ours": "\(protocolVersion)"])
+                        if writer.strangers.insert(hello.pid).inserted {
+                            writer.log.warning(
+                                "a worker speaks another protocol: its records stay with it",
+                                metadata: ["pid": "\(hello.pid)", "protocol": "\(hello.protocol)", "ours": "\(protocolVersion)"])
+                        }
                         return end()
                     }
                     writer.greeted(self)

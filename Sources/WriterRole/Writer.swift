@@ -22,6 +22,8 @@ final class Writer {
     private var listener: Listener?
     private var socketFile: SocketFile?
     private var workers: [ObjectIdentifier: WorkerLink] = [:]
+    /// Processes of another protocol that were told of: each comes again every second.
+    var strangers: Set<Int64> = []
     private var supervisor: SupervisorLink!
     private var snapshot: Snapshot
     private var isDraining = false

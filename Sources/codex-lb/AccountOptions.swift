@@ -1,7 +1,9 @@
 import ArgumentParser
 import ControlWire
 import Settings
+import Store
 import Vocabulary
+import WriterRole
 
 /// What an account can be given when it is added, imported or logged in, and by `accounts set`.
 struct AccountOptions: ParsableArguments {
@@ -42,6 +44,9 @@ struct AccountOptions: ParsableArguments {
         }
     }
 
+    /// Something of it is read from standard input, which can be read once.
+    var readsStandardInput: Bool { proxy == "@-" || header.contains { $0.hasSuffix("=@-") } }
+
     /// `--proxy`'s value, or what its file holds.
     static func egressProxy(_ text: String) throws -> EgressProxy {
         let url = text.hasPrefix("@") ? try readSecret(String(text.dropFirst()), what: "proxy") : text
@@ -76,6 +81,11 @@ struct AccountOptions: ParsableArguments {
             field.name = String(name)
             field.value = value.hasPrefix("@") ? try readSecret(String(value.dropFirst()), what: "header \(name)") : String(value)
             return field
+        }
+        // Before anything is asked of anybody.
+        do throws(StoreError) { try AccountChange(out).check() } catch {
+            complain("\(error)")
+            throw ExitCode(2)
         }
         return out
     }

@@ -39,6 +39,9 @@ extension Accounts {
             if files.count > 1, name != nil || place.replace {
                 throw ValidationError("--name and --replace are for one file; leave them out, or import the files one by one")
             }
+            if files.contains("-"), options.readsStandardInput {
+                throw ValidationError("standard input can be read once: give the login or the secret in a file")
+            }
         }
 
         func run() throws {

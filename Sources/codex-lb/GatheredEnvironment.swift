@@ -34,10 +34,10 @@ struct GatheredEnvironment {
         }
         if let value = values[name], !value.isEmpty { return sources[name] ?? "environment" }
         let substitutes = [
-            "CODEX_LB_LISTEN": "PORT", "CODEX_LB_DATA_DIR": "STATE_DIRECTORY",
+            "CODEX_LB_LISTEN": "PORT", "HTTPS_PROXY": "https_proxy", "NO_PROXY": "no_proxy", "CODEX_LB_DATA_DIR": "STATE_DIRECTORY",
             "CODEX_LB_RUNTIME_DIR": flags.dataDirectory == nil ? "RUNTIME_DIRECTORY" : "",
         ]
-        if let other = substitutes[name], let value = values[other], !value.isEmpty { return "$" + other }
+        if let other = substitutes[name], let value = values[other], !value.isEmpty { return sources[other] ?? "$" + other }
         return "default"
     }
 
@@ -68,7 +68,7 @@ struct GatheredEnvironment {
         }
         guard access(named, R_OK) != 0 else { return [named] }
         if errno == ENOENT, mayLack { return [] }
-        let hint = errno == EACCES ? "; the server's user must be able to read it (chown root:codex-lb, chmod 640)" : ""
+        let hint = errno == EACCES ? "; the server's user must be able to read it (as systemd-tmpfiles --create makes it)" : ""
         complain("\(EnvironmentFile.variable): \(named): \(String(cString: strerror(errno)))\(hint)")
         throw ExitCode(2)
     }

@@ -12,8 +12,8 @@ extension Database {
         static let configuration = CommandConfiguration(
             abstract: "Delete usage records that are older than they are to be kept.",
             discussion: """
-                In small portions, also while a server runs. Age counts from the newest record: a clock that is wrong deletes nothing by itself. \
-                The file of an SQLite database does not shrink; what becomes free is used again.
+                In small portions, also while a server runs. Age counts from the newest record. The file of an SQLite database does not shrink; \
+                what becomes free is used again.
                 """)
         @Option(name: .long, help: "Days that records are kept (default: CODEX_LB_USAGE_RETENTION_DAYS).") var days: Int?
         @Flag(name: .long, help: .hidden) var scheduled = false
@@ -31,22 +31,38 @@ extension Database {
                 complain("usage records are kept for ever (CODEX_LB_USAGE_RETENTION_DAYS is 0); give --days N to delete older ones now")
                 throw ExitCode(2)
             }
-            guard let newest = try Self.newest(settings) else {
+            guard var newest = try Self.newest(settings) else {
                 if !scheduled { print("there are no usage records") }
                 return
             }
-            let before = WallTime(milliseconds: min(newest, Clock.wall.milliseconds) - Int64(days) * 86_400_000)
+            newest = min(newest, Clock.wall.milliseconds)
+            let before = WallTime(milliseconds: newest - Int64(days) * 86_400_000)
             var (count, portion) = (0, 0)
             repeat {
                 var command = StoreCommand()
                 (command.pruneUsage.beforeMs, command.pruneUsage.limit) = (before.milliseconds, UInt32(Limits.pruneBatchMax))
-                portion = Int(try StoreClient.perform(command, settings).pruned)
+                command.pruneUsage.noted = !scheduled && count == 0
+                // The server may have been stopped meanwhile: whoever comes then finds nobody at work on the database.
+                if scheduled, settings.database.sqlitePath != nil, try ControlClient.connect(settings) == nil { return }
+                if scheduled { command.pruneUsage.witnessBeforeMs = newest - Self.witnessMilliseconds }
+                let reply = try StoreClient.perform(command, settings)
+                guard !reply.unwitnessed else {
+                    complain(
+                        "no usage record lies between \(before.rfc3339) and the day before the newest: is the clock right? Nothing is deleted; by hand: codex-lb db prune --days \(days)"
+                    )
+                    throw ExitCode(1)
+                }
+                portion = Int(reply.pruned)
                 count += portion
                 usleep(10_000)  // for whoever waits for the writer
             } while portion == Limits.pruneBatchMax
             let text = "deleted \(count) usage records of turns before \(before.rfc3339)"
             if !scheduled { print(text) } else if count > 0 { complain(text) }
         }
+
+        /// A clock that jumps ahead makes all that is old look old enough: a schedule deletes only what records of another day than the newest
+        /// one's are between.
+        private static let witnessMilliseconds: Int64 = 86_400_000
 
         private static func newest(_ settings: Settings) throws -> Int64? {
             var command = StoreCommand()

@@ -50,6 +50,7 @@ import Vocabulary
             false
         ),
         // What only its account can read.
+        (#"[{"role":"user","content":"q"},{"type":"reasoning","id":"rs_1","summary":[]},{"role":"assistant","content":"a"}]"#, false),
         (
             #"[{"role":"user","content":"q"},{"type":"reasoning","summary":[],"encrypted_content":"gAAA"},{"role":"assistant","content":"a"}]"#,
             false

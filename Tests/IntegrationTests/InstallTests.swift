@@ -73,7 +73,7 @@ extension Integration {
             #expect(!procText(place + "/opt/it/lib/systemd/system/codex-lb.service").contains("/usr/local"))
             let settings = place + "/etc/codex-lb/codex-lb.env"
             #expect(procText(settings) == procText(Self.root + "/etc/codex-lb.env"))
-            #expect(try FileManager.default.attributesOfItem(atPath: settings)[.posixPermissions] as? Int == 0o640)
+            #expect(try FileManager.default.attributesOfItem(atPath: settings)[.posixPermissions] as? Int == 0o600)
             daemon.binary = place + "/opt/it/bin/codex-lb"
             #expect(try daemon.run("--version").output.hasPrefix("codex-lb "))
             // The shells take what is meant for them.

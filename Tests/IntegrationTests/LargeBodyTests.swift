@@ -101,6 +101,9 @@ extension Integration {
             let stage = try Stage("a", "b")
             let text = String(repeating: "word ", count: 6 << 20)
             let input = "\"input\":[{\"content\":\"\(text)\",\"role\":\"user\"},{\"content\":\"x\",\"role\":\"assistant\"}]}"
+            let users = (0..<9).map { _ in "{\"content\":\"\(text.prefix(3 << 20))\",\"role\":\"user\"}" }.joined(separator: ",")
+            let late = Array("{\"model\":\"gpt-5.4\",\"stream\":true,\"input\":[\(users)]}".utf8)
+            #expect(try worked(stage, "no answer among the first, 27 MB", "/v1/responses", late) == 200)
             for (name, more) in [("role last, 30 MB", ""), ("whole conversation, 30 MB", "\"previous_response_id\":\"resp_1\",")] {
                 let body = Array("{\"model\":\"gpt-5.4\",\"stream\":true,\(more)\(input)".utf8)
                 #expect(try worked(stage, name, "/v1/responses", body) == 200)

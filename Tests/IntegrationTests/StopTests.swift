@@ -79,14 +79,15 @@ extension Integration {
             for (version, isTaken) in [(UInt8(9), false), (1, true)] {
                 let writer = try Sockets.connectUnix(daemon.data + "/run/writer.sock", milliseconds: 2000)
                 defer { close(writer) }
-                // Frame{hello: Hello{protocol: version}} in protobuf's wire format.
-                let frame: [UInt8] = [0, 0, 0, 4, 0x12, 2, 0x08, version]
+                // Frame{hello: Hello{protocol: version}} in protobuf's wire format, and behind it a frame that no worker of ours sends, twice.
+                let frame: [UInt8] = [0, 0, 0, 4, 0x12, 2, 0x08, version] + (isTaken ? [] : [0, 0, 0, 2, 0x42, 0x7F])
                 try #require(write(writer, frame, frame.count) == frame.count)
                 try #require(Descriptor.wait(writer, for: Int32(POLLIN), milliseconds: 5000))
                 var answer = [UInt8](repeating: 0, count: 512)
                 #expect((read(writer, &answer, answer.count) > 0) == isTaken)
             }
             #expect(daemon.waitLog("a worker speaks another protocol"))
+            #expect(!daemon.log.contains("unreadable frame"), "what a stranger says is read")
             #expect(try daemon.get("/health/live").status == 200)
         }
 

@@ -170,8 +170,11 @@ import Vocabulary
             ("/srv/.env", false),
         ])
     func shared(_ file: String, _ counts: Bool) throws {
-        let found = try EnvironmentFile.parse("HTTPS_PROXY=http://p:3128\nSSL_CERT_DIR=/c\nPATH=/x\n", file: file)
-        #expect(found.mapValues(\.value) == (counts ? ["HTTPS_PROXY": "http://p:3128", "SSL_CERT_DIR": "/c"] : [:]))
+        let found = try EnvironmentFile.parse("https_proxy=http://p:3128\nSSL_CERT_DIR=/c\nPORT=7\n", file: file)
+        #expect(found.mapValues(\.value) == (counts ? ["https_proxy": "http://p:3128", "SSL_CERT_DIR": "/c", "PORT": "7"] : [:]))
+        // What would be dropped without a word is refused where somebody meant it for us.
+        func other() throws -> Bool { try EnvironmentFile.parse("PGSSLMODE=require\n", file: file).isEmpty }
+        if counts, file.hasPrefix("/") { #expect(throws: SettingsError.self) { try other() } } else { #expect(try other()) }
     }
 
     @Test(
