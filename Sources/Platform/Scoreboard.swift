@@ -43,7 +43,7 @@ public struct Scoreboard: @unchecked Sendable {  // atomics only
     public static let memoryBytes = pinsOffset + PinTable.memoryBytes
 
     /// What lies where. To be counted up with every change of it: builds of two versions never write one memory.
-    public static let layoutVersion = 9
+    public static let layoutVersion = 10
 
     private let base: UnsafeMutableRawPointer
 

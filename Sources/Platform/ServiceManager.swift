@@ -47,7 +47,11 @@ public enum ServiceManager {
         return waiting.withLock { waiting in
             send(&waiting, milliseconds: 0)
             if isRepeated, waiting.contains(where: { $0.text == lines }) { return true }
-            guard waiting.count < waitingMax else { return false }
+            if waiting.count >= waitingMax {
+                // What was said last counts most; a socket to keep is said once.
+                guard let oldest = waiting.firstIndex(where: { $0.descriptor < 0 }) else { return false }
+                waiting.remove(at: oldest)
+            }
             let copy = descriptor < 0 ? -1 : Descriptor.duplicate(descriptor)
             guard copy >= 0 || descriptor < 0 else { return false }  // no descriptor is left for it
             waiting.append(Message(text: lines, descriptor: copy))

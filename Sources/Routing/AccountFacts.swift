@@ -46,8 +46,8 @@ public import Vocabulary
     /// Out of quota until its upstream's time has come.
     public func isLimited(_ now: Instant) -> Bool { isLimited && cooldownUntil > now }
     public var isFull: Bool { inFlight >= cap }
-    /// A quota window of it is nearly used up, or it had errors just now.
-    public var isTight: Bool { isDraining || max(primaryUsed ?? 0, secondaryUsed ?? 0) >= Limits.tightPermille }
+    /// A quota window of it is nearly used up.
+    public var isTight: Bool { max(primaryUsed ?? 0, secondaryUsed ?? 0) >= Limits.tightPermille }
 }
 
 /// The account that a turn's conversation belongs to.

@@ -20,14 +20,14 @@ public struct AccountHealth: Sendable, Equatable {
     private var errors: Int
     /// Good turns while probing.
     private var goods: Int
-    /// Of the monotonic clock.
-    private var errorSeconds: UInt64
+    /// When the last one was, of the monotonic clock.
+    private var errorMilliseconds: UInt64
 
     public init(word: UInt64 = 0) {
-        (errors, goods, errorSeconds) = (Int(word & 0xFF), Int(word >> 8 & 0xFF), word >> 16)
+        (errors, goods, errorMilliseconds) = (Int(word & 0xFF), Int(word >> 8 & 0xFF), word >> 16)
     }
     /// 0 while there is nothing to remember.
-    public var word: UInt64 { errors == 0 ? 0 : errorSeconds << 16 | UInt64(goods) << 8 | UInt64(errors) }
+    public var word: UInt64 { errors == 0 ? 0 : errorMilliseconds << 16 | UInt64(goods) << 8 | UInt64(errors) }
 
     public func tier(now: Instant) -> Tier {
         guard errors >= Limits.drainingErrors else { return .healthy }
@@ -36,17 +36,19 @@ public struct AccountHealth: Sendable, Equatable {
 
     /// When a drained one is to be probed.
     public var probingAt: Instant {
-        Instant(nanoseconds: (errorSeconds + UInt64(Limits.drainingSeconds)).multipliedReportingOverflow(by: 1_000_000_000).partialValue)
+        Instant(nanoseconds: (errorMilliseconds + Self.drainingMilliseconds).multipliedReportingOverflow(by: 1_000_000).partialValue)
     }
 
-    private func isRecent(_ now: Instant) -> Bool { Self.seconds(now) < errorSeconds + UInt64(Limits.drainingSeconds) }
-    private static func seconds(_ now: Instant) -> UInt64 { now.nanoseconds / 1_000_000_000 & (1 << 48 - 1) }
+    private func isRecent(_ now: Instant) -> Bool { Self.milliseconds(now) < errorMilliseconds + Self.drainingMilliseconds }
+    private static func milliseconds(_ now: Instant) -> UInt64 { now.nanoseconds / 1_000_000 & (1 << 48 - 1) }
+    private static let drainingMilliseconds = UInt64(Limits.drainingSeconds) * 1000
 
-    public mutating func failed(now: Instant) {
+    /// A turn that has begun then has failed. Turns that were open together meet one error together: it counts once.
+    public mutating func failed(since begin: Instant? = nil, now: Instant) {
         // One error long ago is no beginning of a row.
         if errors < Limits.drainingErrors, !isRecent(now) { errors = 0 }
-        (errors, goods) = (min(errors + 1, 255), 0)
-        errorSeconds = max(errorSeconds, Self.seconds(now))
+        if errors == 0 || begin.map({ Self.milliseconds($0) >= errorMilliseconds }) ?? true { errors = min(errors + 1, 255) }
+        (goods, errorMilliseconds) = (0, max(errorMilliseconds, Self.milliseconds(now)))
     }
 
     public mutating func succeeded(now: Instant) {

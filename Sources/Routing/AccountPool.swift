@@ -218,7 +218,8 @@ public struct AccountPool: Sendable {
         let isTried = tried.contains(pin.account)
         guard let place = places[pin.account], serves(place, mask), !isTried else {
             guard pin.strength == .only else { return .free }
-            return isTried ? .tried : .unavailable(until: nil)
+            let isModels = places[pin.account].map { mask?.reasons[$0] == .modelLimited } ?? false
+            return isTried ? .tried : .unavailable(until: isModels ? mask?.limitedUntil : nil)
         }
         let account = facts[place]
         switch pin.strength {

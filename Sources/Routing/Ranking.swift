@@ -62,8 +62,10 @@ struct Ranking: Sendable {
     /// burnt is burnt to its end.
     private func rank(_ facts: AccountFacts) -> Int32 {
         let order: Int32 = facts.policy == .burnFirst ? 0 : facts.policy == .normal ? 1 : 2
-        let isLate = facts.isTight && facts.policy != .burnFirst && strategy != .sequentialDrain && strategy != .singleAccount
-        return order + (isLate ? 2 : 0) + (facts.isOverflow ? 8 : 0)
+        if strategy == .sequentialDrain || strategy == .singleAccount { return order + (facts.isOverflow ? 8 : 0) }
+        let isLate = facts.isTight && facts.policy != .burnFirst
+        // One that had errors just now comes after all others that are not overflow, whatever it is.
+        return order + (facts.isDraining ? 4 : isLate ? 2 : 0) + (facts.isOverflow ? 8 : 0)
     }
 
     // MARK: The load, by strategy

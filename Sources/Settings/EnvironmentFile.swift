@@ -23,10 +23,10 @@ public enum EnvironmentFile {
     ///
     /// Blank lines and lines that start with `#` are comments; a byte order mark, `export` before a name and quotes around a value are taken
     /// off. In double quotes `\\"`, `\\\\` and `\\$` stand for their second character. Behind a value only a comment may follow.
-    public static func parse(_ text: String, file: String) throws(SettingsError) -> [String: Assignment] {
+    public static func parse(_ text: String, file: String, isNamed: Bool = false) throws(SettingsError) -> [String: Assignment] {
         var out: [String: Assignment] = [:]
         var number = 0
-        let isOurs = !file.hasSuffix(".env.local") && !file.hasSuffix("/.env") && file != ".env"
+        let isOurs = isNamed || !file.hasSuffix(".env.local") && !file.hasSuffix("/.env") && file != ".env"
         guard !text.utf8.contains(0) else { throw SettingsError(file, "is not UTF-8; save it as UTF-8") }
         let text = text.hasPrefix("\u{FEFF}") ? text.dropFirst() : text[...]
         for raw in text.split(omittingEmptySubsequences: false, whereSeparator: \.isNewline) {
@@ -36,7 +36,7 @@ public enum EnvironmentFile {
             if line.hasPrefix("export"), line.dropFirst(6).first?.isWhitespace == true { line = trimmed(line.dropFirst(6)) }
             guard let equals = line.firstIndex(of: "=") else {
                 guard line.hasPrefix("CODEX_LB_") else { continue }
-                throw SettingsError("\(file):\(number)", "\"\(line.prefix { $0 != " " })\" has no value; expected NAME=VALUE")
+                throw SettingsError("\(file):\(number)", "\"\(visible(line))\" has no value; expected NAME=VALUE")
             }
             let name = trimmed(line[..<equals])
             guard name.hasPrefix("CODEX_LB_") || isOurs && sharedNames.contains(String(name)) else {
@@ -49,7 +49,7 @@ public enum EnvironmentFile {
                 guard !isOurs || !file.hasPrefix("/") else {
                     throw SettingsError(
                         "\(file):\(number)",
-                        "\"\(name)\" is not read from here; give it to the process itself, under systemd with Environment= (systemctl edit)"
+                        "\"\(visible(name))\" is not read from here; give it to the process itself, under systemd with Environment= (systemctl edit)"
                     )
                 }
                 continue
@@ -58,7 +58,7 @@ public enum EnvironmentFile {
             guard
                 sharedNames.contains(String(name)) || name.utf8.allSatisfy({ (65...90).contains($0) || (48...57).contains($0) || $0 == 95 })
             else {
-                throw SettingsError("\(file):\(number)", "\"\(name)\" is no name of a setting; expected NAME=VALUE")
+                throw SettingsError("\(file):\(number)", "\"\(visible(name))\" is no name of a setting; expected NAME=VALUE")
             }
             let behind = line[line.index(after: equals)...]
             var value = trimmed(behind)
@@ -84,6 +84,9 @@ public enum EnvironmentFile {
         }
         return out
     }
+
+    /// Of a line that can't be read as far as a name goes: what follows may be a secret.
+    private static func visible(_ line: Substring) -> Substring { line.prefix { $0.isASCII && ($0.isLetter || $0.isNumber || $0 == "_") } }
 
     /// What stands before the closing quote, and what behind it.
     private static func quoted(_ text: Substring, _ quote: Character) -> (inside: String, rest: Substring)? {

@@ -358,7 +358,7 @@ public enum Limits {
     /// A service manager is told this often that a drain goes on, and gives it twice as long.
     public static let extendMilliseconds = 10_000
     /// A command that must have a database for itself waits so long for whoever is just leaving it, and a supervisor at its end for its backup.
-    public static let leavingMilliseconds = 1_000
+    public static let leavingMilliseconds = 700
     /// Usage records that one transaction deletes: the writer stores others between two of them.
     public static let pruneBatchMax = 1_000
     /// Between two looks for usage records that are older than they are kept.

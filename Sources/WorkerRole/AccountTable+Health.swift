@@ -100,18 +100,19 @@ extension AccountTable {
     }
 
     /// An error of its upstream: how long it is left alone for the errors that it had.
-    private func failed(_ account: Account, now: Instant) -> Int {
+    private func failed(_ account: Account, since begin: Instant, now: Instant) -> Int {
         let word = scoreboard.changeHealth(account: account.slot, owner: account.id) {
             var health = AccountHealth(word: $0)
-            health.failed(now: now)
+            health.failed(since: begin, now: now)
             return health.word
         }
         return AccountHealth(word: word).backoffMilliseconds
     }
 
-    /// What a turn met counts against its account, for all workers or, where it is about one model, for this one.
+    /// What a turn met that was given the account at `begin` counts against that, for all workers or, where it is about one model, for this one.
     func penalise(
-        _ account: RoutedAccount, _ model: String, _ penalty: Verdict.Penalty, _ failure: Failure, requestID: String, now: Instant
+        _ account: RoutedAccount, _ model: String, _ penalty: Verdict.Penalty, _ failure: Failure, requestID: String, since begin: Instant,
+        now: Instant
     ) {
         let owner = account.value.id
         look()
@@ -147,7 +148,7 @@ extension AccountTable {
         case .notConnected, .untrusted:
             // The longer it can't be reached, the less often a turn has to find that out.
             milliseconds = Backoff.milliseconds(failures: scoreboard.unreachable(account: account.value.slot, owner: owner, now: now))
-        default: if case .errors = penalty { milliseconds = max(milliseconds, failed(today, now: now)) }
+        default: if case .errors = penalty { milliseconds = max(milliseconds, failed(today, since: begin, now: now)) }
         }
         let until = now.adding(milliseconds: milliseconds)
         if isOfModel {

@@ -28,6 +28,7 @@ final class Turn: UpstreamUser, Answering {
     private var kept: MemoryShare?
     /// The last one that was chosen.
     private(set) var account: RoutedAccount?
+    private var chosenAt = Instant(nanoseconds: 0)
     private var isLeased = false
     private var connection: UpstreamConnection?
     private var connecting: ConnectAttempt?
@@ -65,7 +66,10 @@ final class Turn: UpstreamUser, Answering {
         case .renewCredentials: renew()
         case .modelRefused: refuseModel(mayChooseAgain: false)
         case .penalise(let penalty, let failure):
-            if let account { worker.accounts.penalise(account, ask.model, penalty, failure, requestID: request.id, now: worker.loop.now) }
+            if let account {
+                worker.accounts.penalise(
+                    account, ask.model, penalty, failure, requestID: request.id, since: chosenAt, now: worker.loop.now)
+            }
         case .learnQuota(let reading): if let account { worker.accounts.learn(reading, of: account.value) }
         case .closeUpstream:
             connection?.close()
@@ -137,7 +141,7 @@ final class Turn: UpstreamUser, Answering {
         }
         switch choice {
         case .account(let chosen, let isOnly, let isReleased):
-            (account, isLeased) = (chosen, true)
+            (account, isLeased, chosenAt) = (chosen, true, now)
             if isReleased, ask.previousResponseID != nil {
                 ask.releasePreviousResponse()
                 prepared = nil

@@ -74,9 +74,15 @@ struct GatheredEnvironment {
     }
 
     private mutating func add(_ file: String) throws {
+        let named = values[EnvironmentFile.variable].map { $0.hasPrefix("-") ? String($0.dropFirst()) : $0 }
+        var info = stat()
+        guard stat(file, &info) == 0, info.st_mode & S_IFMT == S_IFREG, info.st_size <= EnvironmentFile.bytesMax else {
+            complain("settings file \(file) is no file of at most \(EnvironmentFile.bytesMax) bytes")
+            throw ExitCode(2)
+        }
         let text = String(decoding: try readFile(file, what: "settings", bytesMax: EnvironmentFile.bytesMax), as: UTF8.self)
         do throws(SettingsError) {
-            for (name, found) in try EnvironmentFile.parse(text, file: file) where values[name] == nil {
+            for (name, found) in try EnvironmentFile.parse(text, file: file, isNamed: file == named) where values[name] == nil {
                 values[name] = found.value
                 sources[name] = "\(file):\(found.line)"
             }

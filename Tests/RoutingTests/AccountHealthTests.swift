@@ -24,6 +24,18 @@ import Vocabulary
         #expect(health.tier(now: at(121)) == .healthy && health.word == 0)
     }
 
+    @Test("Turns that were open together meet an error together: it counts once")
+    func together() {
+        var health = AccountHealth()
+        for _ in 0..<12 { health.failed(since: at(0), now: at(1)) }
+        #expect(health.tier(now: at(1)) == .healthy && health.backoffMilliseconds == 0)
+        // One after the other, within the same second.
+        health.failed(since: at(1), now: at(1))
+        #expect(health.tier(now: at(1)) == .draining && health.backoffMilliseconds == 0)
+        for _ in 0..<5 { health.failed(since: at(1), now: at(2)) }
+        #expect(health.backoffMilliseconds == 30_000)
+    }
+
     @Test("Two errors far apart, or with a good turn between them, are no row")
     func apart() {
         var health = AccountHealth()

@@ -183,6 +183,22 @@ func later(_ milliseconds: Int) -> Instant { start.adding(milliseconds: millisec
         #expect(pool.would(now: start) == .account(0))
     }
 
+    @Test("An account that had errors just now comes after all others, also one that is to be burnt first")
+    func draining() {
+        let burning = account(1) { ($0.policy, $0.isDraining) = (.burnFirst, true) }
+        let tight = account(2) { ($0.policy, $0.secondaryUsed) = (.preserve, 990) }
+        #expect(choose([burning, tight]) == .account(1))
+        #expect(choose([burning, account(3) { $0.isOverflow = true }]) == .account(0))
+    }
+
+    @Test("The owner of a conversation has a limit for the model: it is told until when")
+    func modelLimitedOwner() {
+        let mask = AccountMask([.serves, .modelLimited], limitedUntil: later(45))
+        #expect(choose([account(1), account(2)], pin: Pin(2, .only), mask: mask) == .ownerUnavailable(until: later(45)))
+        let all = AccountMask([.modelLimited, .modelLimited], limitedUntil: later(45))
+        #expect(choose([account(1), account(2)], pin: Pin(2, .only), mask: all) == .allLimited(until: later(45)))
+    }
+
     @Test("An account that may not work is tried by one turn, whoever else would be the first")
     func oneProbe() {
         var pool = pool([account(1) { $0.isDoubtful = true }, account(2) { ($0.cap, $0.inFlight) = (5, 2) }], .leastInFlight)

@@ -199,6 +199,13 @@ import Vocabulary
     }
 
     @Test(
+        "What may be a secret is not repeated",
+        arguments: ["CODEX_LB_DATABASE_URL: postgresql://u:hunter2@h/db?sslmode=x", "CODEX_LB_METRICS_TOKEN:hunter2", "TOKEN:hunter2=x"])
+    func secrets(_ text: String) {
+        #expect { try EnvironmentFile.parse(text, file: "/etc/codex-lb/codex-lb.env") } throws: { !"\($0)".contains("hunter2") }
+    }
+
+    @Test(
         "A line that can't be read is named by file and number",
         arguments: ["CODEX_LB_X", "\n\nCODEX_LB_X=\"open", "CODEX_LB_x=1", "\nCODEX_LB_SETTINGS_FILE=/x"])
     func bad(_ text: String) {
