@@ -60,11 +60,8 @@ public enum ServiceManager {
         }
     }
 
-    /// Nothing waits to be said.
-    public static var isAtRest: Bool { waiting.withLock { $0.isEmpty } }
-
-    /// Says what could not be said before.
-    public static func flush() { waiting.withLock { send(&$0, milliseconds: 0) } }
+    /// Says what could not be said before; waits so long for the manager to take it.
+    public static func flush(milliseconds: Int = 0) { waiting.withLock { send(&$0, milliseconds: Int32(clamping: milliseconds)) } }
 
     /// Until one is not taken; waits so long in all. A manager that is gone or does not listen hears nothing: that is its own affair.
     private static func send(_ waiting: inout [Message], milliseconds: Int32) {

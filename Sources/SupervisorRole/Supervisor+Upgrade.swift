@@ -86,6 +86,8 @@ extension Supervisor {
         guard let program, Descriptor.version(ofFile: program) == checkedFile else {
             return upgradeRefused("\(source.called) has changed since it was asked")
         }
+        // What the service manager does not take now is lost: the next program does not know of it.
+        ServiceManager.flush(milliseconds: Limits.barrierMilliseconds)
         if let prune { Process.signal(prune, SIGTERM) }  // the next program starts one of its own
         let left = succession(nextEnvironment)
         let error: SystemError

@@ -166,7 +166,7 @@ final class Supervisor {
     }
 
     /// No word is half said between us and anybody.
-    var isAtRest: Bool { ServiceManager.isAtRest && control.isAtRest && links.values.allSatisfy(\.isAtRest) && stopSignals == 0 }
+    var isAtRest: Bool { control.isAtRest && links.values.allSatisfy(\.isAtRest) && stopSignals == 0 }
 
     /// What another program in this process needs to go on, in these settings.
     func succession(_ environment: [String: String]) -> Succession {

@@ -108,6 +108,7 @@ extension Integration {
             let order = manager.text.matches(of: /RELOADING=1|READY=1/).map { String($0.output) }
             #expect(order == (0..<10).flatMap { _ in ["RELOADING=1", "READY=1"] })
             for _ in 0..<10 { #expect(try daemon.run("ctl", "reload").isGood) }
+            #expect(try daemon.run("ctl", "upgrade").isGood)
             let start = Date()
             #expect(daemon.stop() == .code(0))
             #expect(Date().timeIntervalSince(start) < 5)
