@@ -58,7 +58,7 @@ extension Supervisor {
         reloadEnded(error: reason)
         guard fleet.phase == .serving else { return }
         statusTold = ""
-        ServiceManager.notify("READY=1\nSTATUS=the last reload failed: \(reason)")
+        ServiceManager.notify("READY=1\nSTATUS=the last reload failed: \(reason.printable)")
     }
 
     /// The settings are good; what they want of us is done before anything else changes.

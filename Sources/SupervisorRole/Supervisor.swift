@@ -341,7 +341,9 @@ final class Supervisor {
         guard fleet.phase == .serving, stopSignals == 0 else { return }
         let problem = problem(now)
         let serving = fleet.workers == 0 ? "drained, clients wait at" : "serving on"
-        let text = "\(serving) \(listenerNames.joined(separator: ", "))" + (problem.isEmpty ? "" : "; the database is \(problem)")
+        let text =
+            "\(serving) \(listenerNames.joined(separator: ", "))" + (problem.isEmpty ? "" : "; the database is \(problem)")
+            + (reloadProblem.isEmpty ? "" : "; the last reload failed: \(reloadProblem.printable)")
         guard text != statusTold else { return }
         statusTold = text
         ServiceManager.notify("STATUS=\(text)")

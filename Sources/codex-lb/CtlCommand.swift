@@ -24,7 +24,7 @@ struct Ctl: ParsableCommand {
         func validate() throws { try live.check(json: json) }
 
         func run() throws {
-            let settings = try data.settings()
+            let settings = try data.controlSettings()
             if json { return print(Self.json(try Self.status(settings))) }
             try live.show { Self.lines(try Self.status(settings)) }
         }

@@ -12,7 +12,7 @@ struct OrderOptions: ParsableArguments {
     func obey(waitMilliseconds: Int = Limits.controlAnswerMilliseconds, _ fill: (inout FleetOrder) -> Void, _ said: (FleetReply) -> String)
         throws
     {
-        let client = try Ctl.connect(data.settings())
+        let client = try Ctl.connect(data.controlSettings())
         client.setPatience(milliseconds: waitMilliseconds)
         var order = FleetOrder()
         fill(&order)

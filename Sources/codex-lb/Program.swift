@@ -94,6 +94,17 @@ struct DataOptions: ParsableArguments {
     }
 
     func settings() throws -> Settings { try loadSettings(flags) }
+
+    /// For who only talks to the server: where that is counts. What is wrong with other settings it says itself, when it is to use them.
+    func controlSettings() throws -> Settings {
+        let environment = try gatherEnvironment()
+        if let good = try? settingsOf(environment, flags) { return good }  // see above
+        let places = ["HOME", "PWD", "CODEX_LB_DATA_DIR", "CODEX_LB_RUNTIME_DIR", "STATE_DIRECTORY", "RUNTIME_DIRECTORY"]
+        do { return try settingsOf(environment.filter { places.contains($0.key) }, flags) } catch {
+            complain("\(error)")
+            throw ExitCode(2)
+        }
+    }
 }
 
 func loadSettings(_ flags: Settings.Flags = Settings.Flags(), databaseURL: String? = nil) throws -> Settings {

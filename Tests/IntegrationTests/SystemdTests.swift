@@ -114,6 +114,29 @@ extension Integration {
             #expect(Date().timeIntervalSince(start) < 5)
         }
 
+        /// What `systemctl status` shows says that the last reload failed, until one succeeds.
+        @Test func failedReloadIsShown() throws {
+            let daemon = try Daemon()
+            let manager = try NotifySocket(daemon.directory + "/notify")
+            let file = daemon.directory + "/settings.env"
+            func write(_ text: String) throws { try Data(text.utf8).write(to: URL(fileURLWithPath: file)) }
+            daemon.environment["NOTIFY_SOCKET"] = manager.path
+            daemon.environment["CODEX_LB_SETTINGS_FILE"] = file
+            try write("CODEX_LB_STICKINESS=true\n")
+            try daemon.start()
+            func shown() -> Substring { manager.text.split(separator: "\n").last { $0.hasPrefix("STATUS=") } ?? "" }
+            try write("CODEX_LB_STICKINESS=perhaps\n")
+            #expect(try !daemon.run("ctl", "reload").isGood)
+            #expect(
+                eventually(5) {
+                    let text = shown()
+                    return text.hasPrefix("STATUS=serving on ") && text.contains("the last reload failed: ") && text.contains("perhaps")
+                }, "\(shown())")
+            try write("CODEX_LB_STICKINESS=false\n")
+            #expect(try daemon.run("ctl", "reload").isGood)
+            #expect(eventually(5) { shown().hasPrefix("STATUS=serving on ") && !shown().contains("failed") })
+        }
+
         /// Another process's watchdog is none of ours, and without one nothing is said.
         @Test func noWatchdog() throws {
             let daemon = try Daemon()
