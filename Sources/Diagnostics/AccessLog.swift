@@ -64,7 +64,7 @@ public struct AccessLine: Sendable {
             out += "{\"time\":\"\(time.rfc3339)\",\"level\":\"info\",\"role\":\"\(role)\",\"message\":\"\(AccessLog.message)\""
             for (name, value) in fields {
                 switch value {
-                case .text(let text): out += ",\"\(name)\":\(LineLogHandler.json(text))"
+                case .text(let text): out += ",\"\(name)\":\(text.jsonQuoted)"
                 case .number(let number): out += ",\"\(name)\":\(number)"
                 }
             }

@@ -57,8 +57,8 @@ public struct LineLogHandler: LogHandler {
             out += "\(level.rawValue.uppercased()) \(role) \(Self.oneLine(message))"
             for (key, value) in fields { out += " \(key)=\(Self.logfmtValue(value))" }
         case .json:
-            out += "{\"time\":\"\(time.rfc3339)\",\"level\":\"\(level.rawValue)\",\"role\":\"\(role)\",\"message\":\(Self.json(message))"
-            for (key, value) in fields { out += ",\(Self.json(key)):\(Self.json(value))" }
+            out += "{\"time\":\"\(time.rfc3339)\",\"level\":\"\(level.rawValue)\",\"role\":\"\(role)\",\"message\":\(message.jsonQuoted)"
+            for (key, value) in fields { out += ",\(key.jsonQuoted):\(value.jsonQuoted)" }
             out += "}"
         }
         return out + "\n"
@@ -79,21 +79,7 @@ public struct LineLogHandler: LogHandler {
     static func oneLine(_ text: String) -> String { text.printable }
 
     static func logfmtValue(_ value: String) -> String {
-        value.isEmpty || value.unicodeScalars.contains { $0 == " " || $0 == "\"" || $0 == "=" || !$0.isPlain } ? json(value) : value
-    }
-
-    static func json(_ text: String) -> String {
-        var out = "\""
-        for scalar in text.unicodeScalars {
-            switch scalar {
-            case "\"": out += "\\\""
-            case "\\": out += "\\\\"
-            case "\n": out += "\\n"
-            case _ where !scalar.isPlain: out += scalar.escaped
-            default: out.unicodeScalars.append(scalar)
-            }
-        }
-        return out + "\""
+        value.isEmpty || value.unicodeScalars.contains { $0 == " " || $0 == "\"" || $0 == "=" || !$0.isPlain } ? value.jsonQuoted : value
     }
 }
 

@@ -89,7 +89,7 @@ public struct TurnRequest: Sendable {
         promptCacheKey = Self.name(document, fields["prompt_cache_key"])
         (instructions, conversation) = (fields["instructions"], fields[route == .chatCompletions ? "messages" : "input"])
         fileIDs = route.isResponses ? InputFiles.ids(in: document, fields["input"]) : []
-        isWhole = previousResponseID != nil && WholeConversation.isWhole(document, fields["input"])
+        isWhole = route.isResponses && previousResponseID != nil && WholeConversation.isWhole(document, fields["input"])
         self.document = document
         memoryBytes = document.memoryBytes
         if bodyBytes > Limits.inlineBodyBytesMax { (opening, isOpeningLookedFor) = (makeOpening(), true) }

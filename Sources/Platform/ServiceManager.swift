@@ -34,8 +34,6 @@ public enum ServiceManager {
     }
     /// In the order in which they were said.
     private static let waiting = Mutex<[Message]>([])
-    /// More than this many that it does not take are not kept.
-    private static let waitingMax = 64
 
     /// Says something to `$NOTIFY_SOCKET`; nothing without one. Never waits: what the manager's queue does not take goes with a later `flush`.
     /// `isRepeated`: it is said again and again, and need not wait twice.
@@ -47,7 +45,7 @@ public enum ServiceManager {
         return waiting.withLock { waiting in
             send(&waiting, milliseconds: 0)
             if isRepeated, waiting.contains(where: { $0.text == lines }) { return true }
-            if waiting.count >= waitingMax {
+            if waiting.count >= Limits.notificationsMax {
                 // What was said last counts most; a socket to keep is said once.
                 guard let oldest = waiting.firstIndex(where: { $0.descriptor < 0 }) else { return false }
                 waiting.remove(at: oldest)
@@ -87,11 +85,7 @@ public enum ServiceManager {
         Descriptor.close(theirs)
         defer { Descriptor.close(ours) }
         guard isSaid else { return false }
-        while waiting.withLock({ !$0.isEmpty }) {
-            let left = end.milliseconds(since: Clock.now)
-            guard left > 0 else { return false }
-            waiting.withLock { send(&$0, milliseconds: Int32(clamping: left)) }
-        }
+        flush(milliseconds: milliseconds)
         // It ends when the manager closes the last copy of the other one; children that end meanwhile do not end it.
         return Descriptor.wait(ours, for: 0, milliseconds: end.milliseconds(since: Clock.now))
     }

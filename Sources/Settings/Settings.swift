@@ -45,6 +45,8 @@ public struct Settings: Sendable, Equatable {
     public var httpsProxy: EnvironmentProxy?
     /// A CA file instead of the system's.
     public var certificateFile: String?
+    /// The same of a directory; OpenSSL looks for it itself.
+    public var certificateDirectory: String?
     public var keyRule: KeyRule
     /// `scheme://host[:port]` of web pages that may call, in lower case.
     public var allowedOrigins: Set<String>
@@ -211,7 +213,7 @@ public struct Settings: Sendable, Equatable {
                 proxy,
                 exceptions: (value("NO_PROXY") ?? value("no_proxy") ?? "").split(separator: ",").map { $0.drop { $0 == " " }.lowercased() })
         }
-        certificateFile = value("SSL_CERT_FILE")
+        (certificateFile, certificateDirectory) = (value("SSL_CERT_FILE"), value("SSL_CERT_DIR"))
         pinFirstCPU = value("CODEX_LB_PIN_FIRST_CPU").flatMap { Int($0) }
     }
 

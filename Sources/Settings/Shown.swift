@@ -36,7 +36,7 @@ extension Settings {
         ]
         out += [
             ("HTTPS_PROXY", httpsProxy == nil ? "" : "***"), ("NO_PROXY", httpsProxy?.exceptions.joined(separator: ",") ?? ""),
-            ("SSL_CERT_FILE", certificateFile ?? ""),
+            ("SSL_CERT_FILE", certificateFile ?? ""), ("SSL_CERT_DIR", certificateDirectory ?? ""),
         ]
         for (name, path) in Self.timeNames { out.append((name, seconds(times[keyPath: path]))) }
         return out

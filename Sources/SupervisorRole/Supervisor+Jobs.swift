@@ -40,8 +40,7 @@ extension Supervisor {
     }
 
     /// One that is at it by other settings ends after its portion.
-    func schedulePrune(changed: Bool = true) {
-        guard changed else { return }
+    func schedulePrune() {
         if let prune { Process.signal(prune, SIGTERM) }
         pruneAt = settings.database.retentionDays == nil ? .never : loop.now
     }

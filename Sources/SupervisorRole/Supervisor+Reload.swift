@@ -29,7 +29,7 @@ extension Supervisor {
         } else {
             backupAt = .never
         }
-        schedulePrune(changed: settings.database.retentionDays != before.settings.database.retentionDays)
+        if settings.database.retentionDays != before.settings.database.retentionDays { schedulePrune() }
         (reloadProblem, returnReason) = (returnReason, "")
         log.notice(
             "reloaded",

@@ -365,6 +365,8 @@ public enum Limits {
     public static let pruneMilliseconds = 3_600_000
     /// Days that usage records can be kept.
     public static let retentionDays = 1...36_500
+    /// Messages that a service manager does not take are kept up to so many; then the oldest goes, but for sockets to keep.
+    public static let notificationsMax = 64
     /// How long the last word of a supervisor waits for the service manager to hear it.
     public static let barrierMilliseconds = 500
     /// Idle connections that a worker hands over, or takes, in one iteration of its loop.

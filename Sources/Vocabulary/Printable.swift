@@ -20,6 +20,21 @@ extension Unicode.Scalar {
 }
 
 extension String {
+    /// A JSON string with its quotes, all plain text.
+    public var jsonQuoted: String {
+        var out = "\""
+        for scalar in unicodeScalars {
+            switch scalar {
+            case "\"": out += "\\\""
+            case "\\": out += "\\\\"
+            case "\n": out += "\\n"
+            case _ where !scalar.isPlain: out += scalar.escaped
+            default: out.unicodeScalars.append(scalar)
+            }
+        }
+        return out + "\""
+    }
+
     /// The same text with what is not plain escaped: for terminals and logs.
     public var printable: String {
         if utf8.allSatisfy({ $0 >= 0x20 && $0 < 0x7F }) { return self }

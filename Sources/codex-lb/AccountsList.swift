@@ -214,7 +214,7 @@ struct AccountView {
             ("policy", .string(row.options.policy)), ("weight", .int(Int64(row.options.weight))),
             ("streams_max", row.options.streamsMax == 0 ? .null : .int(Int64(row.options.streamsMax))),
             ("overflow", .bool(row.options.overflow)),
-            ("allowed_models", row.options.limitsModels ? .raw(JSONText.array(row.options.models.map { JSONText.quoted($0) })) : .null),
+            ("allowed_models", row.options.limitsModels ? .raw(JSONText.array(row.options.models.map { $0.jsonQuoted })) : .null),
             ("created_at", .string(WallTime(milliseconds: row.createdAtMs).rfc3339)),
         ])
     }

@@ -78,7 +78,7 @@ struct Ctl: ParsableCommand {
             return JSONText.object([
                 ("pid", .int(status.supervisorPid)), ("version", .string(status.version)), ("state", .string(status.state)),
                 ("generation", .int(Int64(status.generation))), ("age_ms", .int(Int64(status.ageMs))),
-                ("listeners", .raw("[" + status.listeners.map { JSONText.quoted($0) }.joined(separator: ",") + "]")),
+                ("listeners", .raw("[" + status.listeners.map { $0.jsonQuoted }.joined(separator: ",") + "]")),
                 ("data_directory", .string(status.dataDirectory)),
                 ("database", .string(status.database)), ("revision", .string(status.revision)),
                 ("database_problem", .optional(status.databaseProblem.isEmpty ? nil : status.databaseProblem)),

@@ -29,7 +29,7 @@ struct OrderOptions: ParsableArguments {
                     ("error", .optional(reply.error.isEmpty ? nil : reply.error)), ("generation", .int(Int64(reply.generation))),
                     ("version", .optional(reply.version.isEmpty ? nil : reply.version)),
                     ("workers", .int(Int64(reply.workers))), ("milliseconds", .int(Int64(reply.milliseconds))),
-                    ("notes", .raw(JSONText.array(reply.notes.map { JSONText.quoted($0) }))),
+                    ("notes", .raw(JSONText.array(reply.notes.map { $0.jsonQuoted }))),
                 ]))
         } else {
             for note in reply.notes { complain(note) }

@@ -91,7 +91,7 @@ struct Database: ParsableCommand {
                     JSONText.object(
                         [
                             ("database", .string(settings.database.url.description)), ("ok", .bool(problems.isEmpty)),
-                            ("problems", .raw(JSONText.array(problems.map { JSONText.quoted($0) }))),
+                            ("problems", .raw(JSONText.array(problems.map { $0.jsonQuoted }))),
                         ] + (report.audit?.members ?? [])))
             } else {
                 for problem in problems { complain("\(settings.database.url): \(problem)") }
@@ -124,7 +124,7 @@ extension ChecksumCount {
     var members: [(String, JSONText.Value)] {
         [
             ("checked", .int(Int64(checked))), ("without", .int(Int64(without))),
-            ("altered", .raw(JSONText.array(altered.map { JSONText.quoted($0) }))),
+            ("altered", .raw(JSONText.array(altered.map { $0.jsonQuoted }))),
         ]
     }
 }

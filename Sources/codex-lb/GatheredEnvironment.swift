@@ -18,7 +18,7 @@ struct GatheredEnvironment {
         // Children of a server have it all already; their working directory is no place to look for more.
         if values[Heritage.variable] != nil || values[Self.completeVariable] != nil { return }
         values[Self.completeVariable] = "1"
-        for file in try files() { try add(file) }
+        for (path, isNamed) in try files() { try add(path, isNamed) }
         findCredential()
         // OpenSSL looks for this one itself.
         if let directory = values["SSL_CERT_DIR"] { setenv("SSL_CERT_DIR", directory, 1) }
@@ -55,10 +55,12 @@ struct GatheredEnvironment {
     }
 
     /// The one file that was named, else whichever there are of the usual ones.
-    private func files() throws -> [String] {
+    private func files() throws -> [(path: String, isNamed: Bool)] {
         guard var named = values[EnvironmentFile.variable], !named.isEmpty else {
             // One that can't be read is the service's own, when somebody else runs a command.
-            return EnvironmentFile.names.filter { access($0, F_OK) == 0 && (access($0, R_OK) == 0 || !$0.hasPrefix("/")) }
+            return EnvironmentFile.names.filter { access($0, F_OK) == 0 && (access($0, R_OK) == 0 || !$0.hasPrefix("/")) }.map {
+                ($0, false)
+            }
         }
         let mayLack = named.hasPrefix("-")
         if mayLack { named.removeFirst() }
@@ -66,23 +68,22 @@ struct GatheredEnvironment {
             complain("\(EnvironmentFile.variable): \"\(named)\" is no absolute path")
             throw ExitCode(2)
         }
-        guard access(named, R_OK) != 0 else { return [named] }
+        guard access(named, R_OK) != 0 else { return [(named, true)] }
         if errno == ENOENT, mayLack { return [] }
         let hint = errno == EACCES ? "; the server's user must be able to read it (as systemd-tmpfiles --create makes it)" : ""
         complain("\(EnvironmentFile.variable): \(named): \(String(cString: strerror(errno)))\(hint)")
         throw ExitCode(2)
     }
 
-    private mutating func add(_ file: String) throws {
-        let named = values[EnvironmentFile.variable].map { $0.hasPrefix("-") ? String($0.dropFirst()) : $0 }
+    private mutating func add(_ file: String, _ isNamed: Bool) throws {
         var info = stat()
         guard stat(file, &info) == 0, info.st_mode & S_IFMT == S_IFREG, info.st_size <= EnvironmentFile.bytesMax else {
-            complain("settings file \(file) is no file of at most \(EnvironmentFile.bytesMax) bytes")
+            complain("settings file \(file) is not a regular file, or larger than \(EnvironmentFile.bytesMax) bytes")
             throw ExitCode(2)
         }
         let text = String(decoding: try readFile(file, what: "settings", bytesMax: EnvironmentFile.bytesMax), as: UTF8.self)
         do throws(SettingsError) {
-            for (name, found) in try EnvironmentFile.parse(text, file: file, isNamed: file == named) where values[name] == nil {
+            for (name, found) in try EnvironmentFile.parse(text, file: file, isNamed: isNamed) where values[name] == nil {
                 values[name] = found.value
                 sources[name] = "\(file):\(found.line)"
             }

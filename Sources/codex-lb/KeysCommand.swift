@@ -113,7 +113,7 @@ struct Keys: ParsableCommand {
                                 ("id", .int(k.id)), ("name", .string(k.name)), ("prefix", .string(k.prefix)), ("state", .string(state(k))),
                                 (
                                     "models",
-                                    k.limitsModels ? .raw("[" + k.models.map { JSONText.quoted($0) }.joined(separator: ",") + "]") : .null
+                                    k.limitsModels ? .raw("[" + k.models.map { $0.jsonQuoted }.joined(separator: ",") + "]") : .null
                                 ),
                                 ("expires_at", .optional(time(k.hasExpiresAtMs, k.expiresAtMs))),
                                 ("revoked_at", .optional(time(k.hasRevokedAtMs, k.revokedAtMs))),

@@ -55,31 +55,18 @@ enum JSONText {
             + members.map { name, value in
                 let text =
                     switch value {
-                    case .string(let s): quoted(s)
+                    case .string(let s): s.jsonQuoted
                     case .int(let n): String(n)
                     case .bool(let b): b ? "true" : "false"
                     case .null: "null"
                     case .raw(let r): r
                     }
-                return quoted(name) + ":" + text
+                return name.jsonQuoted + ":" + text
             }.joined(separator: ",") + "}"
     }
 
     /// Of members that are JSON already.
     static func array(_ members: [String]) -> String { "[" + members.joined(separator: ",") + "]" }
-
-    static func quoted(_ text: String) -> String {
-        var out = "\""
-        for scalar in text.unicodeScalars {
-            switch scalar {
-            case "\"": out += "\\\""
-            case "\\": out += "\\\\"
-            case _ where !scalar.isPlain: out += scalar.escaped
-            default: out.unicodeScalars.append(scalar)
-            }
-        }
-        return out + "\""
-    }
 }
 
 /// Columns as wide as their longest cell. What clients and upstreams wrote must not command the terminal.

@@ -42,10 +42,15 @@ extension Database {
                 var command = StoreCommand()
                 (command.pruneUsage.beforeMs, command.pruneUsage.limit) = (before.milliseconds, UInt32(Limits.pruneBatchMax))
                 command.pruneUsage.noted = !scheduled && count == 0
-                // The server may have been stopped meanwhile: whoever comes then finds nobody at work on the database.
-                if scheduled, settings.database.sqlitePath != nil, try ControlClient.connect(settings) == nil { return }
                 if scheduled { command.pruneUsage.witnessBeforeMs = newest - Self.witnessMilliseconds }
-                let reply = try StoreClient.perform(command, settings)
+                let reply: StoreReply
+                if scheduled, settings.database.sqlitePath != nil {
+                    // Where the server was stopped meanwhile, whoever comes then finds nobody at work on the database.
+                    guard let answer = try StoreClient.askServer(command, settings) else { return }
+                    reply = answer
+                } else {
+                    reply = try StoreClient.perform(command, settings)
+                }
                 guard !reply.unwitnessed else {
                     complain(
                         "no usage record lies between \(before.rfc3339) and the day before the newest: is the clock right? Nothing is deleted; by hand: codex-lb db prune --days \(days)"

@@ -67,7 +67,7 @@ extension RecoveryReport {
             ("complete", .bool(isComplete)), ("tables", .raw(JSONText.array(tables))), ("header_damaged", .bool(isHeaderDamaged)),
             ("schema_damaged", .bool(isSchemaDamaged)), ("stray_pages", .int(Int64(strayPages))),
             ("unreadable_frames", .int(Int64(unreadableFrames))), ("checksums", .raw(JSONText.object(checksums.members))),
-            ("remarks", .raw(JSONText.array(remarks.map { JSONText.quoted($0) }))),
+            ("remarks", .raw(JSONText.array(remarks.map { $0.jsonQuoted }))),
         ]
     }
 }

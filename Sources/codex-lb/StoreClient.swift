@@ -18,22 +18,30 @@ import WriterRole
 /// running are made here under the writer's lock, never behind the writer's back; a shared database is changed directly.
 enum StoreClient {
     static func perform(_ command: StoreCommand, _ settings: Settings) throws -> StoreReply {
-        var command = command
-        if !isList(command) { command.givenBy = OperatorMessage(Operator.current) }
-        let reply: StoreReply
-        if isList(command) {
-            reply = try LocalStore.list(command, settings)
-        } else if settings.database.sqlitePath != nil, let server = try ControlClient.connect(settings) {
-            var frame = Frame()
-            frame.storeCommand = command
-            guard case .storeReply(let answer)? = try server.ask(frame).body else {
-                complain("the server gave an answer this build does not know")
-                throw ExitCode(1)
-            }
-            reply = answer
-        } else {
-            reply = try LocalStore.change(command, settings)
+        if isList(command) { return try good(LocalStore.list(command, settings)) }
+        if settings.database.sqlitePath != nil, let reply = try askServer(command, settings) { return reply }
+        return try good(LocalStore.change(signed(command), settings))
+    }
+
+    /// The same by the running server alone; nil: none runs.
+    static func askServer(_ command: StoreCommand, _ settings: Settings) throws -> StoreReply? {
+        guard let server = try ControlClient.connect(settings) else { return nil }
+        var frame = Frame()
+        frame.storeCommand = signed(command)
+        guard case .storeReply(let reply)? = try server.ask(frame).body else {
+            complain("the server gave an answer this build does not know")
+            throw ExitCode(1)
         }
+        return try good(reply)
+    }
+
+    private static func signed(_ command: StoreCommand) -> StoreCommand {
+        var command = command
+        command.givenBy = OperatorMessage(Operator.current)
+        return command
+    }
+
+    private static func good(_ reply: StoreReply) throws -> StoreReply {
         guard reply.error.isEmpty else {
             complain(reply.error)
             throw ExitCode(1)

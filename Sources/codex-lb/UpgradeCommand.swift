@@ -62,7 +62,7 @@ extension Database {
                         revisions.map {
                             JSONText.object([
                                 ("id", .string($0.id)), ("name", .string($0.name)),
-                                ("statements", .raw(JSONText.array(($0.statements[dialect] ?? []).map { JSONText.quoted($0) }))),
+                                ("statements", .raw(JSONText.array(($0.statements[dialect] ?? []).map { $0.jsonQuoted }))),
                             ])
                         }))
             } else if revisions.isEmpty {
@@ -80,7 +80,7 @@ extension Database {
                 print(
                     JSONText.object([
                         ("database", .string(settings.database.url.description)), ("before", .optional(before)),
-                        ("revision", .string(after)), ("applied", .raw(JSONText.array(applied.map { JSONText.quoted($0) }))),
+                        ("revision", .string(after)), ("applied", .raw(JSONText.array(applied.map { $0.jsonQuoted }))),
                         ("backup", .optional(backup)),
                     ]))
                 return

@@ -49,6 +49,17 @@ import Vocabulary
             #"[{"role":"user","content":"q"},{"type":"function_call","call_id":"c","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"d","output":"x"}]"#,
             false
         ),
+        // What another reader takes for something else.
+        (
+            #"[{"role":"user","content":"q"},{"role":"assistant","content":"a"},{"type":"message","type":"item_reference","role":"user","id":"m"}]"#,
+            false
+        ),
+        (#"[{"role":"Assistant","content":"a"},{"role":"assistant","content":"a"}]"#, false),
+        (#"[{"role":"user","content":"q"},{"role":"assistant","content":"a"},{"type":7,"role":"user","content":"r"}]"#, false),
+        (
+            #"[{"role":"user","content":"q"},{"type":"reasoning","summary":[],"encrypted_content":null,"encrypted_content":"g"},{"role":"assistant","content":"a"}]"#,
+            false
+        ),
         // What only its account can read.
         (#"[{"role":"user","content":"q"},{"type":"reasoning","id":"rs_1","summary":[]},{"role":"assistant","content":"a"}]"#, false),
         (
@@ -71,6 +82,9 @@ import Vocabulary
             return (Affinity(ask, request.head.fields, client: 0, hash), ask)
         }
         #expect(try affinity("\"previous_response_id\":\"resp_1\",").0.isWhole == isWhole)
+        // A chat has its conversation elsewhere.
+        let chat = "{\"model\":\"m\",\"previous_response_id\":\"resp_1\",\"messages\":[],\"input\":\(input)}"
+        #expect(try !TurnRequest(Array(chat.utf8), route: .chatCompletions).isWhole)
         var (plain, ask) = try affinity("")
         #expect(!plain.isWhole)
         (_, ask) = try affinity("\"previous_response_id\":\"resp_1\",\"store\":true,")

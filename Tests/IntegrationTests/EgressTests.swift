@@ -142,13 +142,36 @@ extension Integration {
             }
         }
 
+        /// An issuer and an upstream of logins, and proxies that lead there.
+        private struct LoginGround {
+            let secure: TLS.SecureUpstream
+            let proxies: Proxies
+            let upstream: FakeUpstream
+            let issuer: FakeIssuer
+            let daemon: Daemon
+
+            init() throws {
+                secure = try TLS.SecureUpstream()
+                proxies = try Proxies(secure)
+                upstream = try FakeUpstream()
+                issuer = FakeIssuer(on: upstream)
+                daemon = try Daemon(["CODEX_LB_AUTH_BASE_URL": "http://\(upstream.host)"])
+            }
+
+            /// What Codex would have of this login.
+            func file(isGood: Bool = true) throws -> String {
+                let path = daemon.directory + "/auth.json"
+                try Data(issuer.login("me", isGood: isGood).utf8).write(to: URL(fileURLWithPath: path))
+                return path
+            }
+
+            func rows() throws -> [[String: Any]] { try daemon.run("accounts", "list", "--json").jsonList }
+        }
+
         /// A login is made through the proxy that is given for it, and made anew through the one that its account has.
         @Test func loggedInThroughIt() throws {
-            let secure = try TLS.SecureUpstream()
-            let proxies = try Proxies(secure)
-            let upstream = try FakeUpstream()
-            let issuer = FakeIssuer(on: upstream)
-            let daemon = try Daemon(["CODEX_LB_AUTH_BASE_URL": "http://\(upstream.host)"])
+            let ground = try LoginGround()
+            let (proxies, upstream, issuer, daemon) = (ground.proxies, ground.upstream, ground.issuer, ground.daemon)
             for more in [["--proxy", proxies.url("socks5h", credentials: "user:p%40ss@"), "--base-url", upstream.chatGPTBaseURL], []] {
                 issuer.enableDevices(upstream, name: "me@example.com", pending: 1)
                 let (asked, requests) = (proxies.asked.count, upstream.requests.count)
@@ -162,37 +185,26 @@ extension Integration {
 
         /// Imported into a running server: its first question already, for its figures, goes through the proxy that the import names.
         @Test func importedThroughIt() throws {
-            let secure = try TLS.SecureUpstream()
-            let proxies = try Proxies(secure)
-            let upstream = try FakeUpstream()
-            let issuer = FakeIssuer(on: upstream)
-            let daemon = try Daemon(["CODEX_LB_AUTH_BASE_URL": "http://\(upstream.host)"])
-            let file = daemon.directory + "/auth.json"
-            try Data(issuer.login("me").utf8).write(to: URL(fileURLWithPath: file))
+            let ground = try LoginGround()
+            let (proxies, upstream, daemon) = (ground.proxies, ground.upstream, ground.daemon)
+            let file = try ground.file()
             try daemon.start(workers: 1)
             let options = ["--proxy", proxies.url("socks5h"), "--weight", "40", "--policy", "preserve"]
             let made = try daemon.run(["accounts", "import", file, "--base-url", upstream.chatGPTBaseURL] + options)
             #expect(made.isGood, "\(made)")
             #expect(eventually(10) { !upstream.requests.isEmpty })
             #expect(proxies.asked.count == upstream.requests.count && Set(proxies.asked) == ["socks 127.0.0.1:\(upstream.port) -"])
-            let list = try daemon.run("accounts", "list", "--json").output
-            let rows = try JSONSerialization.jsonObject(with: Data(list.utf8)) as? [[String: Any]] ?? []
-            #expect(rows.first?["weight"] as? Int == 40 && rows.first?["policy"] as? String == "preserve", "\(list)")
+            let row = try ground.rows().first ?? [:]
+            #expect(row["weight"] as? Int == 40 && row["policy"] as? String == "preserve", "\(row)")
         }
 
         /// A login is renewed through its account's proxy: the issuer sees one address of it.
         @Test func renewedThroughIt() throws {
-            let secure = try TLS.SecureUpstream()
-            let proxies = try Proxies(secure)
-            let upstream = try FakeUpstream()
-            let issuer = FakeIssuer(on: upstream)
-            let daemon = try Daemon(["CODEX_LB_AUTH_BASE_URL": "http://\(upstream.host)"])
-            let file = daemon.directory + "/auth.json"
-            try Data(issuer.login("me", isGood: false).utf8).write(to: URL(fileURLWithPath: file))
+            let ground = try LoginGround()
+            let (proxies, upstream, issuer, daemon) = (ground.proxies, ground.upstream, ground.issuer, ground.daemon)
+            let file = try ground.file(isGood: false)
             #expect(try daemon.run("accounts", "import", file, "--base-url", upstream.chatGPTBaseURL).isGood)
-            let accounts = try daemon.run("accounts", "list", "--json").output
-            let rows = try JSONSerialization.jsonObject(with: Data(accounts.utf8)) as? [[String: Any]] ?? []
-            try set(daemon, try #require(rows.first?["name"] as? String), proxy: proxies.url("socks5h"))
+            try set(daemon, try #require(ground.rows().first?["name"] as? String), proxy: proxies.url("socks5h"))
             try daemon.start(workers: 1)
             #expect(try post(daemon).status == 200)
             #expect(issuer.refreshes == 1)
